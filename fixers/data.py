@@ -1,0 +1,112 @@
+"""Labelled samples as fixers see them: float inputs in [0, 1] on demand, labels always at hand.
+
+A :class:`Split` may be larger than memory. Nothing here returns all inputs at once: a fixer asks for batches, or for
+the few rows it selected.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Some samples of a split, on one device."""
+
+    inputs: Tensor
+    """(B, *shape) float32; images are pixels in [0, 1]."""
+    targets: Tensor
+    """(B,) int64 class labels."""
+    indices: Tensor
+    """(B,) int64 positions in the split, on the CPU."""
+
+
+class Split(ABC):
+    """An ordered, read-only collection of labelled samples."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """Labels (N,) int64 on the CPU."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch dimension: (C, H, W) for images."""
+
+    @abstractmethod
+    def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Inputs at ``indices`` (B,) int64 as (B, *shape) float32 on ``device``."""
+
+    @abstractmethod
+    def select(self, indices: Tensor) -> "Split":
+        """The split of the samples at ``indices`` (M,) int64 or mask (N,) bool, in that order, without copying."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, size: int, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Iterator[Batch]:
+        """Go through all samples once.
+
+        Args:
+            size: samples per batch; the last one may be smaller.
+            device: where inputs and targets go.
+            generator: shuffles when given (a CPU generator); without it the order is the split's own.
+        """
+        device = torch.device(device)
+        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        for indices in order.split(size):
+            yield Batch(self.inputs(indices, device), self.labels[indices].to(device), indices)
+
+    def batch(self, device: torch.device | str = "cpu") -> Batch:
+        """All samples as one batch. For small selections only: this holds every input in memory."""
+        indices = torch.arange(len(self))
+        return Batch(self.inputs(indices, torch.device(device)), self.labels.to(device), indices)
+
+
+class TensorSplit(Split):
+    """A split whose samples are in memory.
+
+    Args:
+        inputs: (N, *shape), uint8 pixels 0..255 (kept as bytes until the batch) or float32.
+        labels: (N,) integers.
+        indices: which rows belong to the split, (M,) int64; all when not given.
+
+    Raises:
+        ValueError: inputs and labels differ in length, or the dtype of the inputs is neither uint8 nor float32.
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        if len(inputs) != len(labels):
+            raise ValueError(
+                f"There must be one label per input, but got {len(inputs)} inputs and {len(labels)} labels."
+            )
+        if inputs.dtype not in (torch.uint8, torch.float32):
+            raise ValueError(f"Inputs must be uint8 pixels or float32, but got {inputs.dtype}; convert them first.")
+        self._inputs = inputs
+        self._all_labels = labels.long()
+        self._indices = torch.arange(len(labels)) if indices is None else indices
+        self._labels = self._all_labels[self._indices]
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (N,) int64."""
+        return self._labels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self._inputs.shape[1:])
+
+    def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Inputs at ``indices``; bytes are divided by 255 after they reached the device."""
+        raw = self._inputs[self._indices[indices]].to(device)
+        return raw.float().div_(255.0) if raw.dtype == torch.uint8 else raw
+
+    def select(self, indices: Tensor) -> "TensorSplit":
+        """A view on the same storage."""
+        return TensorSplit(self._inputs, self._all_labels, self._indices[indices])

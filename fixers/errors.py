@@ -1,0 +1,29 @@
+"""What can go wrong in a fixer, as types that the caller can tell apart.
+
+Every class takes one message and nothing else: Ray copies exceptions through ``args``, and an ``__init__`` that
+doesn't match them is replaced by a TypeError on the way to the driver.
+"""
+
+
+class FixerError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ParameterError(FixerError, ValueError):
+    """A hyper-parameter that doesn't exist or has a value outside its range."""
+
+
+class UnknownFixerError(FixerError, LookupError):
+    """No approach is registered under that name."""
+
+
+class UnadaptableError(FixerError):
+    """The subject doesn't meet a requirement of the approach (outcome UNADAPTABLE)."""
+
+
+class DeadlineExceededError(FixerError, TimeoutError):
+    """The time limit of the fix has passed (outcome FAILURE, reason ``timeout``)."""
+
+
+class FixFailedError(FixerError):
+    """The approach itself found that it can't finish, for example an infeasible linear program (outcome FAILURE)."""

@@ -1,0 +1,175 @@
+"""The interface of an approach: a frozen dataclass whose fields are its hyper-parameters, and one method."""
+
+import dataclasses
+import difflib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+
+from torch import nn
+
+from fixers.errors import ParameterError
+from fixers.problem import RepairProblem
+from fixers.requirements import Requirement, SubjectFacts, Unmet
+
+Level = Literal["model", "layer", "neuron"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """What is known of one hyper-parameter."""
+
+    name: str
+    default: Any
+    kind: type
+    """int, float, bool or str."""
+    grid: tuple[Any, ...]
+    """Values an adaptation tries; empty when the parameter isn't adapted."""
+    low: float | None
+    high: float | None
+    choices: tuple[Any, ...]
+    """Allowed values of a ``Literal``; empty when any value of the range is allowed."""
+    help: str
+
+
+def parameter(
+    default: T, *, help: str, grid: tuple[T, ...] = (), low: float | None = None, high: float | None = None
+) -> T:
+    """Declare a hyper-parameter of a :class:`Fixer`.
+
+    Args:
+        default: the original approach's value, or the specification's for new data.
+        help: one line: what it is, its unit, what a larger value does.
+        grid: values that an adaptation tries.
+        low: smallest allowed value, inclusive.
+        high: largest allowed value, inclusive.
+    """
+    return field(default=default, metadata={"grid": grid, "low": low, "high": high, "help": help})
+
+
+@dataclass(frozen=True)
+class Fixer(ABC):
+    """One fixing approach with its hyper-parameters.
+
+    Subclass it as a frozen dataclass in a file of its own under ``model_level``, ``layer_level`` or ``neuron_level``;
+    the registry finds it there. Class attributes say what the approach is, fields declared with :func:`parameter`
+    are its hyper-parameters, :meth:`fix` does the work.
+    """
+
+    name: ClassVar[str]
+    """Registry name, the name of its file."""
+    abbreviation: ClassVar[str]
+    """The study's abbreviation, shown in reports."""
+    level: ClassVar[Level]
+    """What the approach changes: the whole model, one or a few layers, or single neurons and weights."""
+    reference: ClassVar[str]
+    """Authors, title, venue, year, DOI or arXiv number."""
+    requirements: ClassVar[tuple[Requirement, ...]] = ()
+    """What a subject must have; where one is unmet the outcome is UNADAPTABLE."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named sets of hyper-parameters: ``quick`` for seconds on small subjects, ``study`` as the study ran it."""
+
+    @abstractmethod
+    def fix(self, problem: RepairProblem) -> nn.Module:
+        """Fix the original model of ``problem``.
+
+        Works on ``problem.new_model()``, leaves ``problem.original`` as it is, draws only from
+        ``problem.generator(...)``, calls ``problem.report`` or ``problem.check_deadline`` between units of work.
+
+        Returns:
+            The fixed model, of the original's architecture.
+
+        Raises:
+            DeadlineExceededError: the time limit has passed.
+            FixFailedError: the approach can't finish on this problem, with the reason.
+        """
+
+    def __post_init__(self) -> None:
+        for info in self.parameter_infos().values():
+            _check(self.name, info, getattr(self, info.name))
+
+    @classmethod
+    def parameter_infos(cls) -> dict[str, ParameterInfo]:
+        """The hyper-parameters in the order of declaration."""
+        hints = get_type_hints(cls)
+        infos = {}
+        for item in dataclasses.fields(cls):
+            choices = get_args(hints[item.name]) if get_origin(hints[item.name]) is Literal else ()
+            infos[item.name] = ParameterInfo(
+                name=item.name,
+                default=item.default,
+                kind=type(choices[0]) if choices else hints[item.name],
+                choices=choices,
+                **item.metadata,
+            )
+        return infos
+
+    @classmethod
+    def build(cls, parameters: Mapping[str, Any], preset: str | None = None) -> Self:
+        """Make the fixer from values as a study file has them, on top of a preset if one is named.
+
+        Raises:
+            ParameterError: an unknown preset or parameter (with the nearest valid name), or a value out of range.
+        """
+        infos = cls.parameter_infos()
+        if preset is not None and preset not in cls.presets:
+            raise ParameterError(f"{cls.name} has no preset '{preset}'{suggest(preset, cls.presets)}")
+        for key in parameters:
+            if key not in infos:
+                raise ParameterError(f"{cls.name} has no parameter '{key}'{suggest(key, infos)}")
+        values = {**(cls.presets[preset] if preset else {}), **parameters}
+        return cls(**{key: _coerce(infos[key], value) for key, value in values.items()})
+
+    @classmethod
+    def search_space(cls) -> dict[str, tuple[Any, ...]]:
+        """The values an adaptation tries, for each parameter that has a grid of more than one."""
+        return {name: info.grid for name, info in cls.parameter_infos().items() if len(info.grid) > 1}
+
+    @classmethod
+    def unmet(cls, facts: SubjectFacts) -> Unmet | None:
+        """The first requirement that the subject doesn't meet, with the reason; None when the approach applies."""
+        for requirement in cls.requirements:
+            reason = requirement.unmet(facts)
+            if reason is not None:
+                return Unmet(requirement.code, f"{cls.abbreviation} can't be applied: {reason}")
+        return None
+
+    def canonical_parameters(self) -> str:
+        """All hyper-parameters as canonical JSON, equal for equal fixers."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+
+def suggest(name: str, valid: Any) -> str:
+    """The end of an error message about an unknown name: what was probably meant, and what is valid."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f"; did you mean '{near[0]}'?" if near else "."
+    return f"{meant} Valid: {', '.join(names) or 'none'}."
+
+
+def _coerce(info: ParameterInfo, value: Any) -> Any:
+    # YAML and JSON write 1 for 1.0; equal settings must give equal canonical parameters.
+    if info.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if info.kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _check(fixer: str, info: ParameterInfo, value: object) -> None:
+    where = f"Parameter '{info.name}' of {fixer}"
+    if type(value) is not info.kind:  # bool is no int here
+        raise ParameterError(f"{where} must be of type {info.kind.__name__}, but got {value!r}.")
+    if info.choices and value not in info.choices:
+        raise ParameterError(f"{where} must be one of {', '.join(map(str, info.choices))}, but got {value!r}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ParameterError(f"{where} must be finite, but got {value!r}.")
+    number: Any = value
+    if info.low is not None and number < info.low:
+        raise ParameterError(f"{where} must be at least {info.low:g}, but got {value!r}.")
+    if info.high is not None and number > info.high:
+        raise ParameterError(f"{where} must be at most {info.high:g}, but got {value!r}.")

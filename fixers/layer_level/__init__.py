@@ -1,0 +1,1 @@
+"""Approaches of the layer level, one file each; the registry finds them by itself."""

@@ -1,0 +1,188 @@
+"""Looking at a model and cutting it: layers in order of execution, prefix and suffix of a layer, fresh weights.
+
+Frozen prefixes run once: an approach that changes one layer caches what enters it and re-runs only the rest.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+ACTIVATIONS = (
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish,
+    nn.PReLU, nn.RReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh,
+)  # fmt: skip
+PASS_THROUGH = (nn.ReLU, nn.Dropout, nn.Identity, nn.Flatten, *ACTIVATIONS)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A leaf module as one forward pass meets it."""
+
+    name: str
+    """Qualified name in the model."""
+    module: nn.Module
+
+
+def layers(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Layer, ...]:
+    """Leaf modules in the order in which a forward pass calls them; a module called twice appears twice.
+
+    Args:
+        model: any module; it is run once on zeros, in eval mode, and left as it was.
+        input_shape: shape of one input without the batch dimension.
+    """
+    seen: list[Layer] = []
+
+    def hook(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, _: seen.append(Layer(name, module))
+
+    leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in leaves]
+    modes = {module: module.training for module in model.modules()}
+    parameter = next(model.parameters(), None)
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, *input_shape, device=parameter.device if parameter is not None else "cpu"))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return tuple(seen)
+
+
+def linear_runs(sequence: tuple[Layer, ...]) -> list[list[str]]:
+    """Names of Linear layers, grouped into runs that only activations, dropout or flattening interrupt."""
+    runs: list[list[str]] = [[]]
+    for layer in sequence:
+        if isinstance(layer.module, nn.Linear):
+            runs[-1].append(layer.name)
+        elif not isinstance(layer.module, PASS_THROUGH) and runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def is_other_activation(layer: Layer) -> bool:
+    """Whether a layer is an activation other than ReLU."""
+    return isinstance(layer.module, ACTIVATIONS)
+
+
+def as_graph(model: nn.Module) -> fx.GraphModule:
+    """The model as a torch.fx graph whose calls are leaf modules; parameters are shared, not copied.
+
+    Raises:
+        torch.fx.proxy.TraceError: the forward pass depends on values.
+    """
+    return model if isinstance(model, fx.GraphModule) else fx.symbolic_trace(model)
+
+
+def why_untraceable(model: nn.Module) -> str | None:
+    """The first line of the tracer's complaint; None when the model can be traced."""
+    try:
+        as_graph(model)
+    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model in two parts: ``model(x) == suffix(*prefix(x))``.
+
+    Both parts share their parameters with the model they were cut from.
+    """
+
+    prefix: fx.GraphModule
+    """Inputs -> tuple of all values that the suffix needs; the first is what enters the layer."""
+    suffix: fx.GraphModule
+    """Those values -> outputs; starts with the layer, which keeps its qualified name in it."""
+    layer: str
+
+    def features(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Values (B, ...) that the suffix needs."""
+        result: tuple[Tensor, ...] = self.prefix(inputs)
+        return result
+
+
+def cut(model: nn.Module, layer: str) -> Cut:
+    """Cut a model right before the first call of one of its layers.
+
+    Works on any traceable graph: values that by-pass the layer (a residual connection) are handed on as further
+    outputs of the prefix.
+
+    Args:
+        model: the model; not changed. Its mode (train or eval) is that of both parts.
+        layer: qualified name of a leaf module.
+
+    Raises:
+        ValueError: the forward pass doesn't call such a layer.
+    """
+    graph_module = as_graph(model)
+    nodes = list(graph_module.graph.nodes)
+    at = next((i for i, node in enumerate(nodes) if node.op == "call_module" and node.target == layer), None)
+    if at is None:
+        raise ValueError(f"The forward pass never calls a layer named '{layer}'.")
+    before, entering = set(nodes[:at]), nodes[at].all_input_nodes[0]
+    crossing = [entering]
+    for node in nodes[at:]:
+        crossing += [source for source in node.all_input_nodes if source in before and source not in crossing]
+    # get_attr nodes are parameters or constants: each part fetches its own instead of handing them over.
+    crossing = [node for node in crossing if node.op != "get_attr"]
+
+    prefix = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in nodes[:at]:
+        copied[node] = prefix.node_copy(node, lambda source: copied[source])
+    prefix.output(tuple(copied[node] for node in crossing))
+
+    suffix = fx.Graph()
+    moved = {node: suffix.placeholder(f"value_{i}") for i, node in enumerate(crossing)}
+    for node in nodes[:at]:
+        if node.op == "get_attr":
+            moved[node] = suffix.node_copy(node)
+    for node in nodes[at:]:
+        moved[node] = suffix.node_copy(node, lambda source: moved[source])
+    return Cut(_with_mode(model, prefix), _with_mode(model, suffix), layer)
+
+
+def _with_mode(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    part = fx.GraphModule(model, graph)
+    part.graph.eliminate_dead_code()
+    part.recompile()
+    part.training = model.training
+    return part
+
+
+def last_linear(sequence: tuple[Layer, ...]) -> str | None:
+    """Name of the last Linear layer of a forward pass."""
+    return next((layer.name for layer in reversed(sequence) if isinstance(layer.module, nn.Linear)), None)
+
+
+def not_reinitialisable(model: nn.Module) -> list[str]:
+    """Modules that own parameters but have no ``reset_parameters``."""
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False)) and not hasattr(module, "reset_parameters")
+    ]
+
+
+def reinitialised(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of the model with fresh weights by each layer's own ``reset_parameters``.
+
+    Args:
+        model: not changed.
+        seed: determines the weights; the global generator is left where it was.
+    """
+    fresh = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in fresh.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return fresh.requires_grad_(True)

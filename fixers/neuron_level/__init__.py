@@ -1,0 +1,1 @@
+"""Approaches of the neuron level, one file each; the registry finds them by itself."""

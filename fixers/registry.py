@@ -1,0 +1,136 @@
+"""Finding approaches: every module under the three level packages, and entry points of other packages.
+
+Adding an approach is adding one file; nothing else names it.
+"""
+
+import ast
+import hashlib
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from fixers.errors import UnknownFixerError
+from fixers.fixer import Fixer, suggest
+
+LEVELS = ("model_level", "layer_level", "neuron_level")
+ENTRY_POINTS = "fixstudy.fixers"
+# Changing these can't change what a fix computes, so results stay valid.
+_NEUTRAL_MODULES = {"fixers.fixer", "fixers.registry", "fixers.requirements", "fixers.cache", "fixers.errors"}
+
+_registered: dict[str, type[Fixer]] = {}
+
+
+def register(fixer: type[Fixer]) -> type[Fixer]:
+    """Make an approach known that isn't in a file under the level packages; usable as a decorator.
+
+    Raises:
+        ValueError: its name or abbreviation belongs to another approach.
+    """
+    for other in _registered.values():
+        if _identity(other) != _identity(fixer) and _keys(other) & _keys(fixer):
+            raise ValueError(f"'{fixer.name}' ({fixer.abbreviation}) is already taken by {_identity(other)}.")
+    _registered[fixer.name] = fixer
+    return fixer
+
+
+def all_fixers() -> dict[str, type[Fixer]]:
+    """Every approach by name: the model level first, then layer, neuron, and what was registered by others."""
+    _discover()
+    order = {"model": 0, "layer": 1, "neuron": 2}
+    return dict(sorted(_registered.items(), key=lambda item: (order[item[1].level], item[0])))
+
+
+def get(name: str) -> type[Fixer]:
+    """The approach of that name or abbreviation, in any case of letters.
+
+    Raises:
+        UnknownFixerError: there is none; the message has the nearest name.
+    """
+    for fixer in all_fixers().values():
+        if name.lower() in _keys(fixer):
+            return fixer
+    raise UnknownFixerError(f"There is no fixer '{name}'{suggest(name, all_fixers())}")
+
+
+def _keys(fixer: type[Fixer]) -> set[str]:
+    return {fixer.name.lower(), fixer.abbreviation.lower()}
+
+
+def _identity(fixer: type[Fixer]) -> str:
+    return f"{fixer.__module__}.{fixer.__qualname__}"
+
+
+@cache
+def _discover() -> None:
+    for level in LEVELS:
+        package = importlib.import_module(f"fixers.{level}")
+        for module in pkgutil.iter_modules(package.__path__):
+            for fixer in _defined_in(f"fixers.{level}.{module.name}"):
+                register(fixer)
+    for entry in entry_points(group=ENTRY_POINTS):
+        register(entry.load())
+
+
+def _defined_in(module_name: str) -> Iterator[type[Fixer]]:
+    for item in vars(importlib.import_module(module_name)).values():
+        if (
+            inspect.isclass(item)
+            and issubclass(item, Fixer)
+            and not inspect.isabstract(item)
+            and item.__module__ == module_name
+        ):
+            yield item
+
+
+def code_version(fixer: type[Fixer]) -> str:
+    """A hash of the code that determines what a fix computes: 12 hexadecimal digits.
+
+    Covers the approach's module and the modules of this package that it imports, directly or not; comments,
+    docstrings and formatting don't count. It is part of a trial's identity: results of changed code are never taken
+    for results of the new code.
+    """
+    sources: dict[str, str] = {}
+    waiting = [fixer.__module__]
+    while waiting:
+        name = waiting.pop()
+        if name in sources or name in _NEUTRAL_MODULES:
+            continue
+        module = importlib.import_module(name) if name != "__main__" else sys.modules[name]
+        path = getattr(module, "__file__", None)
+        if path is None:
+            continue
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        sources[name] = _bare_code(tree)
+        waiting += [imported for imported in _imports(tree) if _is_ours(imported)]
+    code = "\n".join(f"{name}\n{sources[name]}" for name in sorted(sources))
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("fixers.") and importlib.util.find_spec(name) is not None
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _bare_code(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            kept = [item for item in node.body if not _is_text(item)]
+            node.body = kept or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
