@@ -6,8 +6,11 @@ the few rows it selected.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -71,6 +74,9 @@ class Split(ABC):
 class TensorSplit(Split):
     """A split whose samples are in memory.
 
+    Inputs are kept as one NumPy array that all selections share: pickled once however many splits look at it, and
+    mapped without a copy by workers that get it through shared memory (where it is read-only).
+
     Args:
         inputs: (N, *shape), uint8 pixels 0..255 (kept as bytes until the batch) or float32.
         labels: (N,) integers.
@@ -80,22 +86,28 @@ class TensorSplit(Split):
         ValueError: inputs and labels differ in length, or the dtype of the inputs is neither uint8 nor float32.
     """
 
-    def __init__(self, inputs: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Tensor | npt.NDArray[Any],
+        labels: Tensor | npt.NDArray[Any],
+        indices: Tensor | npt.NDArray[Any] | None = None,
+    ) -> None:
         if len(inputs) != len(labels):
             raise ValueError(
                 f"There must be one label per input, but got {len(inputs)} inputs and {len(labels)} labels."
             )
-        if inputs.dtype not in (torch.uint8, torch.float32):
-            raise ValueError(f"Inputs must be uint8 pixels or float32, but got {inputs.dtype}; convert them first.")
-        self._inputs = inputs
-        self._all_labels = labels.long()
-        self._indices = torch.arange(len(labels)) if indices is None else indices
-        self._labels = self._all_labels[self._indices]
+        self._inputs = _array(inputs)
+        if self._inputs.dtype not in (np.uint8, np.float32):
+            raise ValueError(
+                f"Inputs must be uint8 pixels or float32, but got {self._inputs.dtype}; convert them first."
+            )
+        self._all_labels = _array(labels).astype(np.int64, copy=False)
+        self._indices = np.arange(len(labels)) if indices is None else _array(indices)
 
-    @property
+    @cached_property
     def labels(self) -> Tensor:
         """Labels (N,) int64."""
-        return self._labels
+        return torch.from_numpy(self._all_labels[self._indices])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,9 +116,13 @@ class TensorSplit(Split):
 
     def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
         """Inputs at ``indices``; bytes are divided by 255 after they reached the device."""
-        raw = self._inputs[self._indices[indices]].to(device)
+        raw = torch.from_numpy(self._inputs[self._indices[indices.cpu().numpy()]]).to(device)
         return raw.float().div_(255.0) if raw.dtype == torch.uint8 else raw
 
     def select(self, indices: Tensor) -> "TensorSplit":
         """A view on the same storage."""
-        return TensorSplit(self._inputs, self._all_labels, self._indices[indices])
+        return TensorSplit(self._inputs, self._all_labels, self._indices[indices.cpu().numpy()])
+
+
+def _array(values: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
