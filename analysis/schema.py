@@ -96,7 +96,6 @@ _TRIALS = (
     _field("code_version", pa.string(), "hash of the code of the approach"),
     _field("fixstudy_version", pa.string(), "version of this package"),
     _field("torch_version", pa.string(), "version of torch"),
-    _field("model_file", pa.string(), "file of the fixed model in the results folder; null when not kept"),
 )
 
 _PREDICTIONS = (
