@@ -1,0 +1,100 @@
+"""Whether a torch model and an ONNX file are the same function, measured with onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+
+from orchestrator.subjects.onnx_graph import Array
+
+TOLERANCE = 1e-4
+"""Largest accepted difference, relative to the largest |output| (absolute where that is below 1)."""
+
+_BATCHES = (1, 2, 5)
+_RUNTIME_ERRORS = (
+    runtime_errors.EPFail,
+    runtime_errors.Fail,
+    runtime_errors.InvalidArgument,
+    runtime_errors.InvalidGraph,
+    runtime_errors.InvalidProtobuf,
+    runtime_errors.NotImplemented,
+    runtime_errors.RuntimeException,
+)
+
+
+class ParityError(Exception):
+    """The two don't give the same outputs, or one of them gives none."""
+
+
+class OnnxRunner:
+    """An ONNX model as a function of a batch of any size.
+
+    Args:
+        content: the serialised, self-contained model.
+        input_name: name of its one input.
+        fixed_batch: the batch size that the file is frozen to, if it is.
+
+    Raises:
+        ParityError: onnxruntime can't load it.
+    """
+
+    def __init__(self, content: bytes, input_name: str, fixed_batch: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        self._input_name = input_name
+        self._fixed_batch = fixed_batch
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except _RUNTIME_ERRORS as error:
+            raise ParityError(_first_line(error)) from None
+
+    def __call__(self, batch: Array) -> Array:
+        """Return the first output, (N, ...), for float32 inputs (N, ...)."""
+        if self._fixed_batch is None:
+            return self._run(batch)
+        # A file frozen to a batch size runs in batches of it, the last one filled up.
+        missing = -len(batch) % self._fixed_batch
+        filled = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+        parts = np.split(filled, len(filled) // self._fixed_batch)
+        return np.concatenate([self._run(part) for part in parts])[: len(batch)]
+
+    def _run(self, batch: Array) -> Array:
+        try:
+            return np.asarray(self._session.run(None, {self._input_name: batch})[0])
+        except _RUNTIME_ERRORS as error:
+            raise ParityError(_first_line(error)) from None
+
+
+def random_batches(shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """Yield batches of 1, 2 and 5 samples of the given shape with values in [0, 1), the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    for size in _BATCHES:
+        yield torch.rand(size, *shape, generator=generator)
+
+
+def difference(given: Array, expected: Array) -> float:
+    """Return the largest |difference| of outputs (N, classes).
+
+    Raises:
+        ParityError: it is beyond `TOLERANCE`, a predicted class differs (other than by a tie within the tolerance),
+            the shapes differ, or the expected outputs are not finite.
+    """
+    if given.shape != expected.shape:
+        raise ParityError(f"it puts out the shape {expected.shape} where {given.shape} was expected")
+    if not np.isfinite(expected).all():
+        raise ParityError("it puts out NaN or infinity for random pixels")
+    largest = float(np.abs(given - expected).max())
+    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    chosen = np.take_along_axis(expected, given.argmax(axis=1)[:, None], axis=1)[:, 0]
+    if not largest <= allowed or (chosen < expected.max(axis=1) - allowed).any():
+        raise ParityError(f"outputs differ by {largest:.2g}, and {allowed:.2g} is allowed")
+    return largest
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")[:300]
