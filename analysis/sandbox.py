@@ -1,0 +1,378 @@
+"""SQL from anyone, answered by a process that can do nothing else.
+
+Three walls, each enough for most attacks:
+
+1. The statement: exactly one SELECT, over the study's views, with no function that reads files, settings or a clock.
+2. The connection: `analysis.open(untrusted=True)`, which reaches nothing outside its own memory.
+3. The process: the kernel lets it write no file and limits its memory, and it is killed when the time is over. Both
+   must come from outside: DuckDB's `memory_limit` doesn't count the strings that an expression builds, and no
+   interrupt reaches an expression that is folded while planning.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, Self
+
+from analysis.errors import QueryError, ResultsError
+from analysis.folder import first_line
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+Form = Literal["rows", "arrow"]
+MAX_RESULT_BYTES: Final = 256 << 20
+_BATCH: Final = 10_000
+_UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+# What the interpreter, DuckDB and pyarrow need beside DuckDB's own buffers.
+_BASE_BYTES: Final = 2 << 30
+
+# Table functions that compute and don't reach outside.
+_TABLE_FUNCTIONS: Final = {"generate_series", "json_each", "json_tree", "range", "repeat_row", "unnest"}
+# Scalar functions that wait, write a log, or tell about the machine rather than the study.
+_FORBIDDEN_FUNCTIONS: Final = {
+    "current_query",
+    "current_setting",
+    "getenv",
+    "getvariable",
+    "json_execute_serialized_sql",
+    "nextval",
+    "pg_sleep",
+    "sleep_ms",
+    "write_log",
+}
+_CATALOG_SCHEMAS: Final = {"information_schema"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An answer as plain Python values."""
+
+    columns: tuple[str, ...]
+    types: tuple[str, ...]
+    """DuckDB's names of the types."""
+    rows: list[list[Any]]
+
+
+def query(
+    results: str | Path, sql: str, *, timeout: float = 60.0, memory_limit: str = "2GB", threads: int | None = None
+) -> "pa.Table":
+    """Answer one SELECT over a study's views that may come from anyone.
+
+    Args:
+        results: the study's folder or URI.
+        sql: one SELECT statement.
+        timeout: seconds after which it is ended; opening the results isn't counted.
+        memory_limit: what DuckDB may use; the process gets 2 GiB more for everything else.
+        threads: cores to use; None for all.
+
+    Raises:
+        QueryError: the statement is refused, fails, needs too much memory or time, or answers more than 256 MiB.
+        ResultsError: the results can't be read.
+    """
+    import pyarrow as pa
+
+    check_statement(sql)
+    with Sandbox(results, memory_limit=memory_limit, threads=threads) as sandbox:
+        return pa.ipc.open_stream(sandbox.ask(sql, "arrow", timeout)).read_all()
+
+
+@dataclass
+class Sandbox:
+    """A process that answers questions over one study, and is replaced by a new one when it had to be killed.
+
+    Args:
+        results: the study's folder or URI.
+        memory_limit: what DuckDB may use.
+        threads: cores to use; None for all.
+    """
+
+    results: str | Path
+    memory_limit: str = "2GB"
+    threads: int | None = None
+    _process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+    _is_open: bool = field(default=False, repr=False)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the process without waiting for it; does nothing while one runs."""
+        if self._process is not None:
+            return
+        request = {"results": str(self.results), "memory_limit": self.memory_limit, "threads": self.threads}
+        # The interpreter's own -P and -I would hide an uninstalled package, so the search path is handed over.
+        program = f"import sys; sys.path[:] = {sys.path!r}; from analysis.sandbox import serve; serve()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(str(self.results)),
+        )
+        _send(self._pipe("stdin"), request)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is None:
+            return
+        process, self._process, self._is_open = self._process, None, False
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def rows(self, sql: str, timeout: float = 60.0) -> Rows:
+        """Answer one SELECT with plain values.
+
+        Raises:
+            QueryError: as for `query`.
+            ResultsError: as for `query`.
+        """
+        answer = json.loads(self.ask(sql, "rows", timeout))
+        return Rows(tuple(answer["columns"]), tuple(answer["types"]), answer["rows"])
+
+    def ask(self, sql: str, form: Form, timeout: float) -> bytes:
+        """Answer one SELECT as an Arrow stream, or as JSON with columns, types and rows."""
+        self.start()
+        # The first message says that the results are open: the time for that is nobody's SQL.
+        if not self._is_open:
+            self._receive()
+            self._is_open = True
+        timer = threading.Timer(timeout, self._kill)
+        timer.start()
+        try:
+            _send(self._pipe("stdin"), {"sql": sql, "form": form})
+            return self._receive()
+        except BrokenPipeError:
+            raise QueryError(_died(self.memory_limit)) from None
+        except EOFError:
+            late = not timer.is_alive()
+            self.close()
+            if late:
+                raise QueryError(
+                    f"The query was ended after {timeout:g} s; narrow it, or give it more time with --timeout."
+                ) from None
+            raise QueryError(_died(self.memory_limit)) from None
+        finally:
+            timer.cancel()
+
+    def _pipe(self, name: Literal["stdin", "stdout"]) -> IO[bytes]:
+        pipe: IO[bytes] | None = getattr(self._process, name, None)
+        if pipe is None:
+            raise BrokenPipeError
+        return pipe
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def _receive(self) -> bytes:
+        pipe = self._pipe("stdout")
+        header = json.loads(pipe.readline() or _end())
+        if header["status"] == "query error":
+            raise QueryError(header["message"])
+        if header["status"] == "results error":
+            self.close()
+            raise ResultsError(header["message"])
+        payload = pipe.read(header["length"])
+        return payload if len(payload) == header["length"] else _end()
+
+
+def check_statement(sql: str) -> None:
+    """Refuse everything but one SELECT over the study.
+
+    Raises:
+        QueryError: what is wrong with the statement, and what to do.
+    """
+    import duckdb
+
+    con = duckdb.connect(":memory:", config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
+    try:
+        statements = con.extract_statements(sql)
+        if len(statements) != 1:
+            raise QueryError(f"One SELECT statement at a time, please; this is {len(statements) or 'no'} statements.")
+        if statements[0].type != duckdb.StatementType.SELECT:
+            kind = statements[0].type.name.replace("_", " ")
+            raise QueryError(
+                f"Only SELECT is allowed on results, and this is {kind}; results are never changed by SQL."
+            )
+        [(serialized,)] = con.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()
+        tree = json.loads(serialized)
+    except duckdb.Error as error:
+        raise QueryError(f"The SQL isn't understood: {first_line(error)}.") from error
+    except RecursionError:
+        raise QueryError("The SQL is nested too deeply; simplify it.") from None
+    finally:
+        con.close()
+    if tree["error"]:
+        raise QueryError(
+            f"The SQL can't be checked ({tree.get('error_message', 'unknown form')}); write a plain SELECT."
+        )
+    _check_tree(tree)
+
+
+def _check_tree(tree: dict[str, Any]) -> None:
+    for node in _nodes(tree):
+        kind = node.get("type")
+        if kind == "TABLE_FUNCTION":
+            name = str(node.get("function", {}).get("function_name", "")).lower()
+            if name not in _TABLE_FUNCTIONS:
+                raise QueryError(
+                    f"The table function {name}() is not allowed here; query the views trials, predictions, curves and "
+                    "subjects."
+                )
+        elif node.get("class") == "FUNCTION" and str(node.get("function_name", "")).lower() in _FORBIDDEN_FUNCTIONS:
+            raise QueryError(f"The function {node['function_name']}() is not allowed on results.")
+        elif kind == "BASE_TABLE" and node.get("schema_name") not in {"", "main", *_CATALOG_SCHEMAS}:
+            raise QueryError(f"The schema {node['schema_name']} is not part of a study.")
+        elif kind == "BASE_TABLE" and not str(node.get("table_name", "")).replace("_", "").isalnum():
+            raise QueryError(f"There is no table '{node['table_name']}'; SQL on results can't read other files.")
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """All objects of a JSON document, without recursion."""
+    stack = [tree]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            yield value
+            stack.extend(value.values())
+        elif isinstance(value, list):
+            stack.extend(value)
+
+
+def serve() -> None:
+    """Be the process: open the results, then answer one request a line until the input ends."""
+    from analysis.warehouse import open
+
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    settings = json.loads(requests.readline())
+    _limit_process(settings["memory_limit"])
+    try:
+        con = open(
+            settings["results"],
+            untrusted=True,
+            memory_limit=settings["memory_limit"],
+            threads=settings["threads"],
+        )
+    except ResultsError as error:
+        _send(answers, {"status": "results error", "message": str(error)})
+        return
+    _send(answers, {"status": "ok", "length": 0})
+    for line in requests:
+        request = json.loads(line)
+        try:
+            check_statement(request["sql"])
+            payload = _answer(con, request["sql"], request["form"])
+        except QueryError as error:
+            _send(answers, {"status": "query error", "message": str(error)})
+        else:
+            _send(answers, {"status": "ok", "length": len(payload)}, payload)
+
+
+def _answer(con: "duckdb.DuckDBPyConnection", sql: str, form: Form) -> bytes:
+    import duckdb
+
+    try:
+        return _as_arrow(con, sql) if form == "arrow" else _as_rows(con, sql)
+    except duckdb.OutOfMemoryException as error:
+        raise QueryError(f"The query needs more memory than it may use: {first_line(error)}.") from error
+    except duckdb.Error as error:
+        raise QueryError(f"The query failed: {first_line(error)}.") from error
+    except MemoryError:
+        raise QueryError("The query needs more memory than it may use; aggregate, or select fewer rows.") from None
+
+
+def _as_arrow(con: "duckdb.DuckDBPyConnection", sql: str) -> bytes:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    reader: pa.RecordBatchReader = con.execute(sql).to_arrow_reader(_BATCH)
+    with pa.ipc.new_stream(sink, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+            _check_size(sink.tell())
+    return bytes(sink.getvalue())
+
+
+def _as_rows(con: "duckdb.DuckDBPyConnection", sql: str) -> bytes:
+    relation = con.sql(sql)
+    columns, types = relation.columns, [str(kind) for kind in relation.types]
+    if "TIMESTAMP WITH TIME ZONE" in types:
+        # DuckDB's Python client wants another package to build these; their text is all that is shown.
+        texts = [
+            f"#{i}{'::VARCHAR' if kind == 'TIMESTAMP WITH TIME ZONE' else ''} AS c{i}"
+            for i, kind in enumerate(types, 1)
+        ]
+        relation = relation.project(", ".join(texts))
+    parts: list[str] = []
+    size = 0
+    while batch := relation.fetchmany(_BATCH):
+        part = json.dumps(batch, default=str)[1:-1]
+        parts.append(part)
+        size += len(part)
+        _check_size(size)
+    head = json.dumps({"columns": columns, "types": types})[:-1]
+    return f'{head}, "rows": [{", ".join(parts)}]}}'.encode()
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_RESULT_BYTES:
+        raise QueryError(f"The answer is larger than {MAX_RESULT_BYTES >> 20} MiB; aggregate, or add a LIMIT.")
+
+
+def _limit_process(memory_limit: str) -> None:
+    """Let the kernel refuse any byte written to a file, and memory beyond what the query may use."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    size = _bytes(memory_limit) + _BASE_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def _bytes(text: str) -> int:
+    digits = text.upper().rstrip("GIKMB ")
+    unit = text.upper().removeprefix(digits).strip()
+    try:
+        return int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError):
+        raise ResultsError(f"The memory limit '{text}' isn't a size; write one such as 2GB.") from None
+
+
+def _environment(results: str) -> dict[str, str]:
+    """Only what a process needs, so that no secret lies in it; object stores need their credentials, though."""
+    if "://" in results:
+        return dict(os.environ)
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "SYSTEMROOT", "TMPDIR", "TEMP", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
+    return {name: os.environ[name] for name in kept if name in os.environ}
+
+
+def _died(memory_limit: str) -> str:
+    return (
+        f"The query's process died, most likely because it needed more memory than {memory_limit} and some; "
+        "aggregate, or select fewer rows."
+    )
+
+
+def _send(pipe: IO[bytes], header: dict[str, Any], payload: bytes = b"") -> None:
+    pipe.write(json.dumps(header).encode() + b"\n" + payload)
+    pipe.flush()
+
+
+def _end() -> bytes:
+    raise EOFError

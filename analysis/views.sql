@@ -1,0 +1,87 @@
+-- What most questions start from. Over `trials`, `predictions`, `subjects`.
+
+-- The newest row of every stage, fixer, subject, parameters and seed. Older ones are of earlier code or data.
+CREATE OR REPLACE VIEW latest AS
+FROM trials
+QUALIFY row_number() OVER (
+    PARTITION BY stage, fixer, subject, params, seed ORDER BY started_at DESC NULLS LAST, trial_id
+) = 1;
+
+-- Final trials with one choice of parameters per fixer and subject: the best on valid. Test plays no part in it.
+CREATE OR REPLACE VIEW selected AS
+WITH choice AS (
+    SELECT fixer, subject, params, avg(accuracy_valid_fixed) AS accuracy_valid
+    FROM latest
+    WHERE stage = 'final'
+    GROUP BY fixer, subject, params
+    QUALIFY row_number() OVER (PARTITION BY fixer, subject ORDER BY accuracy_valid DESC NULLS LAST, params) = 1
+)
+FROM latest
+SEMI JOIN choice USING (fixer, subject, params)
+WHERE stage = 'final';
+
+-- One row per fixer and subject over the seeds of `selected`. Figures are means over the seeds that are OK; outcome is
+-- the most frequent one, the worse of two that are equally frequent.
+CREATE OR REPLACE VIEW cells AS
+SELECT
+    subject,
+    fixer,
+    any_value(abbreviation) AS abbreviation,
+    any_value(level) AS level,
+    any_value(dataset) AS dataset,
+    any_value(architecture) AS architecture,
+    any_value(params) AS params,
+    count(*) AS n_seeds,
+    count(*) FILTER (outcome = 'OK') AS n_ok,
+    count(*) FILTER (outcome = 'CORRUPTED') AS n_corrupted,
+    count(*) FILTER (outcome = 'FAILURE') AS n_failure,
+    count(*) FILTER (outcome = 'UNADAPTABLE') AS n_unadaptable,
+    CASE greatest(n_failure, n_corrupted, n_unadaptable, n_ok)
+        WHEN n_failure THEN 'FAILURE'
+        WHEN n_corrupted THEN 'CORRUPTED'
+        WHEN n_unadaptable THEN 'UNADAPTABLE'
+        ELSE 'OK'
+    END AS outcome,
+    mode(reason_code ORDER BY reason_code) FILTER (outcome <> 'OK') AS reason_code,
+    mode(reason ORDER BY reason) FILTER (outcome <> 'OK') AS reason,
+    coalesce(avg(accuracy_original) FILTER (outcome = 'OK'), avg(accuracy_original)) AS accuracy_original,
+    avg(accuracy_fixed) FILTER (outcome = 'OK') AS accuracy_fixed,
+    avg(repair_rate) FILTER (outcome = 'OK') AS repair_rate,
+    avg(negative_flip_rate) FILTER (outcome = 'OK') AS negative_flip_rate,
+    avg(asr_original) FILTER (outcome = 'OK') AS asr_original,
+    avg(asr_fixed) FILTER (outcome = 'OK') AS asr_fixed,
+    avg(aaod_original) FILTER (outcome = 'OK') AS aaod_original,
+    avg(aaod_fixed) FILTER (outcome = 'OK') AS aaod_fixed,
+    max(n_test) AS n_test,
+    max(n_wrong) AS n_wrong,
+    avg(n_repaired) FILTER (outcome = 'OK') AS n_repaired,
+    avg(n_broken) FILTER (outcome = 'OK') AS n_broken,
+    max(n_attacked) AS n_attacked,
+    median(fix_seconds) FILTER (outcome = 'OK') AS fix_seconds
+FROM selected
+GROUP BY subject, fixer;
+
+-- The predictions that a fix changed from wrong to right or from right to wrong, of the trials in `selected` that are OK.
+CREATE OR REPLACE VIEW changes AS
+SELECT
+    s.subject, s.fixer, s.seed, p.trial_id, p.sample_id, p.label, p."group",
+    p.fixed = p.label AS repaired,
+    p.original = p.label AS broken
+FROM predictions AS p
+JOIN (SELECT trial_id, subject, fixer, seed FROM selected WHERE outcome = 'OK') AS s USING (trial_id)
+WHERE p.original <> p.fixed AND (p.fixed = p.label OR p.original = p.label);
+
+-- Counts and rates of every trial from its predictions alone, to be held against the trial's own row.
+CREATE OR REPLACE VIEW tallies AS
+SELECT
+    trial_id,
+    count(*) AS n_test,
+    count(*) FILTER (original <> label) AS n_wrong,
+    count(*) FILTER (original <> label AND fixed = label) AS n_repaired,
+    count(*) FILTER (original = label AND fixed <> label) AS n_broken,
+    (n_test - n_wrong) / n_test AS accuracy_original,
+    (n_test - n_wrong + n_repaired - n_broken) / n_test AS accuracy_fixed,
+    n_repaired / nullif(n_wrong, 0) AS repair_rate,
+    n_broken / n_test AS negative_flip_rate
+FROM predictions
+GROUP BY trial_id;
