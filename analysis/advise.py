@@ -1,0 +1,362 @@
+"""Which fixer to use on a subject, in words: the best RR among those that stay within limits of harm and time.
+
+The rule is simple on purpose, so that a reader can redo it by hand: of the fixers whose repairs are measurable and
+whose NFR, rise of ASR and time stay within the limits, take the one with the highest RR. Around it stands what the
+rule can't know: how close the runner-up is, whose interval reaches across a limit, and who couldn't run.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from analysis.errors import ResultsError
+from analysis.findings import Cell, Findings, Subject, find
+from analysis.statistics import Interval
+from analysis.words import capital, conjunction, number, percent, points, seconds, span
+
+_LISTED: Final = 6
+"""Fixers named one by one before the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a fix may cost.
+
+    Attributes:
+        max_nfr: largest NFR, as a fraction of all test samples.
+        max_asr_rise: largest rise of the attack success rate, as a difference of fractions (0.05 is 5 points).
+        max_time: longest median time of the fix in seconds, None for any.
+    """
+
+    max_nfr: float = 0.01
+    max_asr_rise: float = 0.05
+    max_time: float | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            f"breaks at most {percent(self.max_nfr)} of the test samples",
+            f"raises ASR by at most {points(self.max_asr_rise)}",
+        ]
+        if self.max_time is not None:
+            parts.append(f"takes at most {seconds(self.max_time)}")
+        return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one fixer stands to the limits.
+
+    Attributes:
+        cell: the fixer on the subject.
+        violations: what breaks a limit, each as the end of a sentence.
+        doubts: limits that the estimate keeps and the interval crosses.
+    """
+
+    cell: Cell
+    violations: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """An answer for one subject.
+
+    Attributes:
+        subject: name of the subject.
+        limits: what was allowed.
+        chosen: the recommended fixer, None when none qualifies.
+        runner_up: the next best within the limits.
+        difference: RR of chosen - runner-up with its 95 % interval.
+        rejected: fixers that repair measurably and break a limit, highest RR first.
+        lead: the answer in one sentence.
+        details: more sentences: harms, runner-up, who was passed over, who couldn't run.
+    """
+
+    subject: str
+    limits: Limits
+    chosen: Verdict | None
+    runner_up: Verdict | None
+    difference: Interval | None
+    rejected: tuple[Verdict, ...]
+    lead: str
+    details: tuple[str, ...]
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the data tell the recommended fixer from its runner-up and from the limits."""
+        if self.chosen is None or self.chosen.doubts:
+            return False
+        return self.difference is None or self.difference.low > 0
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.subject}: {self.lead}", *(f"- {sentence}" for sentence in self.details)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer for machines: fractions, and intervals as {low, estimate, high}."""
+        return {
+            "subject": self.subject,
+            "limits": {
+                "max_nfr": self.limits.max_nfr,
+                "max_asr_rise": self.limits.max_asr_rise,
+                "max_time_seconds": self.limits.max_time,
+            },
+            "decided": self.is_decided,
+            "recommended": _option(self.chosen),
+            "runner_up": _option(self.runner_up),
+            "repair_rate_difference": interval_json(self.difference),
+            "passed_over": [_option(verdict) for verdict in self.rejected],
+            "answer": self.lead,
+            "details": list(self.details),
+        }
+
+
+def advise(
+    results: str | Path,
+    subject: str,
+    max_nfr: float = Limits.max_nfr,
+    max_asr_rise: float = Limits.max_asr_rise,
+    max_time: float | None = None,
+) -> Advice:
+    """Which fixer to use on a subject.
+
+    Args:
+        results: the study's folder.
+        subject: name of the subject; may be empty when the study has only one.
+        max_nfr: largest NFR, a fraction of all test samples.
+        max_asr_rise: largest rise of ASR, a difference of fractions.
+        max_time: longest median time of the fix in seconds, None for any.
+
+    Raises:
+        ResultsError: the folder can't be read, or the study has no such subject.
+    """
+    from analysis.warehouse import open as open_results
+
+    with open_results(results) as con:
+        findings = find(con)
+    return decide(_subject(findings, subject, str(results)), Limits(max_nfr, max_asr_rise, max_time))
+
+
+def _subject(findings: Findings, name: str, results: str) -> Subject:
+    names = [subject.name for subject in findings.subjects]
+    if not name and len(names) == 1:
+        return findings.subjects[0]
+    subject = findings.subject(name)
+    if subject is None:
+        known = f"it has {', '.join(names)}" if names else "it has none yet"
+        asked = f"no subject '{name}'" if name else "more than one subject, and none was named"
+        raise ResultsError(f"The study in {results} has {asked if names else 'no subject to advise on'}; {known}.")
+    return subject
+
+
+def decide(subject: Subject, limits: Limits | None = None) -> Advice:
+    """The answer for one subject.
+
+    Args:
+        subject: from `analysis.findings.find`.
+        limits: what a fix may cost; the defaults of `Limits` when not given.
+    """
+    limits = limits or Limits()
+    verdicts = sorted(
+        (_judge(cell, limits) for cell in subject.ok),
+        key=lambda v: (-_estimate(v.cell.repair_rate), _estimate(v.cell.negative_flip_rate), v.cell.fixer),
+    )
+    repairing = [v for v in verdicts if v.cell.trade_off != "d"]
+    within = [v for v in repairing if not v.violations]
+    rejected = tuple(v for v in repairing if v.violations)
+    chosen = within[0] if within else None
+    runner_up = within[1] if len(within) > 1 else None
+    difference = None
+    if chosen and runner_up:
+        difference = subject.difference(chosen.cell, runner_up.cell)["repair_rate"]
+    return Advice(
+        subject.name,
+        limits,
+        chosen,
+        runner_up,
+        difference,
+        rejected,
+        _lead(subject, limits, chosen, rejected),
+        tuple(_details(subject, limits, chosen, runner_up, difference, rejected)),
+    )
+
+
+def _judge(cell: Cell, limits: Limits) -> Verdict:
+    violations, doubts = [], []
+    nfr, rise = cell.negative_flip_rate, cell.asr_rise
+    if nfr is not None:
+        if nfr.estimate > limits.max_nfr:
+            violations.append(f"breaks {percent(nfr.estimate)} of the test samples")
+        elif nfr.high > limits.max_nfr:
+            doubts.append(f"NFR may be as high as {percent(nfr.high)}")
+    if rise is not None:
+        if rise.estimate > limits.max_asr_rise:
+            violations.append(f"raises ASR by {points(rise.estimate)}")
+        elif rise.high > limits.max_asr_rise:
+            doubts.append(f"ASR may rise by as much as {points(rise.high)}")
+    time = cell.seconds
+    if limits.max_time is not None and time is not None and time > limits.max_time:
+        violations.append(f"takes {seconds(time)}")
+    return Verdict(cell, tuple(violations), tuple(doubts))
+
+
+def _lead(subject: Subject, limits: Limits, chosen: Verdict | None, rejected: Sequence[Verdict]) -> str:
+    if chosen is not None:
+        return f"Use {name(chosen.cell)}: it {_repairs(chosen.cell)} and {_breaks(chosen.cell)}."
+    if not subject.cells:
+        return "No fixer has been run on this subject yet."
+    if not subject.ok:
+        return "Keep the original model: no fixer gave a usable model here."
+    if rejected:
+        best = rejected[0]
+        return (
+            f"Keep the original model: no fixer stays within the limits. "
+            f"{name(best.cell)} {_repairs(best.cell)}, but {conjunction(best.violations)}."
+        )
+    return "Keep the original model: no fixer repairs more of the failures than could be chance."
+
+
+def _details(
+    subject: Subject,
+    limits: Limits,
+    chosen: Verdict | None,
+    runner_up: Verdict | None,
+    difference: Interval | None,
+    rejected: Sequence[Verdict],
+) -> Iterable[str]:
+    if chosen is not None:
+        if sides := _side_effects(chosen.cell):
+            yield f"{capital(sides)}."
+        if chosen.doubts:
+            yield f"Within the limits by its estimate only: {conjunction(chosen.doubts)}."
+        if runner_up is not None and difference is not None:
+            yield f"Runner-up: {name(runner_up.cell)} repairs {_rate(runner_up.cell)} and {_breaks(runner_up.cell)}."
+            said = f"{number(100 * difference.estimate)} points of RR ({span(difference)})"
+            yield (
+                f"The two differ by {said}: enough to tell them apart."
+                if difference.low > 0
+                else f"The two differ by {said}: the data cannot decide between them."
+            )
+    # Without a choice the lead has named the first of the rejected already.
+    passed = [
+        verdict
+        for verdict in rejected[0 if chosen else 1 :]
+        if chosen is None or _estimate(verdict.cell.repair_rate) > _estimate(chosen.cell.repair_rate)
+    ]
+    for verdict in passed[:_LISTED]:
+        more = "repairs more," if chosen else "repairs"
+        yield f"{name(verdict.cell)} {more} {_rate(verdict.cell)}, but {conjunction(verdict.violations)}."
+    if len(passed) > _LISTED:
+        rest = [verdict.cell for verdict in passed[_LISTED:]]
+        yield f"{_names(rest)} break a limit too."
+    yield from _failures(subject)
+    if len(chosen.cell.ok_runs if chosen else ()) == 1:
+        yield "One seed only: how much another run would differ is not known."
+
+
+def _failures(subject: Subject) -> Iterable[str]:
+    """Who has no usable model here, with the reason; fixers with the same reason share a sentence."""
+    endings = {
+        "UNADAPTABLE": "could not run",
+        "FAILURE": "did not finish",
+        "CORRUPTED": "ruined the model",
+        "OK": "has no figures",
+    }
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in subject.cells:
+        if not cell.is_ok:
+            groups.setdefault((cell.outcome, (cell.reason or "").strip()), []).append(cell)
+    for (outcome, reason), cells in list(groups.items())[:_LISTED]:
+        yield f"{_names(cells)} {endings[outcome]}" + (f": {reason.rstrip('.')}." if reason else ".")
+    if len(groups) > _LISTED:
+        rest = [cell for cells in list(groups.values())[_LISTED:] for cell in cells]
+        yield f"No usable model either from {_names(rest)}; the reasons are under Outcomes."
+
+
+def name(cell: Cell) -> str:
+    """How a fixer is called in a sentence: the study's abbreviation, with the registry name where it says more."""
+    plain = cell.fixer.replace("_", "").casefold()
+    if cell.abbreviation.casefold() in (cell.fixer.casefold(), plain):
+        return cell.abbreviation
+    return f"{cell.abbreviation} ({cell.fixer})"
+
+
+def _rate(cell: Cell) -> str:
+    return (
+        f"{percent(cell.repair_rate.estimate)} ({span(cell.repair_rate)})" if cell.repair_rate else "an unknown share"
+    )
+
+
+def _repairs(cell: Cell) -> str:
+    failures = f"the {cell.n_wrong} failures" if cell.n_wrong else "the failures"
+    return f"repairs {_rate(cell)} of {failures}"
+
+
+def _breaks(cell: Cell) -> str:
+    rate = cell.negative_flip_rate
+    if rate is None:
+        return "its breakage is not known"
+    if rate.estimate == 0:
+        return "breaks nothing that worked"
+    return f"breaks {percent(rate.estimate)} ({span(rate)}) of all test samples"
+
+
+def _side_effects(cell: Cell) -> str:
+    parts = []
+    if cell.accuracy is not None and cell.accuracy_original is not None:
+        parts.append(f"accuracy {_moves(cell.accuracy_original, cell.accuracy)}")
+    if cell.asr is not None and cell.asr_original is not None and cell.asr_rise is not None:
+        noise = "" if abs(cell.asr_rise.estimate) > cell.asr_rise.half_width else " (within its error)"
+        parts.append(f"ASR {_moves(cell.asr_original, cell.asr.estimate)}{noise}")
+    if cell.aaod is not None and cell.aaod_original is not None:
+        verb = "falls" if cell.aaod < cell.aaod_original else "rises" if cell.aaod > cell.aaod_original else "stays"
+        parts.append(f"AAOD {verb} from {cell.aaod_original:.3f} to {cell.aaod:.3f}")
+    if cell.seconds is not None:
+        parts.append(f"the fix takes {seconds(cell.seconds)}")
+    return ", ".join(parts)
+
+
+def _moves(before: float, after: float) -> str:
+    if f"{100 * before:.1f}" == f"{100 * after:.1f}":
+        return f"stays at {100 * after:.1f} %"
+    return f"{'rises' if after > before else 'falls'} from {100 * before:.1f} to {100 * after:.1f} %"
+
+
+def _names(cells: Sequence[Cell]) -> str:
+    return conjunction([name(cell) for cell in cells])
+
+
+def _estimate(interval: Interval | None) -> float:
+    return interval.estimate if interval else 0.0
+
+
+def interval_json(interval: Interval | None) -> dict[str, float | None] | None:
+    """An interval for JSON; None for what is unknown, because JSON has no nan."""
+    if interval is None:
+        return None
+    return {key: value if value == value else None for key, value in interval._asdict().items()}
+
+
+def _option(verdict: Verdict | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    cell = verdict.cell
+    return {
+        "fixer": cell.fixer,
+        "abbreviation": cell.abbreviation,
+        "level": cell.level,
+        "params": cell.params,
+        "seeds": len(cell.ok_runs),
+        "repair_rate": interval_json(cell.repair_rate),
+        "n_wrong": cell.n_wrong,
+        "negative_flip_rate": interval_json(cell.negative_flip_rate),
+        "n_test": cell.n_test,
+        "accuracy_original": cell.accuracy_original,
+        "accuracy_fixed": cell.accuracy,
+        "asr_rise": interval_json(cell.asr_rise),
+        "aaod_rise": cell.aaod_rise,
+        "fix_seconds": cell.seconds,
+        "trade_off": cell.trade_off,
+        "violations": list(verdict.violations),
+        "doubts": list(verdict.doubts),
+    }

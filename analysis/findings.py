@@ -1,0 +1,499 @@
+"""What a study found: one cell per fixer and subject with its intervals, trade-off class and place on the front.
+
+The report, `advise` and `compare` all speak from these cells, so they can't contradict each other. Rows come from the
+named queries; what SQL has no function for (intervals, tests, ranks) is added here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import statistics
+from analysis.plots import LEVELS
+from analysis.queries import run as answer
+from analysis.schema import OUTCOMES, Outcome
+from analysis.statistics import Flips, Interval
+
+if TYPE_CHECKING:
+    import duckdb
+
+TOLERANCE: Final = 0.001
+"""Smallest change that counts, where a measured interval is even narrower: 0.1 points."""
+
+TradeOff = Literal["a", "b", "c", "d"]
+TRADE_OFFS: Final[Mapping[TradeOff, str]] = {
+    "a": "repairs without measurable harm",
+    "b": "repairs with harm in one property",
+    "c": "repairs with harm in two or three properties",
+    "d": "no measurable repair",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One final trial."""
+
+    trial_id: str
+    seed: int
+    outcome: Outcome
+    reason_code: str | None
+    accuracy_fixed: float | None
+    repair_rate: float | None
+    negative_flip_rate: float | None
+    aaod_fixed: float | None
+    n_test: int | None
+    n_wrong: int | None
+    n_repaired: int | None
+    n_broken: int | None
+    fix_seconds: float | None
+    evaluate_seconds: float | None
+    peak_host_bytes: int | None
+    peak_device_bytes: int | None
+    gpu_shared: bool | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A fixer on a subject, over the seeds of its selected hyper-parameters.
+
+    Rates are fractions and means over the seeds that are OK; they are None unless the outcome is OK.
+
+    Attributes:
+        outcome: the most frequent outcome of the seeds.
+        outcomes: seeds per outcome.
+        repair_rate: RR of the failures, with its 95 % interval.
+        n_wrong: RR's denominator.
+        negative_flip_rate: NFR of all test samples, with its 95 % interval.
+        n_test: NFR's denominator.
+        asr: attack success rate against the fixed model.
+        asr_rise: ASR fixed - original; positive is worse.
+        aaod_rise: AAOD fixed - original; positive is worse.
+        trade_off: class a to d.
+        harms: what got measurably worse: NFR, ASR, AAOD.
+        dominators: fixers at least as good in RR, NFR and, where measured, ASR and AAOD, and better in one.
+    """
+
+    subject: str
+    fixer: str
+    abbreviation: str
+    level: str
+    params: str
+    outcome: Outcome
+    outcomes: Mapping[Outcome, int]
+    reason_code: str | None = None
+    reason: str | None = None
+    stage: str = "final"
+    runs: tuple[Run, ...] = ()
+    accuracy_original: float | None = None
+    accuracy: float | None = None
+    repair_rate: Interval | None = None
+    n_wrong: int | None = None
+    negative_flip_rate: Interval | None = None
+    n_test: int | None = None
+    asr_original: float | None = None
+    asr: Interval | None = None
+    asr_rise: Interval | None = None
+    n_attacked: int | None = None
+    aaod_original: float | None = None
+    aaod: float | None = None
+    aaod_rise: float | None = None
+    trade_off: TradeOff | None = None
+    harms: tuple[str, ...] = ()
+    dominators: int = 0
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the cell has figures to compare."""
+        return self.outcome == "OK" and self.repair_rate is not None and self.negative_flip_rate is not None
+
+    @property
+    def n_seeds(self) -> int:
+        """Seeds run."""
+        return sum(self.outcomes.values())
+
+    @property
+    def change(self) -> float | None:
+        """Relative change of accuracy, 100 (f - o) / o; positive is better."""
+        if self.accuracy is None or not self.accuracy_original:
+            return None
+        return 100 * (self.accuracy - self.accuracy_original) / self.accuracy_original
+
+    @property
+    def ok_runs(self) -> tuple[Run, ...]:
+        """Runs that the figures are means of."""
+        return tuple(run for run in self.runs if run.outcome == "OK")
+
+    def values(self, name: str) -> list[float]:
+        """What was measured of one column over the runs that are OK."""
+        found = (getattr(run, name) for run in self.ok_runs)
+        return [float(value) for value in found if value is not None]
+
+    @property
+    def seconds(self) -> float | None:
+        """Median time of the fix."""
+        measured = self.values("fix_seconds")
+        return float(np.median(measured)) if measured else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two fixers on one subject, or a fixer and the original, on the same images.
+
+    Attributes:
+        first: fixer.
+        second: the other fixer; None for the original model.
+        p: McNemar's exact p-value, the largest over the pairs of seeds.
+        p_holm: adjusted for the other comparisons of this subject.
+        only_first: images that only the first gets right, mean over the pairs of seeds.
+        only_second: images that only the second gets right.
+        accuracy: difference of accuracy, with its bootstrap interval.
+        repair_rate: difference of RR.
+        negative_flip_rate: difference of NFR.
+    """
+
+    first: str
+    second: str | None
+    p: float
+    p_holm: float
+    only_first: float
+    only_second: float
+    accuracy: Interval
+    repair_rate: Interval
+    negative_flip_rate: Interval
+
+
+class Samples:
+    """What became of every test image of a subject under every fixer and seed.
+
+    Only images that some fix changed are kept one by one; the others are two counts.
+
+    Args:
+        codes: per fixer, (seeds, images) of `statistics.WRONG` ...; the columns are the same images for all.
+        rest_wrong: images wrong in the original and under every fix.
+        rest_right: images right in the original and under every fix.
+    """
+
+    def __init__(self, codes: Mapping[str, NDArray[np.int8]], rest_wrong: int, rest_right: int) -> None:
+        self._codes = codes
+        self._rest = np.array([rest_wrong, rest_right], dtype=np.int64)
+
+    @property
+    def fixers(self) -> tuple[str, ...]:
+        """Fixers with predictions that agree with their trial rows."""
+        return tuple(self._codes)
+
+    def _of(self, fixer: str | None) -> NDArray[np.int8]:
+        """Codes of a fixer, or of the original as if it were a fix that changes nothing; (seeds, images)."""
+        if fixer is not None:
+            return self._codes[fixer]
+        some = next(iter(self._codes.values()))[:1]
+        return np.where(some >= statistics.BROKEN, statistics.RIGHT, statistics.WRONG).astype(np.int8)
+
+    def _patterns(self, codes: NDArray[np.int8]) -> Flips:
+        keys = np.zeros(codes.shape[1], dtype=np.int64)
+        for index, row in enumerate(codes):
+            # 31 base-4 digits fill an int64; number the patterns so far now and then and go on from these numbers.
+            if index % 16 == 15:
+                keys = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+            keys = keys * 4 + row
+        _, first, counts = np.unique(keys, return_index=True, return_counts=True)
+        rest = np.repeat(np.array([[statistics.WRONG, statistics.RIGHT]], dtype=np.int8), len(codes), axis=0)
+        return Flips(
+            np.concatenate([counts.astype(np.int64), self._rest]), np.concatenate([codes[:, first], rest], axis=1)
+        )
+
+    def flips(self, fixer: str) -> Flips:
+        """Patterns of one fixer."""
+        return self._patterns(self._of(fixer))
+
+    def pair(self, first: str, second: str | None) -> tuple[Flips, Flips]:
+        """Patterns of two fixers (or of a fixer and the original) over the same images."""
+        a, b = self._of(first), self._of(second)
+        counts, codes = self._patterns(np.concatenate([a, b]))
+        return Flips(counts, codes[: len(a)]), Flips(counts, codes[len(a) :])
+
+    def discordant(self, first: str, second: str | None) -> list[tuple[int, int]]:
+        """Images that only the first and only the second gets right, per pair of seeds (the k-th of each)."""
+        a, b = (np.isin(self._of(name), (statistics.REPAIRED, statistics.RIGHT)) for name in (first, second))
+        if second is None:
+            b = np.repeat(b, len(a), axis=0)
+        return [(int((x & ~y).sum()), int((y & ~x).sum())) for x, y in zip(a, b, strict=False)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject and every cell on it, best first within OK, then the others."""
+
+    name: str
+    info: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    samples: Samples | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ok(self) -> tuple[Cell, ...]:
+        """Cells with figures."""
+        return tuple(cell for cell in self.cells if cell.is_ok)
+
+    def cell(self, fixer: str) -> Cell | None:
+        """The cell of one fixer, None when it wasn't run here."""
+        return next((cell for cell in self.cells if cell.fixer == fixer), None)
+
+    def difference(self, first: Cell, second: Cell) -> dict[statistics.Metric, Interval]:
+        """The first minus the second, with 95 % intervals: paired by image where predictions are kept, unpaired otherwise."""
+        if self.samples is not None and {first.fixer, second.fixer} <= set(self.samples.fixers):
+            return statistics.bootstrap_difference(*self.samples.pair(first.fixer, second.fixer))
+        nothing = Interval(math.nan, math.nan, math.nan)
+        result: dict[statistics.Metric, Interval] = dict.fromkeys(statistics.METRICS, nothing)
+        if first.repair_rate and second.repair_rate:
+            result["repair_rate"] = statistics.newcombe(first.repair_rate, second.repair_rate)
+        if first.negative_flip_rate and second.negative_flip_rate:
+            result["negative_flip_rate"] = statistics.newcombe(first.negative_flip_rate, second.negative_flip_rate)
+        return result
+
+    @cached_property
+    def against_original(self) -> tuple[Comparison, ...]:
+        """Every fixer with predictions against the original model, Holm-adjusted."""
+        return self._compare(None)
+
+    @cached_property
+    def against_best(self) -> tuple[Comparison, ...]:
+        """Every fixer with predictions against the one with the highest accuracy, Holm-adjusted."""
+        if self.samples is None:
+            return ()
+        known = [cell for cell in self.ok if cell.fixer in self.samples.fixers and cell.accuracy is not None]
+        if len(known) < 2:
+            return ()
+        return self._compare(max(known, key=lambda cell: (cell.accuracy or 0.0, cell.fixer)).fixer)
+
+    def _compare(self, second: str | None) -> tuple[Comparison, ...]:
+        if self.samples is None:
+            return ()
+        raw = []
+        for cell in self.ok:
+            if cell.fixer not in self.samples.fixers or cell.fixer == second:
+                continue
+            counts = self.samples.discordant(cell.fixer, second)
+            p = max(statistics.mcnemar(b, c) for b, c in counts)
+            only_first, only_second = np.mean(counts, axis=0)
+            intervals = statistics.bootstrap_difference(*self.samples.pair(cell.fixer, second))
+            raw.append((cell.fixer, p, float(only_first), float(only_second), intervals))
+        adjusted = statistics.holm([p for _, p, *_ in raw])
+        return tuple(
+            Comparison(fixer, second, p, float(q), b, c, d["accuracy"], d["repair_rate"], d["negative_flip_rate"])
+            for (fixer, p, b, c, d), q in zip(raw, adjusted, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a report says, before it is put in words."""
+
+    study: str
+    subjects: tuple[Subject, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells."""
+        return tuple(cell for subject in self.subjects for cell in subject.cells)
+
+    @property
+    def fixers(self) -> tuple[tuple[str, str, str], ...]:
+        """(name, abbreviation, level) of every fixer, by level."""
+        found = {cell.fixer: (cell.fixer, cell.abbreviation, cell.level) for cell in self.cells}
+        return tuple(sorted(found.values(), key=lambda f: (level_order(f[2]), f[1].casefold(), f[0])))
+
+    def subject(self, name: str) -> Subject | None:
+        """The subject of that name."""
+        return next((subject for subject in self.subjects if subject.name == name), None)
+
+
+def level_order(level: str) -> int:
+    """Position of a level: model, layer, neuron, others."""
+    return LEVELS.index(level) if level in LEVELS else len(LEVELS)
+
+
+def find(con: "duckdb.DuckDBPyConnection") -> Findings:
+    """Collects the findings of a study.
+
+    Args:
+        con: from `analysis.open`.
+    """
+    info = {row["subject"]: row for row in con.sql("FROM subjects ORDER BY fingerprint").to_arrow_table().to_pylist()}
+    runs: list[Run] = []
+    places: list[tuple[str, str]] = []
+    for row in answer(con, "runs").to_pylist():
+        runs.append(Run(**{name: row[name] for name in Run.__dataclass_fields__}))
+        places.append((row["subject"], row["fixer"]))
+    by_place: dict[tuple[str, str], list[int]] = {}
+    for index, place in enumerate(places):
+        by_place.setdefault(place, []).append(index)
+    samples = _samples(con, runs, by_place)
+    grouped: dict[str, list[Cell]] = {name: [] for name in info}
+    for row in answer(con, "cells").to_pylist():
+        own = tuple(runs[index] for index in by_place.get((row["subject"], row["fixer"]), ()))
+        cell = _cell(row, own, samples.get(row["subject"]))
+        grouped.setdefault(row["subject"], []).append(cell)
+    subjects = tuple(
+        Subject(name, info.get(name, {}), _with_dominators(grouped[name]), samples.get(name))
+        for name in sorted(grouped)
+    )
+    names = con.execute("SELECT DISTINCT study FROM trials WHERE study IS NOT NULL ORDER BY study").fetchall()
+    return Findings(", ".join(name for (name,) in names), subjects)
+
+
+def _cell(row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None) -> Cell:
+    cell = Cell(
+        subject=row["subject"],
+        fixer=row["fixer"],
+        abbreviation=row["abbreviation"] or row["fixer"],
+        level=row["level"] or "unknown",
+        params=row["params"] or "{}",
+        outcome=row["outcome"],
+        outcomes={outcome: row[f"n_{outcome.lower()}"] for outcome in OUTCOMES if row[f"n_{outcome.lower()}"]},
+        reason_code=row["reason_code"],
+        reason=row["reason"],
+        stage=row["stage"],
+        runs=runs,
+        accuracy_original=row["accuracy_original"],
+        n_wrong=row["n_wrong"],
+        n_test=row["n_test"],
+    )
+    if cell.outcome != "OK" or row["repair_rate"] is None or row["negative_flip_rate"] is None:
+        return cell
+    repair_rate = _rate(row["repair_rate"], row["n_wrong"])
+    negative_flip_rate = _rate(row["negative_flip_rate"], row["n_test"])
+    if samples is not None and cell.fixer in samples.fixers and len(cell.ok_runs) > 1:
+        drawn = statistics.bootstrap(samples.flips(cell.fixer))
+        # A rate that is the same in every seed and 0 or 1 leaves the bootstrap nothing to draw; Wilson knows better.
+        repair_rate = drawn["repair_rate"] if drawn["repair_rate"].half_width > 0 else repair_rate
+        negative_flip_rate = (
+            drawn["negative_flip_rate"] if drawn["negative_flip_rate"].half_width > 0 else negative_flip_rate
+        )
+    asr = asr_rise = None
+    if row["asr_fixed"] is not None:
+        asr = _rate(row["asr_fixed"], row["n_attacked"])
+        if row["asr_original"] is not None:
+            asr_rise = statistics.newcombe(asr, _rate(row["asr_original"], row["n_attacked"]))
+    aaod_rise = None
+    if row["aaod_fixed"] is not None and row["aaod_original"] is not None:
+        aaod_rise = row["aaod_fixed"] - row["aaod_original"]
+    cell = replace(
+        cell,
+        accuracy=row["accuracy_fixed"],
+        repair_rate=repair_rate,
+        negative_flip_rate=negative_flip_rate,
+        asr_original=row["asr_original"],
+        asr=asr,
+        asr_rise=asr_rise,
+        n_attacked=row["n_attacked"],
+        aaod_original=row["aaod_original"],
+        aaod=row["aaod_fixed"],
+        aaod_rise=aaod_rise,
+    )
+    harms = _harms(cell)
+    return replace(cell, harms=harms, trade_off=_trade_off(repair_rate, harms))
+
+
+def _rate(rate: float, n: float | None) -> Interval:
+    """Wilson's interval; without a denominator the interval is unknown and everything is possible."""
+    return statistics.wilson(rate, n) if n else Interval(0.0, rate, 1.0)
+
+
+def _beyond(estimate: float, half_width: float) -> bool:
+    """Whether a change is more than noise: beyond half its interval and beyond 0.1 points."""
+    return estimate > max(half_width, TOLERANCE)
+
+
+def _harms(cell: Cell) -> tuple[str, ...]:
+    harms = []
+    if cell.negative_flip_rate and _beyond(cell.negative_flip_rate.estimate, cell.negative_flip_rate.half_width):
+        harms.append("NFR")
+    if cell.asr_rise and _beyond(cell.asr_rise.estimate, cell.asr_rise.half_width):
+        harms.append("ASR")
+    if cell.aaod_rise is not None:
+        seeds = cell.values("aaod_fixed")
+        # AAOD is no proportion; what is known of its error is how much the seeds differ.
+        if _beyond(cell.aaod_rise, (max(seeds) - min(seeds)) / 2 if seeds else 0.0):
+            harms.append("AAOD")
+    return tuple(harms)
+
+
+def _trade_off(repair_rate: Interval, harms: Sequence[str]) -> TradeOff:
+    if not _beyond(repair_rate.estimate, repair_rate.half_width):
+        return "d"
+    return "a" if not harms else "b" if len(harms) == 1 else "c"
+
+
+def _with_dominators(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Cells by level, then best RR first, then those without figures; each with how many dominate it."""
+    ok = [cell for cell in cells if cell.is_ok]
+    count = statistics.dominated_by([(-_value(c.repair_rate), _value(c.negative_flip_rate)) for c in ok])
+    dominated = {cell.fixer: int(n) for cell, n in zip(ok, count, strict=True)}
+    known = [replace(cell, dominators=dominated.get(cell.fixer, 0)) for cell in cells]
+    return tuple(
+        sorted(
+            known,
+            key=lambda c: (
+                level_order(c.level),
+                not c.is_ok,
+                -_value(c.repair_rate),
+                OUTCOMES.index(c.outcome),
+                c.fixer,
+            ),
+        )
+    )
+
+
+def _value(interval: Interval | None) -> float:
+    return interval.estimate if interval else 0.0
+
+
+def _samples(
+    con: "duckdb.DuckDBPyConnection", runs: Sequence[Run], by_place: Mapping[tuple[str, str], Sequence[int]]
+) -> dict[str, Samples]:
+    """Per subject, the outcome of every image under every fixer, where the predictions are there to tell."""
+    table = answer(con, "flips")
+    run = table["run"].to_numpy() - 1
+    sample = table["sample_id"].to_numpy()
+    repaired = table["repaired"].to_numpy(zero_copy_only=False).astype(bool)
+    begins = np.searchsorted(run, np.arange(len(runs) + 1))
+
+    def images(index: int, kind: bool) -> NDArray[np.int32]:
+        own = slice(begins[index], begins[index + 1])
+        return np.asarray(sample[own][repaired[own] == kind], dtype=np.int32)
+
+    def agrees(index: int) -> bool:
+        """Whether the predictions give the counts of the trial's row; they may be missing or damaged."""
+        one = runs[index]
+        return (images(index, True).size, images(index, False).size) == (one.n_repaired, one.n_broken)
+
+    result: dict[str, Samples] = {}
+    for subject in dict.fromkeys(subject for subject, _ in by_place):
+        chosen: dict[str, list[int]] = {}
+        for (name, fixer), indices in by_place.items():
+            ok = [index for index in indices if runs[index].outcome == "OK"]
+            if name == subject and ok and all(agrees(index) for index in ok):
+                chosen[fixer] = ok
+        splits = {(runs[index].n_test, runs[index].n_wrong) for indices in chosen.values() for index in indices}
+        # Two test splits under one name (the subject was changed in between) have no images in common.
+        if len(splits) != 1:
+            continue
+        n_test, n_wrong = next(iter(splits))
+        every = [index for indices in chosen.values() for index in indices]
+        wrong = np.unique(np.concatenate([images(index, True) for index in every]))
+        right = np.unique(np.concatenate([images(index, False) for index in every]))
+        codes = {}
+        for fixer, indices in chosen.items():
+            code = np.empty((len(indices), wrong.size + right.size), dtype=np.int8)
+            code[:, : wrong.size], code[:, wrong.size :] = statistics.WRONG, statistics.RIGHT
+            for line, index in zip(code, indices, strict=True):
+                line[np.searchsorted(wrong, images(index, True))] = statistics.REPAIRED
+                line[wrong.size + np.searchsorted(right, images(index, False))] = statistics.BROKEN
+            codes[fixer] = code
+        result[subject] = Samples(codes, (n_wrong or 0) - wrong.size, (n_test or 0) - (n_wrong or 0) - right.size)
+    return result

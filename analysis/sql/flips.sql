@@ -1,0 +1,12 @@
+-- question: Which test images did every final trial repair or break?
+-- reads: trials, predictions
+-- column run: the trial, as its row (from 1) in the answer of the query `runs`
+-- column sample_id: position in the subject's test split
+-- column repaired: repaired if true, broken if false
+WITH numbered AS (
+    SELECT trial_id, row_number() OVER (ORDER BY subject, fixer, seed, trial_id) AS run FROM selected
+)
+SELECT run, sample_id, repaired
+FROM changes
+JOIN numbered USING (trial_id)
+ORDER BY run, sample_id;
