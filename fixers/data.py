@@ -104,6 +104,10 @@ class TensorSplit(Split):
         self._all_labels = _array(labels).astype(np.int64, copy=False)
         self._indices = np.arange(len(labels)) if indices is None else _array(indices)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the cached labels: a tensor is pickled in band, where the arrays go out of band."""
+        return {name: value for name, value in self.__dict__.items() if name != "labels"}
+
     @cached_property
     def labels(self) -> Tensor:
         """Labels (N,) int64."""

@@ -1,0 +1,37 @@
+"""Samples in memory; :mod:`orchestrator.subjects.streaming` has those that are decoded when asked for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fixers import Split, TensorSplit
+from orchestrator.subjects.splits import Digests, Indices, row_digests
+
+
+@dataclass(frozen=True)
+class ArraySamples:
+    """Inputs as one array (N, *shape), uint8 pixels or float32; all splits of the pool share it."""
+
+    array: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.array.shape[1:])
+
+    def digests(self) -> Digests:
+        """Content hash (N,) of each input."""
+        return row_digests(self.array)
+
+    def split(self, labels: npt.NDArray[np.int64], indices: Indices) -> Split:
+        """A view on the array."""
+        return TensorSplit(self.array, labels, indices)
+
+    def take(self, rows: Indices) -> "ArraySamples":
+        """A copy of the inputs at ``rows``."""
+        return ArraySamples(self.array[rows])

@@ -1,0 +1,185 @@
+"""Dividing samples into splits: stratified, seeded, and never two copies of one image in two splits.
+
+Samples are brought into one order in which every class (and every group of the sensitive attribute) is spread evenly;
+a split is a contiguous range of that order. So each split has each stratum in proportion, to within one sample, and so
+has each beginning of a split, which is what a limited subject takes.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fixers import Split
+from orchestrator.errors import UserError
+
+SplitName = Literal["train", "valid", "repair", "test"]
+SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
+
+Indices = npt.NDArray[np.int64]
+Digests = npt.NDArray[np.void]
+
+
+class Samples(Protocol):
+    """Inputs of a pool, in memory or decoded on demand."""
+
+    def __len__(self) -> int:
+        """Number of samples N."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+
+    def digests(self) -> Digests:
+        """Content hash (N,) of each input, 16 bytes each; equal exactly when the inputs are the same."""
+
+    def split(self, labels: npt.NDArray[np.int64], indices: Indices) -> Split:
+        """The split of the samples at ``indices``; storage is shared between splits of one pool."""
+
+    def take(self, rows: Indices) -> "Samples":
+        """The samples at ``rows`` alone, so that what a limited subject leaves out is forgotten."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Labelled samples that one or more splits are taken from."""
+
+    samples: Samples
+    labels: npt.NDArray[np.int64]
+    """(N,) class labels."""
+    groups: npt.NDArray[np.int8] | None = None
+    """(N,) group of the sensitive attribute, 0 or 1."""
+    metadata: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """Further columns (N,), for the analysis of failures."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Indices) -> "Pool":
+        """The samples at ``rows`` alone."""
+        return Pool(
+            self.samples.take(rows),
+            self.labels[rows],
+            None if self.groups is None else self.groups[rows],
+            {name: column[rows] for name, column in self.metadata.items()},
+        )
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Which pool each split is taken from, and in which proportions.
+
+    The sizes are those of the complete dataset. Where a pool has fewer samples (a part of a dataset, or a limit) the
+    splits that share it shrink in proportion.
+    """
+
+    train: tuple[str, float]
+    """(pool, size)."""
+    valid: tuple[str, float]
+    repair: tuple[str, float]
+    test: tuple[str, float]
+    seed: int = 0
+
+    def parts(self) -> dict[SplitName, tuple[str, float]]:
+        """Pool and size of each split."""
+        return {"train": self.train, "valid": self.valid, "repair": self.repair, "test": self.test}
+
+
+def divide(pools: Mapping[str, Pool], plan: SplitPlan, limit: int | None = None) -> dict[SplitName, Indices]:
+    """Positions of each split's samples in its pool.
+
+    Copies of one input stay together: all in one split if they are in one pool, and where pools share an input the
+    one that ``train`` is taken from gives it up.
+
+    Args:
+        pools: by the names that the plan uses.
+        plan: proportions and seed.
+        limit: at most this many samples over all four splits, in the same proportions.
+
+    Raises:
+        UserError: a split would be empty.
+    """
+    unique = _without_copies_across(pools, plan)
+    result: dict[SplitName, Indices] = {}
+    for name in dict.fromkeys(pool for pool, _ in plan.parts().values()):
+        sharing = {split: size for split, (pool, size) in plan.parts().items() if pool == name}
+        result |= _divide_pool(pools[name], unique[name], sharing, plan.seed)
+    total = sum(map(len, result.values()))
+    if limit is not None and limit < total:
+        result = {split: indices[: round(len(indices) * limit / total)] for split, indices in result.items()}
+    for split, indices in result.items():
+        if len(indices) == 0:
+            raise UserError(
+                f"The {split} split would be empty: {total} samples"
+                + ("" if limit is None else f" limited to {limit}")
+                + " don't fill four splits; give more samples or other proportions."
+            )
+    return {split: result[split] for split in SPLIT_NAMES}
+
+
+def stratified_order(strata: npt.NDArray[np.int64], seed: int) -> Indices:
+    """Positions (N,) in an order that spreads every stratum evenly from beginning to end.
+
+    The i-th of a stratum's m members, shuffled, stands at (i + u) / m, with one uniform u per stratum.
+    """
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(strata))
+    by_stratum = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    _, starts, counts = np.unique(strata[by_stratum], return_index=True, return_counts=True)
+    rank = np.arange(len(strata)) - np.repeat(starts, counts)
+    place = (rank + np.repeat(generator.random(len(counts)), counts)) / np.repeat(counts, counts)
+    return by_stratum[np.argsort(place, kind="stable")]
+
+
+def row_digests(rows: npt.NDArray[Any]) -> Digests:
+    """Content hash (N,) of each row of an array."""
+    rows = np.ascontiguousarray(rows)
+    joined = b"".join(hashlib.blake2b(row, digest_size=16).digest() for row in rows)
+    return np.frombuffer(joined, dtype=np.dtype("V16"))
+
+
+def split_hash(columns: Mapping[str, Sequence[npt.NDArray[Any]]]) -> str:
+    """One hash of what the splits hold: for each split its content hashes, labels and groups, in order."""
+    digest = hashlib.sha256()
+    for split in SPLIT_NAMES:
+        for column in columns[split]:
+            digest.update(f"{split}/{column.dtype.str}/{len(column)}/".encode())
+            digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _without_copies_across(pools: Mapping[str, Pool], plan: SplitPlan) -> dict[str, Digests]:
+    """Digests of each pool, zeroed (see ``_GONE``) where another pool that isn't for training has the same input."""
+    used = list(dict.fromkeys(pool for pool, _ in plan.parts().values()))
+    digests = {name: pools[name].samples.digests() for name in used}
+    taken: set[bytes] = set()
+    # Test samples are the most precious: whatever they contain disappears from the pools before them.
+    for name in dict.fromkeys(plan.parts()[split][0] for split in reversed(SPLIT_NAMES)):
+        content = digests[name].tolist()
+        if taken.intersection(content):
+            kept = digests[name].copy()
+            kept[[value in taken for value in content]] = _GONE
+            digests[name] = kept
+        taken.update(content)
+    return digests
+
+
+_GONE = np.zeros((), dtype=np.dtype("V16"))
+
+
+def _divide_pool(pool: Pool, digests: Digests, sizes: Mapping[SplitName, float], seed: int) -> dict[SplitName, Indices]:
+    present = np.flatnonzero(digests != _GONE)
+    groups = np.zeros(len(pool), dtype=np.int64) if pool.groups is None else pool.groups.astype(np.int64)
+    strata = pool.labels[present] * (int(groups.max(initial=0)) + 1) + groups[present]
+    order = present[stratified_order(strata, seed)]
+
+    # Largest remainders are not needed: cutting one order at rounded cumulative sizes adds up to all of it.
+    cuts = np.cumsum(list(sizes.values())) / sum(sizes.values()) * len(order)
+    home = np.searchsorted(np.rint(cuts), np.arange(len(order)), side="right")
+    # A copy goes where the first of its kind went.
+    _, first, kind = np.unique(digests[order], return_index=True, return_inverse=True)
+    home = home[first][kind]
+    return {split: order[home == position] for position, split in enumerate(sizes)}

@@ -1,0 +1,342 @@
+"""Subjects: a dataset in four splits with a trained original model."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fixers import Classification, Split, Task, TrainingRecipe
+from fixers.requirements import SubjectFacts
+from orchestrator.errors import UserError
+from orchestrator.subjects.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
+
+State = dict[str, npt.NDArray[Any]]
+"""Weights and buffers of a model by their names."""
+
+
+@dataclass(frozen=True)
+class OriginalRecipe(TrainingRecipe):
+    """How an original model is trained."""
+
+    augmentation: Literal["none", "flip", "crop_flip"] = "none"
+    """Of a training batch: mirrored left to right, and shifted by up to four pixels with black filling in."""
+    precision: Literal["full", "mixed"] = "full"
+    """Mixed runs the forward pass in bfloat16 where the device is a GPU; weights stay float32."""
+    seed: int = 0
+    """Of the initial weights, the order of samples, augmentation and dropout."""
+
+
+@dataclass(frozen=True)
+class SubjectData:
+    """The samples of a subject, in four disjoint splits."""
+
+    train: Split
+    valid: Split
+    repair: Split
+    test: Split
+    test_groups: npt.NDArray[np.int8] | None
+    """(N_test,) group of the sensitive attribute, 0 or 1; None where the subject has none."""
+    split_hash: str
+    """Hash of contents, labels and order of all four splits."""
+    description: str
+    """Where the samples come from, and the real counts."""
+    metadata: Mapping[SplitName, Mapping[str, npt.NDArray[Any]]] = field(default_factory=dict)
+    """Further columns (N,) of each split, for the analysis of failures; empty where the dataset has none."""
+
+    def splits(self) -> dict[SplitName, Split]:
+        """The four splits by name."""
+        return {"train": self.train, "valid": self.valid, "repair": self.repair, "test": self.test}
+
+    def train_class_counts(self) -> dict[int, int]:
+        """Training samples per class that occurs."""
+        values, counts = np.unique(self.train.labels.numpy(), return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int | None = None) -> SubjectData:
+    """Divide pools into the data of a subject.
+
+    Args:
+        pools: by the names that the plan uses.
+        plan: proportions and seed.
+        origin: what the samples are and where they were read, for the description.
+        limit: at most this many samples over all four splits.
+    """
+    pool_of = {split: pool for split, (pool, _) in plan.parts().items()}
+    indices = divide(pools, plan, limit)
+    for name, pool in pools.items():
+        sharing = [split for split in SPLIT_NAMES if pool_of[split] == name]
+        if sharing and sum(len(indices[split]) for split in sharing) < len(pool):
+            pools = {**pools, name: pool.take(np.concatenate([indices[split] for split in sharing]))}
+            ends = np.cumsum([len(indices[split]) for split in sharing])
+            indices |= {
+                split: np.arange(end - len(indices[split]), end) for split, end in zip(sharing, ends, strict=True)
+            }
+    home = {split: pools[name] for split, name in pool_of.items()}
+    digests = {name: pools[name].samples.digests() for name in set(pool_of.values())}
+    columns: dict[str, list[npt.NDArray[Any]]] = {}
+    for split, rows in indices.items():
+        pool = home[split]
+        columns[split] = [digests[pool_of[split]][rows], pool.labels[rows]]
+        if pool.groups is not None:
+            columns[split].append(pool.groups[rows])
+    groups = home["test"].groups
+    return SubjectData(
+        **{split: home[split].samples.split(home[split].labels, rows) for split, rows in indices.items()},
+        test_groups=None if groups is None else groups[indices["test"]],
+        split_hash=split_hash(columns),
+        description=describe(origin, {split: len(rows) for split, rows in indices.items()}),
+        metadata={
+            split: {name: column[rows] for name, column in home[split].metadata.items()}
+            for split, rows in indices.items()
+            if home[split].metadata
+        },
+    )
+
+
+def describe(origin: str, sizes: Mapping[SplitName, int]) -> str:
+    """One line: where the samples come from, and how many there are in each split."""
+    return f"{origin}: " + ", ".join(f"{sizes[split]:,} {split}" for split in SPLIT_NAMES)
+
+
+class DataSource(Protocol):
+    """Where the samples of a subject come from. A frozen dataclass, cheap to pickle."""
+
+    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+        """Read and divide the samples.
+
+        Raises:
+            UserError: the dataset isn't there or can't be read, with what to put where.
+        """
+
+
+class ModelSource(Protocol):
+    """Where the architecture, and sometimes the weights, of a subject come from. Cheap to pickle."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the weights are to be trained; False where they are given."""
+
+    def build(self) -> nn.Module:
+        """The architecture on the CPU, normalisation included.
+
+        With its weights where they are given, else with fresh ones drawn from torch's global generator.
+        """
+
+    def identity(self) -> str:
+        """Names architecture and, where they are given, weights by content."""
+
+
+@dataclass(frozen=True)
+class SubjectDefinition:
+    """What a subject is, before any data is read or model trained."""
+
+    name: str
+    dataset: str
+    architecture: str
+    n_classes: int
+    input_shape: tuple[int, ...]
+    epsilon: float
+    """Radius of the L-infinity attack, in units of the input (pixels in [0, 1])."""
+    sensitive_attribute: str | None
+    recipe: OriginalRecipe | None
+    """How the original is, or was, trained; None where that isn't known."""
+    model: ModelSource
+    data: DataSource
+    sensitive_groups: tuple[str, str] | None = None
+    """Names of groups 0 and 1."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes; empty where they have none but their numbers."""
+    limit: int | None = None
+    """At most this many samples over all four splits; None for all."""
+
+    @property
+    def trains_original(self) -> bool:
+        """Whether :func:`orchestrator.subjects.originals.prepare` has to train the original."""
+        return self.model.trains
+
+    def build_model(self) -> nn.Module:
+        """The architecture, normalisation included, in eval mode.
+
+        Fresh weights are determined by the recipe's seed; given ones are there already.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed if self.recipe else 0)
+            return self.model.build().eval()
+
+    def load_data(self, data_root: Path | None = None) -> SubjectData:
+        """Read the samples.
+
+        Args:
+            data_root: folder of datasets; the environment variable ``FIXSTUDY_DATA`` when not given.
+
+        Raises:
+            UserError: the dataset isn't there, can't be read or doesn't fit the definition.
+        """
+        data = self.data.load(data_root, self.limit)
+        for name, split in data.splits().items():
+            if split.shape != self.input_shape:
+                raise UserError(
+                    f"Inputs of {self.name} must have shape {self.input_shape}, but those of the {name} split have "
+                    f"{split.shape}; give the model that belongs to these data, or convert them."
+                )
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= self.n_classes:
+                raise UserError(
+                    f"Labels of {self.name} must be 0 to {self.n_classes - 1}, as its model has {self.n_classes} "
+                    f"outputs, but the {name} split has labels {low} to {high}."
+                )
+        return data
+
+    def facts(
+        self, data_root: Path | None = None, *, data: SubjectData | None = None, has_history: bool = False
+    ) -> SubjectFacts:
+        """What requirements are checked against; known before the original is trained.
+
+        Args:
+            data_root: where to read the data, of which only the labels count.
+            data: the data if they are loaded already.
+            has_history: whether the weights of every epoch are going to be kept.
+        """
+        data = data or self.load_data(data_root)
+        return SubjectFacts(
+            model=self.build_model(),
+            input_shape=self.input_shape,
+            n_classes=self.n_classes,
+            train_class_counts=data.train_class_counts(),
+            has_history=has_history and self.trains_original,
+        )
+
+    def key(self) -> str:
+        """Hash of what the definition says; says nothing of the files' contents."""
+        said = {
+            "name": self.name,
+            "model": self.model.identity(),
+            "data": repr(self.data),
+            "recipe": asdict(self.recipe) if self.recipe else None,
+            "limit": self.limit,
+        }
+        return content_key(said)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded subject: what a trial works on.
+
+    Large arrays are NumPy arrays, so that a pickle (protocol 5) hands them on out of band and processes of one machine
+    share them.
+    """
+
+    definition: SubjectDefinition
+    data: SubjectData
+    state: State
+    """Weights and buffers of the original model."""
+    template: nn.Module
+    """The architecture without weights: its parameters are on torch's meta device."""
+    history: tuple[State, ...] = ()
+    """Weights after each epoch of the original training, oldest first; empty if they weren't kept."""
+    original_seconds: float | None = None
+    """How long the training took; None where the weights were given."""
+    fingerprint: str = ""
+    """Hash of splits, architecture and weights."""
+
+    @property
+    def name(self) -> str:
+        """Name of the definition."""
+        return self.definition.name
+
+    @property
+    def task(self) -> Task:
+        """Judges outputs of the model."""
+        return Classification(self.definition.n_classes)
+
+    def model(self) -> nn.Module:
+        """A new module with the original weights, in eval mode, on the CPU."""
+        model = _with_new_parameters(self.template, "cpu")
+        model.load_state_dict(tensors(self.state))
+        return model
+
+    def history_tensors(self) -> tuple[dict[str, Tensor], ...]:
+        """The history as a :class:`fixers.RepairProblem` takes it."""
+        return tuple(tensors(state) for state in self.history)
+
+    def facts(self) -> SubjectFacts:
+        """What requirements are checked against."""
+        return SubjectFacts(
+            model=self.model(),
+            input_shape=self.definition.input_shape,
+            n_classes=self.definition.n_classes,
+            train_class_counts=self.data.train_class_counts(),
+            has_history=len(self.history) > 0,
+        )
+
+
+def make_subject(
+    definition: SubjectDefinition,
+    data: SubjectData,
+    model: nn.Module,
+    *,
+    history: tuple[State, ...] = (),
+    original_seconds: float | None = None,
+) -> Subject:
+    """A subject of a trained model, with its fingerprint."""
+    state = arrays(model)
+    return Subject(
+        definition=definition,
+        data=data,
+        state=state,
+        template=without_weights(model),
+        history=history,
+        original_seconds=original_seconds,
+        fingerprint=content_key(
+            {"splits": data.split_hash, "architecture": definition.model.identity(), "weights": state_hash(state)}
+        ),
+    )
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model whose parameters have shapes but no values; small to pickle. Buffers stay."""
+    return _with_new_parameters(model, "meta")
+
+
+def _with_new_parameters(model: nn.Module, device: str) -> nn.Module:
+    """A copy of a model with uninitialised parameters on a device; tied parameters stay tied."""
+    # deepcopy takes what its memo already holds for an object in place of a copy.
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, memo).eval()
+
+
+def arrays(model: nn.Module) -> State:
+    """Weights and buffers (a copy) as NumPy arrays."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def tensors(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+    """A copy as tensors on the CPU; arrays that came through shared memory can't be written to."""
+    return {name: torch.tensor(array) for name, array in state.items()}
+
+
+def state_hash(state: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Hash of weights and buffers with their names and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = np.ascontiguousarray(state[name])
+        digest.update(f"{name}/{array.dtype.str}/{state[name].shape}/".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def content_key(said: Mapping[str, Any]) -> str:
+    """Hash of JSON values."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
