@@ -65,9 +65,15 @@ def why_not_together(model: nn.Module, problem: RepairProblem) -> str | None:
             return f"{name} keeps running statistics"
     weights = {name: torch.stack([weight.detach()] * 2) for name, weight in model.named_parameters()}
     inputs = torch.zeros(2, 2, *problem.repair.shape, device=problem.device)
+    forward = vmap(lambda own, x: functional_call(model, own, (x,)), randomness="different")
+    with torch.random.fork_rng(devices=_cuda_devices(problem)), torch.no_grad():
+        return why_not_vmap(lambda: forward(weights, inputs))
+
+
+def why_not_vmap(call: Callable[[], object]) -> str | None:
+    """The first line of what :func:`torch.func.vmap` has against a call, which is made once; None when it runs."""
     try:
-        with torch.random.fork_rng(devices=_cuda_devices(problem)), torch.no_grad():
-            vmap(lambda own, x: functional_call(model, own, (x,)), randomness="different")(weights, inputs)
+        call()
     except (RuntimeError, TypeError, ValueError) as error:
         return str(error).splitlines()[0]
     return None
