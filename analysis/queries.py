@@ -13,7 +13,7 @@ over the views of `analysis.open`:
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -109,9 +109,9 @@ def run(con: "duckdb.DuckDBPyConnection", name: str, **parameters: Parameter) ->
     import duckdb
 
     query = find(name)
+    values = bind(query, parameters)
     try:
-        execute(con, query, parameters)
-        return con.to_arrow_table()
+        return con.sql(query.sql, params=values).to_arrow_table()
     except duckdb.Error as error:
         raise QueryError(f"The query '{name}' failed: {first_line(error)}.") from error
 
@@ -122,8 +122,8 @@ def rows(con: "duckdb.DuckDBPyConnection", name: str, **parameters: Parameter) -
     return result
 
 
-def execute(con: "duckdb.DuckDBPyConnection", query: NamedQuery, parameters: dict[str, Parameter]) -> None:
-    """Execute a question and leave its result on the connection.
+def bind(query: NamedQuery, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Values of all parameters of a question.
 
     Raises:
         QueryError: the question has no such parameter.
@@ -132,7 +132,7 @@ def execute(con: "duckdb.DuckDBPyConnection", query: NamedQuery, parameters: dic
     if unknown := sorted(set(parameters) - set(values)):
         has = f"it has {', '.join(values)}" if values else "it has none"
         raise QueryError(f"The query '{query.name}' has no parameter '{unknown[0]}'; {has}.")
-    con.execute(query.sql, {**values, **parameters})
+    return {**values, **parameters}
 
 
 def parse(name: str, sql: str) -> NamedQuery:

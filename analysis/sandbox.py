@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Form = Literal["rows", "arrow"]
 MAX_RESULT_BYTES: Final = 256 << 20
+MAX_ROWS: Final = 1_000_000
+"""Of an answer as plain values; an Arrow answer is limited by its bytes alone."""
 _BATCH: Final = 10_000
 _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 # What the interpreter, DuckDB and pyarrow need beside DuckDB's own buffers.
@@ -317,15 +319,12 @@ def _as_rows(con: "duckdb.DuckDBPyConnection", sql: str) -> bytes:
             for i, kind in enumerate(types, 1)
         ]
         relation = relation.project(", ".join(texts))
-    parts: list[str] = []
-    size = 0
-    while batch := relation.fetchmany(_BATCH):
-        part = json.dumps(batch, default=str)[1:-1]
-        parts.append(part)
-        size += len(part)
-        _check_size(size)
-    head = json.dumps({"columns": columns, "types": types})[:-1]
-    return f'{head}, "rows": [{", ".join(parts)}]}}'.encode()
+    rows = relation.limit(MAX_ROWS + 1).fetchall()
+    if len(rows) > MAX_ROWS:
+        raise QueryError(f"The answer has more than {MAX_ROWS:,} rows; aggregate, add a LIMIT, or ask for Parquet.")
+    payload = json.dumps({"columns": columns, "types": types, "rows": rows}, default=str).encode()
+    _check_size(len(payload))
+    return payload
 
 
 def _check_size(size: int) -> None:

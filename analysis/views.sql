@@ -20,9 +20,20 @@ FROM latest
 SEMI JOIN choice USING (fixer, subject, params)
 WHERE stage = 'final';
 
--- One row per fixer and subject over the seeds of `selected`. Figures are means over the seeds that are OK; outcome is
--- the most frequent one, the worse of two that are equally frequent.
+-- One row per fixer and subject over the seeds of `selected`, or over the trials of its adaptation where none of them
+-- is OK and so no final trial was run. Figures are means over the seeds that are OK; outcome is the most frequent one,
+-- the worse of two that are equally frequent.
 CREATE OR REPLACE VIEW cells AS
+WITH adaptations AS (
+    FROM latest
+    WHERE stage = 'adapt'
+    QUALIFY count(*) FILTER (outcome = 'OK') OVER (PARTITION BY fixer, subject) = 0
+),
+judged AS (
+    FROM selected
+    UNION ALL
+    FROM adaptations ANTI JOIN selected USING (fixer, subject)
+)
 SELECT
     subject,
     fixer,
@@ -30,7 +41,8 @@ SELECT
     any_value(level) AS level,
     any_value(dataset) AS dataset,
     any_value(architecture) AS architecture,
-    any_value(params) AS params,
+    min(params) AS params,
+    any_value(stage) AS stage,
     count(*) AS n_seeds,
     count(*) FILTER (outcome = 'OK') AS n_ok,
     count(*) FILTER (outcome = 'CORRUPTED') AS n_corrupted,
@@ -58,7 +70,7 @@ SELECT
     avg(n_broken) FILTER (outcome = 'OK') AS n_broken,
     max(n_attacked) AS n_attacked,
     median(fix_seconds) FILTER (outcome = 'OK') AS fix_seconds
-FROM selected
+FROM judged
 GROUP BY subject, fixer;
 
 -- The predictions that a fix changed from wrong to right or from right to wrong, of the trials in `selected` that are OK.
@@ -82,6 +94,72 @@ SELECT
     (n_test - n_wrong) / n_test AS accuracy_original,
     (n_test - n_wrong + n_repaired - n_broken) / n_test AS accuracy_fixed,
     n_repaired / nullif(n_wrong, 0) AS repair_rate,
-    n_broken / n_test AS negative_flip_rate
+    n_broken / n_test AS negative_flip_rate,
+    -- Whether the sample ids are 0 to n_test - 1, each once: no counting of distinct values can be as cheap.
+    min(sample_id) = 0 AND max(sample_id) = count(*) - 1
+    AND sum(sample_id::BIGINT) = count(*) * (count(*) - 1) // 2
+    AND sum(sample_id::BIGINT ** 2) = (count(*) - 1) * count(*) * (2 * count(*) - 1) / 6 AS is_complete,
+    -- Equal for trials that were judged on the same samples, labels and original predictions.
+    bit_xor(hash(sample_id, label, original)) AS split_mark
 FROM predictions
 GROUP BY trial_id;
+
+-- AAOD of every trial whose samples have groups, from its predictions alone. One-vs-rest over the subject's classes; a
+-- rate with an empty denominator is 0. A prediction below 0 is no class.
+CREATE OR REPLACE VIEW fairness AS
+WITH combinations AS (
+    SELECT trial_id, "group", label, original, fixed, count(*) AS n
+    FROM predictions
+    WHERE "group" IS NOT NULL
+    GROUP BY trial_id, "group", label, original, fixed
+),
+margins AS (
+    SELECT
+        trial_id, "group", label AS class, n AS positives,
+        n * (original = label)::INTEGER AS hits_original, n * (fixed = label)::INTEGER AS hits_fixed,
+        0 AS named_original, 0 AS named_fixed
+    FROM combinations
+    UNION ALL
+    SELECT trial_id, "group", original, 0, 0, 0, n, 0 FROM combinations
+    UNION ALL
+    SELECT trial_id, "group", fixed, 0, 0, 0, 0, n FROM combinations
+),
+counts AS (
+    SELECT
+        trial_id, "group", class,
+        sum(positives) AS positives,
+        sum(hits_original) AS hits_original,
+        sum(hits_fixed) AS hits_fixed,
+        sum(named_original) AS named_original,
+        sum(named_fixed) AS named_fixed,
+        sum(sum(positives)) OVER (PARTITION BY trial_id, "group") - sum(positives) AS negatives
+    FROM margins
+    GROUP BY trial_id, "group", class
+),
+rates AS (
+    SELECT
+        trial_id, class,
+        2 * "group" - 1 AS sign,
+        coalesce(hits_original / nullif(positives, 0), 0) AS tpr_original,
+        coalesce(hits_fixed / nullif(positives, 0), 0) AS tpr_fixed,
+        coalesce((named_original - hits_original) / nullif(negatives, 0), 0) AS fpr_original,
+        coalesce((named_fixed - hits_fixed) / nullif(negatives, 0), 0) AS fpr_fixed
+    FROM counts
+    WHERE class >= 0
+),
+gaps AS (
+    SELECT
+        trial_id,
+        abs(sum(sign * tpr_original)) + abs(sum(sign * fpr_original)) AS original,
+        abs(sum(sign * tpr_fixed)) + abs(sum(sign * fpr_fixed)) AS fixed
+    FROM rates
+    GROUP BY trial_id, class
+)
+SELECT
+    g.trial_id,
+    0.5 * sum(g.original) / any_value(s.n_classes) AS aaod_original,
+    0.5 * sum(g.fixed) / any_value(s.n_classes) AS aaod_fixed
+FROM gaps AS g
+JOIN trials AS t USING (trial_id)
+JOIN subjects AS s ON s.fingerprint = t.subject_fingerprint
+GROUP BY g.trial_id;

@@ -24,39 +24,9 @@
 -- column n_test: denominator of NFR and accuracy [samples]
 -- column n_wrong: denominator of RR: test samples that the original gets wrong [samples]
 -- column n_attacked: denominator of ASR [samples]
-WITH unfinished AS (
-    -- A fixer that was stopped in its adaptation (every set of hyper-parameters failed) has no final trial.
-    SELECT
-        subject, fixer,
-        any_value(abbreviation) AS abbreviation,
-        any_value(level) AS level,
-        min(params) AS params,
-        count(*) FILTER (outcome = 'OK') AS n_ok,
-        count(*) FILTER (outcome = 'CORRUPTED') AS n_corrupted,
-        count(*) FILTER (outcome = 'FAILURE') AS n_failure,
-        count(*) FILTER (outcome = 'UNADAPTABLE') AS n_unadaptable,
-        CASE greatest(n_failure, n_corrupted, n_unadaptable)
-            WHEN n_failure THEN 'FAILURE'
-            WHEN n_corrupted THEN 'CORRUPTED'
-            ELSE 'UNADAPTABLE'
-        END AS outcome,
-        mode(reason_code ORDER BY reason_code) FILTER (outcome <> 'OK') AS reason_code,
-        mode(reason ORDER BY reason) FILTER (outcome <> 'OK') AS reason,
-        avg(accuracy_original) AS accuracy_original,
-        max(n_test) AS n_test,
-        max(n_wrong) AS n_wrong
-    FROM latest
-    ANTI JOIN cells USING (subject, fixer)
-    GROUP BY subject, fixer
-    HAVING n_ok = 0
-)
 SELECT
     subject, fixer, abbreviation, level, params, stage, n_ok, n_corrupted, n_failure, n_unadaptable, outcome,
     reason_code, reason, accuracy_original, accuracy_fixed, repair_rate, negative_flip_rate, asr_original, asr_fixed,
     aaod_original, aaod_fixed, n_test, n_wrong, n_attacked
-FROM (
-    SELECT *, 'final' AS stage FROM cells
-    UNION ALL BY NAME
-    SELECT *, 'adapt' AS stage FROM unfinished
-)
+FROM cells
 ORDER BY subject, fixer;

@@ -1,0 +1,30 @@
+-- question: How far is the study?
+-- reads: trials
+-- column planned: trials of the plan; null when the folder doesn't say [trials]
+-- column done: trials that have a row, of the plan where it lists them [trials]
+-- column remaining: planned - done; null without a plan [trials]
+-- column extra: rows of trials that are not in the plan: earlier code, data or settings [trials]
+-- column n_ok: done and OK [trials]
+-- column n_corrupted: done and CORRUPTED [trials]
+-- column n_failure: done and FAILURE [trials]
+-- column n_unadaptable: done and UNADAPTABLE [trials]
+-- column trial_seconds: time of all these trials, load, fix and evaluate [seconds]
+-- column first_start: start of the first trial [UTC]
+-- column last_start: start of the latest trial [UTC]
+WITH counted AS (
+    SELECT t.*, p.planned, p.trial_ids IS NULL OR list_contains(p.trial_ids, t.trial_id) AS is_planned
+    FROM trials AS t, plan AS p
+)
+SELECT
+    (SELECT planned FROM plan) AS planned,
+    count(*) FILTER (is_planned) AS done,
+    (SELECT planned FROM plan) - count(*) FILTER (is_planned) AS remaining,
+    count(*) FILTER (NOT is_planned) AS extra,
+    count(*) FILTER (is_planned AND outcome = 'OK') AS n_ok,
+    count(*) FILTER (is_planned AND outcome = 'CORRUPTED') AS n_corrupted,
+    count(*) FILTER (is_planned AND outcome = 'FAILURE') AS n_failure,
+    count(*) FILTER (is_planned AND outcome = 'UNADAPTABLE') AS n_unadaptable,
+    sum(coalesce(load_seconds, 0) + coalesce(fix_seconds, 0) + coalesce(evaluate_seconds, 0)) AS trial_seconds,
+    min(started_at)::TIMESTAMP AS first_start,
+    max(started_at)::TIMESTAMP AS last_start
+FROM counted;

@@ -1,0 +1,48 @@
+-- question: Which failures does only one fixer repair, and which does none?
+-- reads: trials, predictions
+-- parameter share = 0.5: a fixer repairs a sample when more than this share of its OK seeds do [fraction]
+-- column subject: subject
+-- column fixer: registry name of the approach
+-- column n_wrong: test samples the original gets wrong [samples]
+-- column n_repaired: failures that the fixer repairs; higher is better [samples]
+-- column n_unique: of these, failures that no other fixer repairs [samples]
+-- column unique_rate: n_unique / n_wrong [fraction]
+-- column n_repaired_by_any: failures of the subject that at least one fixer repairs [samples]
+-- column n_never: failures of the subject that no fixer repairs; lower is better [samples]
+WITH fixers AS (
+    SELECT subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
+    FROM selected
+    WHERE outcome = 'OK' AND n_repaired IS NOT NULL
+    GROUP BY subject, fixer
+),
+sets AS (
+    SELECT subject, fixer, sample_id
+    FROM changes
+    JOIN fixers USING (subject, fixer)
+    WHERE repaired
+    GROUP BY subject, fixer, sample_id
+    HAVING count(*) > $share * any_value(n_seeds)
+),
+shared AS (
+    SELECT *, count(*) OVER (PARTITION BY subject, sample_id) AS n_fixers
+    FROM sets
+),
+reached AS (
+    SELECT subject, count(DISTINCT sample_id) AS n_repaired_by_any
+    FROM sets
+    GROUP BY subject
+)
+SELECT
+    f.subject,
+    f.fixer,
+    f.n_wrong,
+    count(s.sample_id) AS n_repaired,
+    count(*) FILTER (s.n_fixers = 1) AS n_unique,
+    n_unique / nullif(f.n_wrong, 0) AS unique_rate,
+    coalesce(any_value(r.n_repaired_by_any), 0) AS n_repaired_by_any,
+    f.n_wrong - coalesce(any_value(r.n_repaired_by_any), 0) AS n_never
+FROM fixers AS f
+LEFT JOIN shared AS s ON s.subject = f.subject AND s.fixer = f.fixer
+LEFT JOIN reached AS r ON r.subject = f.subject
+GROUP BY f.subject, f.fixer, f.n_wrong
+ORDER BY f.subject, n_unique DESC, f.fixer;
