@@ -244,7 +244,7 @@ class Subject:
         return next((cell for cell in self.cells if cell.fixer == fixer), None)
 
     def difference(self, first: Cell, second: Cell) -> dict[statistics.Metric, Interval]:
-        """The first minus the second, with 95 % intervals: paired by image where predictions are kept, unpaired otherwise."""
+        """The first minus the second, with 95 % intervals: paired by image where predictions are kept."""
         if self.samples is not None and {first.fixer, second.fixer} <= set(self.samples.fixers):
             return statistics.bootstrap_difference(*self.samples.pair(first.fixer, second.fixer))
         nothing = Interval(math.nan, math.nan, math.nan)
@@ -293,8 +293,14 @@ class Subject:
 class Findings:
     """Everything that a report says, before it is put in words."""
 
-    study: str
+    overview: Mapping[str, Any]
+    """The one row of the query `overview`."""
     subjects: tuple[Subject, ...]
+
+    @property
+    def study(self) -> str:
+        """Name of the study."""
+        return self.overview["study"] or ""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -342,8 +348,7 @@ def find(con: "duckdb.DuckDBPyConnection") -> Findings:
         Subject(name, info.get(name, {}), _with_dominators(grouped[name]), samples.get(name))
         for name in sorted(grouped)
     )
-    names = con.execute("SELECT DISTINCT study FROM trials WHERE study IS NOT NULL ORDER BY study").fetchall()
-    return Findings(", ".join(name for (name,) in names), subjects)
+    return Findings(answer(con, "overview").to_pylist()[0], subjects)
 
 
 def _cell(row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None) -> Cell:

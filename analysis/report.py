@@ -1,0 +1,319 @@
+"""The report of a study: one file that answers first and proves after.
+
+`write_report` writes HTML that works offline and asks the network for nothing, Markdown, JSON, or the study's tables
+in LaTeX. The same results give the same bytes.
+"""
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from analysis import advise, formats, sections, words
+from analysis.document import Answer, Code, Document, Fold, Paragraph, Section, Settings, Trials
+from analysis.errors import UserError
+from analysis.findings import Findings, find
+from analysis.queries import named_queries
+from analysis.queries import run as answer
+from analysis.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import duckdb
+    from jinja2 import Environment
+
+Format = Literal["html", "md", "json", "latex"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+_ENDINGS: Final[Mapping[Format, str]] = {"html": "html", "md": "md", "json": "json", "latex": "tex"}
+
+
+def write_report(results: str | Path, target: Path | None = None, format: str = "html") -> Path:
+    """Write the report of a study.
+
+    Args:
+        results: the study's folder, or a URI of one.
+        target: file to write; `report.html` (.md, .json, .tex) in the results folder when not given.
+        format: html, md, json or latex.
+
+    Returns:
+        The file written. It appears whole or not at all.
+
+    Raises:
+        UserError: the format is unknown, or no target was given for results that aren't a local folder.
+        ResultsError: the results can't be read.
+    """
+    if format not in FORMATS:
+        raise UserError(f"There is no report format '{format}'; there are {', '.join(FORMATS)}.")
+    kind: Format = format
+    from analysis.warehouse import open as open_results
+
+    with open_results(results) as con:
+        findings = find(con)
+        renderers: dict[Format, Callable[[], str]] = {
+            "html": lambda: render_html(con, findings, study_file(results)),
+            "md": lambda: formats.markdown(build(con, findings, study_file(results))),
+            "json": lambda: formats.as_json(findings, _warnings(con, findings)),
+            "latex": lambda: formats.latex(findings),
+        }
+        text = renderers[kind]()
+    if target is None:
+        if not Path(results).is_dir():
+            raise UserError(f"{results} is not a folder of this machine; say where the report goes.")
+        target = Path(results) / f"report.{_ENDINGS[kind]}"
+    _write(target, text)
+    return target
+
+
+def _write(target: Path, text: str) -> None:
+    """Write under a temporary name and rename, so that nobody reads half a report."""
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise UserError(f"The report can't be written to {target}: {error.strerror}.") from error
+
+
+def study_file(results: str | Path) -> str | None:
+    """The study as run, when the folder is local and has it."""
+    path = Path(results) / "study.yaml"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+# --- the document ------------------------------------------------------------------------------------------------
+
+
+def build(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str | None = None) -> Document:
+    """Everything that the page says.
+
+    Args:
+        con: from `analysis.open`.
+        findings: of the same study.
+        study: the study file as run.
+    """
+    advices = [advise.decide(subject) for subject in findings.subjects]
+    body = [
+        sections.outcomes(findings),
+        sections.effectiveness(findings),
+        sections.trade_offs(findings),
+        sections.efficiency(findings),
+        sections.comparison(findings),
+        sections.seeds(findings),
+        *_appendix(con, findings, study),
+    ]
+    answers = [Answer(a.subject, a.lead, a.details, a.chosen is not None) for a in advices]
+    if not answers:
+        answers = [Answer("this study", "No trial has finished yet.", ("`fixstudy run` adds trials.",), False)]
+    return Document(
+        title=findings.study or "fixstudy",
+        facts=_facts(findings),
+        answers=answers,
+        rule=(
+            f"The rule: of the fixers that repair measurably, the one with the highest RR that {advise.Limits()}. "
+            "RR is the share of failures repaired, NFR the share of test samples broken, ASR the share of attacks that "
+            "succeed; brackets are 95 % intervals. For other limits: fixstudy advise."
+        ),
+        warnings=_warnings(con, findings),
+        sections=[section for section in body if section.blocks],
+    )
+
+
+def _facts(findings: Findings) -> list[str]:
+    overview = findings.overview
+
+    def count(n: int, noun: str) -> str:
+        return f"{n:,} {noun}{'' if n == 1 else 's'}".replace(",", "\u202f")
+
+    facts = [
+        count(len(findings.fixers), "fixer"),
+        count(len(findings.subjects), "subject"),
+        count(overview["n_trials"], "trial"),
+        count(overview["n_seeds"], "seed"),
+    ]
+    first, last = overview["first_day"], overview["last_day"]
+    if first:
+        facts.append(first if first == last else f"{first} to {last}")
+    if overview["busy_seconds"]:
+        facts.append(f"{words.seconds(overview['busy_seconds'])} of fixing and evaluating")
+    return facts
+
+
+def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]:
+    warnings = []
+    cells = findings.cells
+    if cells and all(len(cell.runs) <= 1 for cell in cells):
+        warnings.append("One seed per fixer: intervals cover the test images, not what another run would give.")
+    n = len({cell.subject for cell in cells})
+    if n == 1:
+        warnings.append("One subject: nothing here says how the fixers would do on another model.")
+    fixers = findings.fixers
+    gaps = [f"{name} on {s.name}" for s in findings.subjects for name, _, _ in fixers if s.cell(name) is None]
+    if gaps and cells:
+        warnings.append(_some(gaps, "has not been run", "have not been run"))
+    counts = sorted({cell.n_seeds for cell in cells if cell.stage == "final" and cell.outcome != "UNADAPTABLE"})
+    if len(counts) > 1:
+        warnings.append(f"Fixers were repeated unequally, {counts[0]} to {counts[-1]} times.")
+    few = sorted({(cell.subject, cell.n_wrong) for cell in cells if cell.n_wrong is not None and cell.n_wrong < 30})
+    for subject, n_wrong in few:
+        warnings.append(f"{subject} has only {n_wrong} failures in its test split: every RR there is a rough figure.")
+    without = [
+        f"{cell.abbreviation} on {subject.name}"
+        for subject in findings.subjects
+        for cell in subject.ok
+        if subject.samples is None or cell.fixer not in subject.samples.fixers
+    ]
+    if without:
+        warnings.append(_some(without, "has no predictions to check it by", "have no predictions to check them by"))
+    return warnings
+
+
+def _some(items: Sequence[str], one: str, many: str, limit: int = 5) -> str:
+    shown = list(items[:limit]) + ([f"{len(items) - limit} more"] if len(items) > limit else [])
+    return f"{words.conjunction(shown)} {one if len(items) == 1 else many}."
+
+
+_SHOWN: Final = (
+    ("trial_id", "Trial", None), ("stage", "Stage", None), ("subject", "Subject", None), ("fixer", "Fixer", None),
+    ("seed", "Seed", 0), ("outcome", "Outcome", None), ("reason_code", "Kind", None), ("accuracy_fixed", "ACC %", 2),
+    ("repair_rate", "RR %", 2), ("negative_flip_rate", "NFR %", 2), ("asr_fixed", "ASR %", 1),
+    ("aaod_fixed", "AAOD", 4),
+    ("accuracy_valid_fixed", "Valid ACC %", 2), ("fix_seconds", "Fix, s", 2), ("attempts", "Attempts", 0),
+    ("params", "Hyper-parameters", None), ("reason", "Reason", None),
+)  # fmt: skip
+
+
+def _trial_data(con: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
+    """All trials by column; text columns as numbered distinct values, because most repeat."""
+    table = answer(con, "all_trials")
+    columns = []
+    for name, title, digits in _SHOWN:
+        values = table[name].to_pylist()
+        if digits is None:
+            distinct = sorted({value for value in values if value is not None})
+            index = {value: position for position, value in enumerate(distinct)}
+            columns.append(
+                {
+                    "name": name,
+                    "title": title,
+                    "numeric": False,
+                    "values": [*distinct, None],
+                    "index": [index.get(value, len(distinct)) for value in values],
+                }
+            )
+        else:
+            scale = 100 if title.endswith("%") else 1
+            numbers = [None if v is None or v != v else round(scale * v, digits + 2) for v in values]
+            columns.append({"name": name, "title": title, "numeric": True, "digits": digits, "values": numbers})
+    return {"n": table.num_rows, "columns": columns}
+
+
+def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str | None) -> list[Section]:
+    blocks: list[Any] = []
+    for subject in findings.subjects:
+        if subject.info:
+            known = [
+                (name.replace("_", " "), _plain(value)) for name, value in subject.info.items() if value is not None
+            ]
+            blocks.append(Fold(f"Subject {subject.name}", [Settings(known)], open=len(findings.subjects) == 1))
+    overview = findings.overview
+    named = (
+        ("fixstudy", "fixstudy_versions"),
+        ("torch", "torch_versions"),
+        ("device", "devices"),
+        ("attack", "attacks"),
+    )
+    entries = [(name, overview[column]) for name, column in named if overview[column]]
+    if overview["n_hosts"]:
+        entries.append(("nodes", str(overview["n_hosts"])))
+    entries.append(("results schema", f"version {SCHEMA_VERSION}"))
+    blocks.append(Fold("Versions and settings", [Settings(entries)], open=True))
+    versions = [(row["fixer"], row["code_versions"]) for row in answer(con, "code_versions").to_pylist()]
+    if versions:
+        blocks.append(Fold("Code version of every fixer", [Settings(versions)], open=False))
+    if study:
+        blocks.append(Fold("The study file, as run", [Code(study)], open=False))
+    return [
+        Section("setup", "Subjects, versions, settings", blocks, ("overview", "code_versions")),
+        Section(
+            "all-trials",
+            "All trials",
+            [
+                Paragraph("Hyper-parameters are chosen on valid, and only the chosen ones are compared above."),
+                Trials([title for _, title, _ in _SHOWN]),
+            ],
+            ("all_trials",),
+        ),
+    ]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+# --- HTML --------------------------------------------------------------------------------------------------------
+
+
+def render_html(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str | None = None) -> str:
+    """The page: one file, scripts and styles inside, no request to anywhere."""
+    document = build(con, findings, study)
+    figures = document.figures()
+    js = _template("report.js")
+    plotly = _plotly() if figures else ""
+    used = {name for section in document.sections for name in section.queries}
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        document=document,
+        figures=formats.plain(figures),
+        trials=formats.plain(_trial_data(con)),
+        queries=[query for name, query in named_queries().items() if name in used],
+        css=_template("report.css"),
+        js=js,
+        plotly=plotly,
+        policy=_policy([plotly, js]),
+        footer=f"Written by fixstudy, results schema {SCHEMA_VERSION}. Works offline and asks the network for nothing.",
+    )
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A Content-Security-Policy: nothing from anywhere, and no script but these very ones."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _plotly() -> str:
+    """plotly.js from the plotly package, without importing plotly's Python side."""
+    text = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    # Inside a script element only this sequence is special.
+    return text.replace("</script", "<\\/script")
+
+
+def _template(name: str) -> str:
+    return resources.files("analysis").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.policies["json.dumps_kwargs"] = {
+        "sort_keys": True,
+        "ensure_ascii": False,
+        "allow_nan": False,
+        "separators": (",", ":"),
+    }
+    return environment

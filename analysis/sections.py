@@ -1,0 +1,887 @@
+"""The sections of a report, built from findings and from the answers of named queries."""
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from analysis import plots, statistics, words
+from analysis.document import (
+    Block,
+    Column,
+    Fold,
+    Legend,
+    Paragraph,
+    Plot,
+    Plots,
+    Section,
+    Table,
+    Value,
+)
+from analysis.findings import TRADE_OFFS, Cell, Findings, Subject
+from analysis.schema import OUTCOMES
+from analysis.statistics import Interval
+
+if TYPE_CHECKING:
+    pass
+
+MISSING: Final = words.EN_DASH
+OPEN_SUBJECTS: Final = 3
+"""Subjects whose figures are unfolded from the start."""
+
+LEVEL_LEGEND: Final = tuple((plots.SYMBOLS[level], plots.COLOURS[level], f"{level} level") for level in plots.LEVELS)
+_UNIT_NOTES: Final = {
+    "UNADAPTABLE": "the subject doesn't meet a requirement of the fixer, so it was not run",
+    "FAILURE": "fixing or evaluating did not finish",
+    "CORRUPTED": "it finished, and test accuracy fell by more than the study allows",
+    "OK": "everything else",
+}
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def percent_value(rate: float | None, *, style: str = "", small: str = "", title: str = "") -> Value:
+    """A fraction as a percentage with two decimals."""
+    if rate is None or math.isnan(rate):
+        return Value(MISSING, sort=None, style="missing")
+    return Value(words.fixed(100 * rate, 2), small=small, sort=round(100 * rate, 6), style=style, title=title)
+
+
+def interval_value(interval: Interval | None, style: str = "") -> Value:
+    """A rate with its interval in small print, in percent."""
+    if interval is None or math.isnan(interval.estimate):
+        return Value(MISSING, style="missing")
+    ends = f"{words.fixed(100 * interval.low, 1)} to {words.fixed(100 * interval.high, 1)}"
+    return percent_value(interval.estimate, small=ends, style=style)
+
+
+def fixer_value(cell: Cell) -> Value:
+    """The header of a fixer's row."""
+    long = cell.fixer if cell.fixer.casefold() != cell.abbreviation.casefold() else ""
+    return Value(cell.abbreviation, small=long, title=cell.fixer)
+
+
+def _shades(cells: Sequence[Cell], value: Callable[[Cell], float | None], *, higher: bool) -> dict[str, str]:
+    """CSS classes by rank within a column: four shades, the best one bold."""
+    known = [(cell.fixer, found) for cell in cells if (found := value(cell)) is not None and not math.isnan(found)]
+    if len(known) < 2:
+        return {}
+    ranks = statistics.ranks([v for _, v in known], higher_is_better=higher)
+    result = {}
+    for (fixer, _), rank in zip(known, ranks, strict=True):
+        quarter = math.ceil(4 * rank / len(known))
+        result[fixer] = f"r{max(1, 5 - quarter)}" + (" best" if rank == ranks.min() else "")
+    return result
+
+
+def _relative(before: float | None, after: float | None, *, lower_is_better: bool) -> float | None:
+    """Relative change in percent, signed so that positive is better."""
+    if before is None or after is None or before == 0:
+        return None
+    change = 100 * (after - before) / before
+    return -change if lower_is_better else change
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    text = words.fixed(value, digits)
+    return text if text.startswith(words.MINUS) or float(text) == 0 else f"+{text}"
+
+
+# --- outcomes ----------------------------------------------------------------------------------------------------
+
+
+def outcomes(findings: Findings) -> Section:
+    """Grid of fixer and subject, and why cells have no figures."""
+    subjects = findings.subjects
+    grid = []
+    for fixer, abbreviation, _level in findings.fixers:
+        row = [Value(abbreviation, small=fixer if fixer.casefold() != abbreviation.casefold() else "", title=fixer)]
+        row += [_outcome_value(subject.cell(fixer)) for subject in subjects]
+        grid.append(row)
+    blocks: list[Block] = []
+    if grid:
+        columns = [
+            Column("Fixer", numeric=False),
+            *(Column(s.name, _subject_note(s), numeric=False, first="descending") for s in subjects),
+        ]
+        blocks.append(
+            Table(
+                "outcome-grid",
+                "Outcome of every fixer on every subject; where it is OK, what it repairs (RR) and breaks (NFR)",
+                columns,
+                grid,
+            )
+        )
+        blocks.append(
+            Paragraph(
+                "; ".join(f"{outcome}: {_UNIT_NOTES[outcome]}" for outcome in OUTCOMES)
+                + f". Where seeds differ, the cell shows the most frequent outcome and how many agree. "
+                f"{MISSING} means not planned or not run yet.",
+                fine=True,
+            )
+        )
+        if reasons := _reasons(findings):
+            blocks.append(reasons)
+    else:
+        blocks.append(Paragraph("No trial has finished yet, so there is nothing to compare."))
+    return Section("outcomes", "Outcomes", blocks, ("cells",))
+
+
+def _subject_note(subject: Subject) -> str:
+    accuracy = next((c.accuracy_original for c in subject.cells if c.accuracy_original is not None), None)
+    wrong = next((c.n_wrong for c in subject.cells if c.n_wrong is not None), None)
+    parts = []
+    if accuracy is not None:
+        parts.append(f"accuracy {words.fixed(100 * accuracy, 1)} %")
+    if wrong is not None:
+        parts.append(f"{wrong} failures")
+    return ", ".join(parts)
+
+
+def _outcome_value(cell: Cell | None) -> Value:
+    if cell is None:
+        return Value(MISSING, style="missing")
+    agree = cell.outcomes.get(cell.outcome, 0)
+    share = f", {agree} of {cell.n_seeds} seeds" if agree < cell.n_seeds else ""
+    if cell.is_ok and cell.repair_rate and cell.negative_flip_rate:
+        return Value(
+            f"RR {words.fixed(100 * cell.repair_rate.estimate, 1)} %",
+            small=f"NFR {words.fixed(100 * cell.negative_flip_rate.estimate, 2)} %{share}",
+            sort=cell.repair_rate.estimate,
+            style="OK",
+        )
+    code = (cell.reason_code or "").replace("_", " ")
+    return Value(
+        cell.outcome, small=f"{code}{share}".lstrip(", "), style=f"{cell.outcome} word", title=cell.reason or ""
+    )
+
+
+def _reasons(findings: Findings) -> Table | None:
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in findings.cells:
+        # A cell that is OK in most seeds still has a reason for the others.
+        if cell.reason:
+            worst = max((o for o in cell.outcomes if o != "OK"), key=lambda o: cell.outcomes[o], default=cell.outcome)
+            groups.setdefault((worst, cell.reason_code or "", cell.reason), []).append(cell)
+    if not groups:
+        return None
+    rows = [
+        [
+            Value(outcome, style=f"{outcome} word"),
+            Value(code.replace("_", " ")),
+            Value(reason),
+            Value(", ".join(f"{cell.abbreviation} on {cell.subject}" for cell in cells)),
+            Value(str(len(cells)), sort=len(cells)),
+        ]
+        for (outcome, code, reason), cells in sorted(
+            groups.items(),
+            key=lambda g: (-OUTCOMES.index(g[0][0]), g[0][1], g[0][2]),
+        )
+    ]
+    return Table(
+        "reasons",
+        "Why cells, or single seeds of them, have no figures",
+        [
+            Column("Outcome", numeric=False),
+            Column("Kind", numeric=False),
+            Column("Reason", numeric=False, wide=True),
+            Column("Where", numeric=False, wide=True),
+            Column("Cells", first="descending"),
+        ],
+        rows,
+    )
+
+
+# --- effectiveness -----------------------------------------------------------------------------------------------
+
+
+def effectiveness(findings: Findings) -> Section:
+    """The study's main table, one per subject."""
+    blocks: list[Block] = [
+        Paragraph(
+            "RR is the share of the failures (test samples that the original gets wrong) that the fixed model gets "
+            "right. NFR is the share of all test samples that only the original gets right. Under RR and NFR in small "
+            "print: the 95 % interval, Wilson's for one seed, bootstrapped over seeds and images for more. Relative "
+            f"changes are 100 (fixed {words.MINUS} original) / original, signed so + is better. Darker is a better "
+            "rank within the column; the best is bold.",
+            fine=True,
+        )
+    ]
+    for subject in findings.subjects:
+        if not subject.cells:
+            continue
+        blocks.append(_effectiveness_table(subject))
+    if len(blocks) == 1:
+        blocks = [Paragraph("No trial has finished yet.")]
+    return Section("effectiveness", "Effectiveness", blocks, ("cells", "runs"))
+
+
+def _effectiveness_table(subject: Subject) -> Table:
+    ok = subject.ok
+    shade = {
+        "acc": _shades(ok, lambda c: c.accuracy, higher=True),
+        "rr": _shades(ok, lambda c: _estimate(c.repair_rate), higher=True),
+        "nfr": _shades(ok, lambda c: _estimate(c.negative_flip_rate), higher=False),
+        "asr": _shades(ok, lambda c: _estimate(c.asr), higher=False),
+        "aaod": _shades(ok, lambda c: c.aaod, higher=False),
+        "time": _shades(ok, lambda c: c.seconds, higher=False),
+    }
+    has_asr = any(cell.asr for cell in ok)
+    has_aaod = any(cell.aaod is not None for cell in ok)
+    columns = [
+        Column("Fixer", numeric=False),
+        Column("Level", numeric=False),
+        Column("ACC %", "higher is better", first="descending"),
+        Column("Change", "relative %", first="descending"),
+        Column("RR %", f"of {_first(ok, 'n_wrong')} failures", first="descending"),
+        Column("NFR %", f"of {_first(ok, 'n_test')} test samples"),
+        *([Column("ASR %", "lower is better")] if has_asr else []),
+        *([Column("AAOD", "lower is fairer")] if has_aaod else []),
+        Column("Time", "median fix"),
+        Column("Class", "trade-off", numeric=False),
+        Column("Seeds", "OK / run", first="descending"),
+    ]
+    rows = []
+    for cell in subject.cells:
+        row = [
+            fixer_value(cell),
+            Value(cell.level, sort=plots.LEVELS.index(cell.level) if cell.level in plots.LEVELS else 9),
+        ]
+        seeds = Value(f"{len(cell.ok_runs)}/{cell.n_seeds}", sort=len(cell.ok_runs))
+        if not cell.is_ok:
+            reason = (cell.reason or "").strip()
+            width = len(columns) - 3
+            row += [Value(cell.outcome, small=reason, style=f"{cell.outcome} word", span=width), seeds]
+            rows.append(row)
+            continue
+        row.append(percent_value(cell.accuracy, style=shade["acc"].get(cell.fixer, "")))
+        change = cell.change
+        row.append(
+            Value(MISSING)
+            if change is None
+            else Value(
+                _signed(change), sort=round(change, 6), style="good" if change > 0 else "bad" if change < 0 else ""
+            )
+        )
+        row.append(interval_value(cell.repair_rate, shade["rr"].get(cell.fixer, "")))
+        row.append(interval_value(cell.negative_flip_rate, shade["nfr"].get(cell.fixer, "")))
+        if has_asr:
+            relative = _relative(cell.asr_original, _estimate(cell.asr), lower_is_better=True)
+            row.append(
+                percent_value(
+                    _estimate(cell.asr),
+                    style=shade["asr"].get(cell.fixer, ""),
+                    small="" if relative is None else f"{_signed(relative, 1)} % rel.",
+                )
+            )
+        if has_aaod:
+            relative = _relative(cell.aaod_original, cell.aaod, lower_is_better=True)
+            row.append(
+                Value(MISSING, style="missing")
+                if cell.aaod is None
+                else Value(
+                    f"{cell.aaod:#.3g}" if cell.aaod else "0",
+                    small="" if relative is None else f"{_signed(relative, 1)} % rel.",
+                    sort=cell.aaod,
+                    style=shade["aaod"].get(cell.fixer, ""),
+                )
+            )
+        row.append(
+            Value(MISSING, style="missing")
+            if cell.seconds is None
+            else Value(words.seconds(cell.seconds), sort=cell.seconds, style=shade["time"].get(cell.fixer, ""))
+        )
+        harms = f"harms {', '.join(cell.harms)}" if cell.harms else ""
+        row.append(
+            Value(cell.trade_off or MISSING, small=harms, title=TRADE_OFFS[cell.trade_off] if cell.trade_off else "")
+        )
+        row.append(seeds)
+        rows.append(row)
+    original = _original_values(subject)
+    return Table(f"effectiveness-{_slug(subject.name)}", f"{subject.name}: {original}", columns, rows)
+
+
+def _original_values(subject: Subject) -> str:
+    cells = subject.cells
+    parts = []
+    accuracy = next((c.accuracy_original for c in cells if c.accuracy_original is not None), None)
+    asr = sorted({round(100 * c.asr_original, 1) for c in cells if c.asr_original is not None})
+    aaod = next((c.aaod_original for c in cells if c.aaod_original is not None), None)
+    if accuracy is not None:
+        parts.append(f"ACC {words.fixed(100 * accuracy, 2)} %")
+    if asr:
+        # ASR is a share of images that both models classify correctly, so the original's differs by fixer.
+        ends = [words.fixed(value, 1) for value in (asr[0], asr[-1])]
+        parts.append(f"ASR {ends[0]} %" if ends[0] == ends[1] else f"ASR {ends[0]} to {ends[1]} % by fixer")
+    if aaod is not None:
+        parts.append(f"AAOD {aaod:#.3g}")
+    return "the original has " + ", ".join(parts) if parts else "nothing is known of the original"
+
+
+def _estimate(interval: Interval | None) -> float | None:
+    return interval.estimate if interval else None
+
+
+def _first(cells: Iterable[Cell], name: str) -> object:
+    return next((value for cell in cells if (value := getattr(cell, name)) is not None), "all")
+
+
+def _slug(name: str) -> str:
+    """A name for an anchor; unlike the name itself it has nothing that HTML or CSS reads."""
+    plain = "".join(ch if ch.isascii() and ch.isalnum() else "-" for ch in name).strip("-").lower()
+    return f"{plain[:40]}-{zlib.crc32(name.encode(errors='replace')):x}"
+
+
+# --- trade-offs --------------------------------------------------------------------------------------------------
+
+
+def trade_offs(findings: Findings) -> Section:
+    """RR against each harm, per subject, and what the classes are."""
+    blocks: list[Block] = [
+        Paragraph(
+            "Up and to the left is better. The dotted line is the Pareto front: nothing repairs more for less harm. "
+            "Dominated fixers are grey and hollow. Bars are 95 % intervals of RR. Labels that would cover one another "
+            "are left out; every point names itself on hover and is in the table."
+        ),
+        Legend(
+            (
+                *LEVEL_LEGEND,
+                ("hollow", plots.MUTED, "dominated"),
+                ("line", plots.MUTED, "Pareto front"),
+            )
+        ),
+    ]
+    shown = [subject for subject in findings.subjects if subject.ok]
+    for index, subject in enumerate(shown):
+        blocks.append(Fold(subject.name, [Plots(list(_trade_off_plots(subject)))], open=index < OPEN_SUBJECTS))
+    if not shown:
+        return Section(
+            "trade-offs", "Trade-offs", [Paragraph("No fixer gave a usable model, so there is nothing to weigh.")]
+        )
+    blocks.append(_trade_off_matrix(findings))
+    blocks.append(
+        Paragraph(
+            "Classes: "
+            + "; ".join(f"{letter} {meaning}" for letter, meaning in TRADE_OFFS.items())
+            + ". A change counts when it exceeds half the width of its 95 % interval and 0.1 points (AAOD: half the "
+            "range over seeds). The classes are this project's; the study's letters are statistical groups.",
+            fine=True,
+        )
+    )
+    return Section("trade-offs", "Trade-offs", blocks, ("cells",))
+
+
+def _trade_off_plots(subject: Subject) -> Iterable[Plot]:
+    properties: list[tuple[str, str, str, Callable[[Cell], float | None]]] = [
+        ("nfr", "RR against NFR", "NFR, % (left is better)", lambda c: _hundred(_estimate(c.negative_flip_rate))),
+        ("asr", "RR against the change of ASR", "ASR change, points", lambda c: _hundred(_estimate(c.asr_rise))),
+        ("aaod", "RR against the change of AAOD", "AAOD change, points", lambda c: _hundred(c.aaod_rise)),
+    ]
+    for key, title, axis, harm in properties:
+        known = [(cell, x) for cell in subject.ok if (x := harm(cell)) is not None and cell.repair_rate]
+        if not known:
+            continue
+        dominators = statistics.dominated_by([(-_zero(_estimate(cell.repair_rate)), x) for cell, x in known])
+        points = [
+            plots.Point(
+                cell.abbreviation,
+                cell.level,
+                x,
+                _scaled(cell.repair_rate),
+                bool(n == 0),
+                f"<b>{plots.text(cell.abbreviation)}</b> {plots.text(cell.fixer)}<br>RR {_said(cell.repair_rate)}"
+                f"<br>{title.rsplit(' ', 1)[-1]} {words.fixed(x, 2)}",
+            )
+            for (cell, x), n in zip(known, dominators, strict=True)
+            if cell.repair_rate is not None
+        ]
+        front = [p.name for p in points if p.front]
+        rows = [
+            [
+                fixer_value(cell),
+                percent_value(_estimate(cell.repair_rate)),
+                Value(words.fixed(x, 2), sort=x),
+                Value("front" if n == 0 else f"dominated by {n}", sort=int(n)),
+            ]
+            for (cell, x), n in zip(known, dominators, strict=True)
+        ]
+        name = f"trade-{key}-{_slug(subject.name)}"
+        yield Plot(
+            name,
+            f"{subject.name}: {title}",
+            f"On the front: {words.conjunction([words.shortened(f, 16) for f in front])}.",
+            plots.trade_off(points, axis),
+            Table(
+                f"{name}-data",
+                f"{subject.name}: {title}",
+                [
+                    Column("Fixer", numeric=False),
+                    Column("RR %", first="descending"),
+                    Column(axis.split(" (")[0]),
+                    Column("Front", numeric=False),
+                ],
+                rows,
+            ),
+        )
+
+
+def _scaled(interval: Interval | None) -> Interval:
+    return Interval(*(100 * value for value in interval)) if interval else Interval(0.0, 0.0, 0.0)
+
+
+def _said(interval: Interval | None) -> str:
+    return f"{words.percent(interval.estimate)} ({words.span(interval)})" if interval else MISSING
+
+
+def _hundred(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _zero(value: float | None) -> float:
+    return 0.0 if value is None else value
+
+
+def _trade_off_matrix(findings: Findings) -> Table:
+    """Per fixer, on how many subjects each property got better, stayed or got worse."""
+
+    def count(cells: Sequence[Cell], change: Callable[[Cell], Interval | None]) -> Value:
+        known = [found for cell in cells if (found := change(cell)) is not None]
+        if not known:
+            return Value(MISSING, style="missing")
+        margin = [max(i.half_width, 0.001) for i in known]
+        worse = sum(i.estimate > m for i, m in zip(known, margin, strict=True))
+        better = sum(i.estimate < -m for i, m in zip(known, margin, strict=True))
+        return Value(f"{better} / {len(known) - better - worse} / {worse}", sort=better - worse)
+
+    rows = []
+    for fixer, _, _ in findings.fixers:
+        cells = [cell for s in findings.subjects if (cell := s.cell(fixer)) is not None and cell.is_ok]
+        if not cells:
+            continue
+        classes = "".join(cell.trade_off or "" for cell in cells)
+        rows.append(
+            [
+                fixer_value(cells[0]),
+                Value(
+                    str(sum(c.trade_off != "d" for c in cells)) + f" of {len(cells)}",
+                    sort=sum(c.trade_off != "d" for c in cells),
+                ),
+                count(cells, lambda c: c.negative_flip_rate),
+                count(cells, lambda c: c.asr_rise),
+                count(
+                    cells, lambda c: None if c.aaod_rise is None else Interval(c.aaod_rise, c.aaod_rise, c.aaod_rise)
+                ),
+                Value(" ".join(classes), sort=classes),
+            ]
+        )
+    return Table(
+        "trade-off-matrix",
+        "On how many subjects each property got better / stayed / got worse",
+        [
+            Column("Fixer", numeric=False),
+            Column("Repairs", "measurably", numeric=False, first="descending"),
+            Column("NFR", "better / same / worse", numeric=False, first="descending"),
+            Column("ASR", "better / same / worse", numeric=False, first="descending"),
+            Column("AAOD", "better / same / worse", numeric=False, first="descending"),
+            Column("Classes", "by subject", numeric=False),
+        ],
+        rows,
+    )
+
+
+# --- efficiency --------------------------------------------------------------------------------------------------
+
+
+def efficiency(findings: Findings) -> Section:
+    """Time and memory."""
+    blocks: list[Block] = [
+        Paragraph(
+            "Time of the fix alone, without loading, evaluation and waiting: median over seeds, bars from the fastest "
+            "to the slowest, log axis. An arrow marks runs that the time limit cut off: they would have taken longer. "
+            "Memory is the largest amount held while fixing."
+        ),
+        Legend((*LEVEL_LEGEND, ("arrow", plots.HARM, "cut off by the time limit"))),
+    ]
+    shown = [s for s in findings.subjects if any(run.fix_seconds for cell in s.cells for run in cell.runs)]
+    for index, subject in enumerate(shown):
+        blocks.append(Fold(subject.name, [Plots(list(_cost_plots(subject)), wide=True)], open=index < OPEN_SUBJECTS))
+    if not shown:
+        return Section("efficiency", "Time and memory", [Paragraph("No fix was timed.")])
+    return Section("efficiency", "Time and memory", blocks, ("runs",))
+
+
+def _cost_plots(subject: Subject) -> Iterable[Plot]:
+    def limit(cell: Cell) -> float | None:
+        cut = [run.fix_seconds for run in cell.runs if run.reason_code == "timeout" and run.fix_seconds]
+        return max(cut) if cut else None
+
+    timed = sorted(
+        (c for c in subject.cells if any(run.fix_seconds for run in c.runs)),
+        key=lambda c: (c.seconds if c.seconds is not None else math.inf, c.fixer),
+    )
+    name = f"time-{_slug(subject.name)}"
+    rows = []
+    for cell in timed:
+        measured = cell.values("fix_seconds")
+        evaluate = cell.values("evaluate_seconds")
+        cut = limit(cell)
+        hours = cell.seconds / 3600 if cell.seconds else None
+        repaired = np.mean(cell.values("n_repaired")) if cell.values("n_repaired") else None
+        rows.append(
+            [
+                fixer_value(cell),
+                Value(words.seconds(cell.seconds), sort=cell.seconds) if cell.seconds else Value(MISSING),
+                Value(f"{words.seconds(min(measured))} to {words.seconds(max(measured))}")
+                if measured
+                else Value(MISSING),
+                Value(f"more than {words.seconds(cut)}", sort=cut) if cut else Value(""),
+                Value(words.seconds(float(np.median(evaluate))), sort=float(np.median(evaluate)))
+                if evaluate
+                else Value(MISSING),
+                Value(words.number(float(repaired) / hours), sort=float(repaired) / hours)
+                if hours and repaired is not None
+                else Value(MISSING),
+            ]
+        )
+    yield Plot(
+        name,
+        f"{subject.name}: time to fix",
+        "Fastest on top.",
+        plots.costs(
+            [plots.Cost(cell.abbreviation, cell.level, cell.values("fix_seconds"), limit(cell)) for cell in timed],
+            "time of one fix",
+            unit="seconds",
+        ),
+        Table(
+            f"{name}-data",
+            f"{subject.name}: time",
+            [
+                Column("Fixer", numeric=False),
+                Column("Median"),
+                Column("Range", "over seeds", numeric=False),
+                Column("Cut off"),
+                Column("Evaluation", "median"),
+                Column("Repaired", "images per hour of fixing", first="descending"),
+            ],
+            rows,
+        ),
+    )
+    memory: list[tuple[str, str]] = [("peak_device_bytes", "GPU memory"), ("peak_host_bytes", "host memory")]
+    for column, title in memory:
+        held = sorted(
+            ((max(cell.values(column)), cell) for cell in subject.cells if cell.values(column)),
+            key=lambda pair: (pair[0], pair[1].fixer),
+        )
+        if not held:
+            continue
+        name = f"{column.replace('_', '-')}-{_slug(subject.name)}"
+        shared = any(run.gpu_shared for _, cell in held for run in cell.runs)
+        note = " Some trials shared a GPU." if shared and column == "peak_device_bytes" else ""
+        yield Plot(
+            name,
+            f"{subject.name}: peak {title}",
+            f"Smallest on top.{note}",
+            plots.costs(
+                [plots.Cost(cell.abbreviation, cell.level, cell.values(column)) for _, cell in held],
+                f"peak {title}",
+                unit="bytes",
+            ),
+            Table(
+                f"{name}-data",
+                f"{subject.name}: peak {title}",
+                [Column("Fixer", numeric=False), Column("Peak")],
+                [[fixer_value(cell), Value(words.size(value), sort=value)] for value, cell in held],
+            ),
+        )
+
+
+# --- comparison over subjects ------------------------------------------------------------------------------------
+
+_METRICS: Final[tuple[tuple[str, str, bool], ...]] = (
+    ("RR", "repair_rate", True),
+    ("NFR", "negative_flip_rate", False),
+    ("ACC change", "change", True),
+)
+POLICIES: Final = ("own cells", "complete cases", "worst rank")
+
+
+def comparison(findings: Findings) -> Section:
+    """Ranks over subjects, and tests within them."""
+    subjects = [subject for subject in findings.subjects if subject.cells]
+    blocks: list[Block] = [*_ranks(findings, subjects), *_tests(findings)]
+    if not blocks:
+        blocks.append(Paragraph("There is nothing to compare yet."))
+    return Section("comparison", "Robust comparison", blocks, ("cells", "flips"))
+
+
+def _scores(findings: Findings, subjects: Sequence[Subject], column: str) -> dict[str, list[float | None]]:
+    def score(subject: Subject, fixer: str) -> float | None:
+        cell = subject.cell(fixer)
+        if cell is None or not cell.is_ok:
+            return None
+        value = getattr(cell, column)
+        return value.estimate if isinstance(value, Interval) else value
+
+    return {fixer: [score(subject, fixer) for subject in subjects] for fixer, _, _ in findings.fixers}
+
+
+def _ranks(findings: Findings, subjects: Sequence[Subject]) -> Iterable[Block]:
+    names = {fixer: (abbreviation, level) for fixer, abbreviation, level in findings.fixers}
+    n = len(subjects)
+    if len(names) < 2 or not any(subject.ok for subject in subjects):
+        return
+    scores = _scores(findings, subjects, "repair_rate")
+    standings = [
+        policy(scores, higher_is_better=True)
+        for policy in (statistics.own_cells, statistics.complete_cases, statistics.worst_rank)
+    ]
+    yield Paragraph(
+        "How cells without figures are treated decides the ranking, so three ways stand side by side. Own cells: the "
+        "mean relative rank over the subjects where the fixer gave a usable model. Complete cases: the mean rank among "
+        "fixers that gave one everywhere. Worst rank: a cell without figures is tied for the last rank of its subject. "
+        "All by RR, lower is better."
+    )
+    positions = [_positions(standing) for standing in standings]
+    lines = [
+        plots.Line(
+            names[fixer][0],
+            names[fixer][1],
+            [position.get(fixer) for position in positions],
+            [_standing(standing[fixer]) for standing in standings],
+        )
+        for fixer in names
+    ]
+    table = Table(
+        "policies",
+        "Rank by RR under the three failure policies",
+        [
+            Column("Fixer", numeric=False),
+            Column("Own cells", "mean relative rank"),
+            Column("Complete cases", "mean rank"),
+            Column("Worst rank", "mean rank"),
+        ],
+        [
+            [
+                Value(names[fixer][0], title=fixer),
+                *(
+                    Value(
+                        MISSING if standing[fixer].value is None else words.fixed(standing[fixer].value or 0.0, 2),
+                        small=f"{standing[fixer].n} of {standing[fixer].of}",
+                        sort=standing[fixer].value,
+                    )
+                    for standing in standings
+                ),
+            ]
+            for fixer in names
+        ],
+    )
+    figures = [
+        Plot(
+            "policies-figure",
+            "Order of the fixers by RR under three failure policies",
+            "Best on top. A line that crosses others is a fixer whose standing depends on how failed cells count.",
+            plots.slopes(lines, ["own cells", "complete", "worst rank"]),
+            table,
+        )
+    ]
+    complete = {fixer: row for fixer, row in scores.items() if all(v is not None for v in row)}
+    statement = _across(findings, subjects, complete)
+    if n >= 2 and len(complete) >= 3:
+        matrix = np.array(list(complete.values()), dtype=np.float64).T
+        result = statistics.friedman(matrix, higher_is_better=True)
+        order = np.argsort(result.mean_ranks, kind="stable")
+        ordered = [names[list(complete)[i]][0] for i in order]
+        means = [float(result.mean_ranks[i]) for i in order]
+        p = statistics.nemenyi(means, n)
+        letters = statistics.compact_letters(p < 0.05)
+        cd = statistics.critical_difference(len(ordered), n)
+        figures.append(
+            Plot(
+                "critical-difference",
+                "Critical difference of mean ranks by RR",
+                f"N = {n} subjects, k = {len(ordered)} fixers with figures on every one, CD = {cd:.2f} (Nemenyi, 5 %). "
+                "Upright bars join fixers that do not differ significantly.",
+                plots.critical_difference(ordered, means, letters, cd, n),
+                Table(
+                    "critical-difference-data",
+                    "Mean ranks over complete cases",
+                    [Column("Fixer", numeric=False), Column("Mean rank"), Column("Group", numeric=False)],
+                    [
+                        [Value(m), Value(words.fixed(r, 2), sort=r), Value(letter)]
+                        for m, r, letter in zip(ordered, means, letters, strict=True)
+                    ],
+                ),
+            )
+        )
+    yield Plots(figures, wide=True)
+    yield Paragraph(statement)
+
+
+def _positions(standing: dict[str, statistics.PolicyRank]) -> dict[str, int]:
+    """Places 1, 2, ... of those that can be ranked; ties in the order of names, so that lines don't coincide."""
+    ranked = sorted((rank.value, fixer) for fixer, rank in standing.items() if rank.value is not None)
+    return {fixer: place for place, (_, fixer) in enumerate(ranked, start=1)}
+
+
+def _standing(rank: statistics.PolicyRank) -> str:
+    return f"{rank.value:.2f} over {rank.n} of {rank.of}" if rank.value is not None else "not ranked"
+
+
+def _across(findings: Findings, subjects: Sequence[Subject], complete: dict[str, list[float | None]]) -> str:
+    """What can honestly be said over the subjects."""
+    n = len(subjects)
+    if n < 2:
+        return (
+            "One subject has no ranks to compare: nothing here says how these fixers would do on another model. "
+            "The tests on samples below hold for this subject alone."
+        )
+    sentences = []
+    if len(complete) >= 3:
+        for label, column, higher in _METRICS:
+            matrix = _scores(findings, subjects, column)
+            rows = [matrix[fixer] for fixer in complete]
+            if any(value is None for row in rows for value in row):
+                continue
+            result = statistics.friedman(np.array(rows, dtype=np.float64).T, higher_is_better=higher)
+            f = "infinite" if math.isinf(result.f) else words.fixed(result.f, 2)
+            sentences.append(
+                f"{label}: Friedman chi-square {words.fixed(result.statistic, 2)}, p {_p(result.p)} "
+                f"(Iman-Davenport F {f}, p {_p(result.p_f)})"
+            )
+    said = f"Over the {len(complete)} complete cases: " + "; ".join(sentences) + "." if sentences else ""
+    if len(complete) < 3:
+        said = f"Only {len(complete)} fixers gave a usable model on every subject; a critical difference needs 3."
+    if n < 6:
+        return said + (
+            f" {n} subjects are too few for a claim about pairs of fixers: with 5, no two-sided signed-rank test can "
+            "fall below p = 0.0625 whatever the data. Read the ranks as a description."
+        )
+    return said
+
+
+def _p(p: float) -> str:
+    return "below 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+
+
+def _tests(findings: Findings) -> Iterable[Block]:
+    subjects = [subject for subject in findings.subjects if subject.against_original]
+    if not subjects:
+        return
+    yield Paragraph(
+        "Within a subject the unit is the test image, and there are enough of them to test. p is McNemar's exact test "
+        "on the images that only one of the two models gets right, the largest over the seeds, so that a claim holds "
+        "for each of them; Holm adjusts for the other fixers of the table. Differences have 95 % intervals from "
+        f"{statistics.REPLICATES} bootstrap replicates that draw seeds first, then images."
+    )
+    for index, subject in enumerate(subjects):
+        blocks: list[Block] = [_test_table(subject, "original")]
+        if subject.against_best:
+            blocks.append(_test_table(subject, "best"))
+        yield Fold(f"Tests on the samples of {subject.name}", blocks, open=index < 1)
+
+
+def _test_table(subject: Subject, against: str) -> Table:
+    comparisons = subject.against_original if against == "original" else subject.against_best
+    other = comparisons[0].second
+    best = subject.cell(other) if other else None
+    title = f"the most accurate fixer, {best.abbreviation}" if best else "the original model"
+    rows = []
+    for one in comparisons:
+        cell = subject.cell(one.first)
+        if cell is None:
+            continue
+        significant = one.p_holm < 0.05
+        better = one.accuracy.estimate > 0
+        verdict = "no difference shown" if not significant else "better" if better else "worse"
+        rows.append(
+            [
+                fixer_value(cell),
+                Value(verdict, style="good" if significant and better else "bad" if significant else ""),
+                Value(_p(one.p_holm), sort=one.p_holm, small=f"unadjusted {_p(one.p)}"),
+                Value(words.fixed(one.only_first, 0), sort=one.only_first),
+                Value(words.fixed(one.only_second, 0), sort=one.only_second),
+                *(
+                    Value(
+                        _signed(100 * d.estimate),
+                        small=f"{words.fixed(100 * d.low, 1)} to {words.fixed(100 * d.high, 1)}",
+                        sort=d.estimate,
+                    )
+                    for d in (one.accuracy, one.repair_rate, one.negative_flip_rate)
+                ),
+            ]
+        )
+    return Table(
+        f"tests-{against}-{_slug(subject.name)}",
+        f"{subject.name}: each fixer against {title}",
+        [
+            Column("Fixer", numeric=False),
+            Column("In accuracy", numeric=False),
+            Column("p", "Holm-adjusted"),
+            Column("Only this", "images right", first="descending"),
+            Column("Only other", "images right"),
+            Column("ACC", "difference, points", first="descending"),
+            Column("RR", "difference, points", first="descending"),
+            Column("NFR", "difference, points"),
+        ],
+        rows,
+    )
+
+
+def seeds(findings: Findings) -> Section:
+    """How much the seeds differ."""
+    shown = [s for s in findings.subjects if any(len(cell.ok_runs) > 1 for cell in s.ok)]
+    if not shown:
+        text = "One seed per fixer: how much another run would differ is not known. Add seeds to the study to learn it."
+        return Section("seeds", "Seeds", [Paragraph(text)], ("runs",))
+    blocks: list[Block] = [
+        Paragraph(
+            "One mark per seed, so that the spread of a fixer can be compared with the distance to the next one."
+        ),
+        Legend(LEVEL_LEGEND),
+    ]
+    for index, subject in enumerate(shown):
+        figures = []
+        for key, column, title in (("rr", "repair_rate", "RR"), ("nfr", "negative_flip_rate", "NFR")):
+            cells = [cell for cell in subject.ok if cell.values(column)]
+            name = f"seeds-{key}-{_slug(subject.name)}"
+            rows = [
+                [
+                    fixer_value(cell),
+                    Value(str(len(cell.values(column))), sort=len(cell.values(column))),
+                    percent_value(min(cell.values(column))),
+                    percent_value(max(cell.values(column))),
+                    percent_value(max(cell.values(column)) - min(cell.values(column))),
+                ]
+                for cell in cells
+            ]
+            figures.append(
+                Plot(
+                    name,
+                    f"{subject.name}: {title} by seed",
+                    f"{max(len(cell.values(column)) for cell in cells)} seeds at most.",
+                    plots.strips(
+                        [
+                            plots.Strip(cell.abbreviation, cell.level, [100 * v for v in cell.values(column)])
+                            for cell in cells
+                        ],
+                        f"{title}, %",
+                    ),
+                    Table(
+                        f"{name}-data",
+                        f"{subject.name}: {title} by seed, %",
+                        [
+                            Column("Fixer", numeric=False),
+                            Column("Seeds"),
+                            Column("Lowest"),
+                            Column("Highest"),
+                            Column("Range"),
+                        ],
+                        rows,
+                    ),
+                )
+            )
+        blocks.append(Fold(subject.name, [Plots(figures, wide=True)], open=index < 1))
+    return Section("seeds", "Seeds", blocks, ("runs",))
