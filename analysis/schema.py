@@ -20,6 +20,7 @@ VERSION_KEY: Final = b"fixstudy_schema_version"
 Outcome = Literal["OK", "CORRUPTED", "FAILURE", "UNADAPTABLE"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 DatasetName = Literal["subjects", "trials", "predictions", "curves"]
+DATASETS: Final[tuple[DatasetName, ...]] = get_args(DatasetName)
 
 
 Kind = Literal["string", "bool", "int8", "int16", "int32", "int64", "float64", "timestamp", "list<int32>"]
@@ -98,6 +99,8 @@ _TRIALS = (
     Column("negative_flip_rate", "float64", "NFR: n_broken / n_test; lower is better", "fraction"),
     Column("asr_original", "float64", "attack success rate against the original; lower is better", "fraction"),
     Column("asr_fixed", "float64", "attack success rate against the fixed model; lower is better", "fraction"),
+    Column("masked_original", "float64", "share of attacks on the original that had no gradient to follow", "fraction"),
+    Column("masked_fixed", "float64", "share of attacks on the fixed model that had no gradient to follow", "fraction"),
     Column("aaod_original", "float64", "AAOD of the original model; lower is fairer", "fraction"),
     Column("aaod_fixed", "float64", "AAOD of the fixed model; lower is fairer", "fraction"),
     Column("accuracy_valid_original", "float64", "accuracy of the original model on valid", "fraction"),

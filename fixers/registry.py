@@ -6,6 +6,7 @@ Adding an approach is adding one file; nothing else names it.
 import ast
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
 from fixers.errors import UnknownFixerError
 from fixers.fixer import Fixer, suggest
@@ -36,6 +38,39 @@ def register(fixer: type[Fixer]) -> type[Fixer]:
             raise ValueError(f"'{fixer.name}' ({fixer.abbreviation}) is already taken by {_identity(other)}.")
     _registered[fixer.name] = fixer
     return fixer
+
+
+def load(source: str) -> None:
+    """Register the approaches of a module or of a single file outside this package.
+
+    Args:
+        source: path of a ``.py`` file, or the name of an importable module.
+
+    Raises:
+        UnknownFixerError: there is no such file or module, or no approach in it.
+    """
+    try:
+        module = _import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        raise UnknownFixerError(f"The plug-in {source} can't be loaded: {error}.") from error
+    found = list(_defined_in(module.__name__))
+    if not found:
+        raise UnknownFixerError(f"The plug-in {source} defines no subclass of fixers.Fixer.")
+    for fixer in found:
+        register(fixer)
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"fixstudy_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}_{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        module = importlib.util.module_from_spec(spec)
+        # Dataclasses look their module up while the class is being made.
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
 def all_fixers() -> dict[str, type[Fixer]]:

@@ -1,0 +1,1 @@
+"""Studies: planning, scheduling on Ray, evaluating and storing. Heavy imports happen where they are used."""

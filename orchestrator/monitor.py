@@ -1,0 +1,70 @@
+"""Who is doing what right now: a small actor that outlives the workers, so that a dead one still tells its phase."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """The last that a worker said about a trial."""
+
+    trial_id: str
+    label: str
+    """Fixer and subject, for people."""
+    phase: str
+    node_id: str
+    pid: int
+    since: float
+    """Unix time at which the phase began."""
+    oom_kills: int
+    """The kernel's count of OOM kills in the worker's cgroup when the trial began."""
+    step: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class Monitor:
+    """State of the trials in flight. Run as a Ray actor without resources."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Sighting] = {}
+        self._last: dict[str, Sighting] = {}
+        self._loads: dict[str, int] = {}
+
+    def phase(self, sighting: Sighting) -> None:
+        """A trial entered a phase."""
+        self._running[sighting.trial_id] = sighting
+        self._last[sighting.trial_id] = sighting
+
+    def progress(self, trial_id: str, step: int, figures: Mapping[str, float]) -> None:
+        """A fixer reported."""
+        if trial_id in self._running:
+            self._running[trial_id] = replace(self._running[trial_id], step=step, figures=figures)
+
+    def finished(self, trial_id: str) -> None:
+        """A trial has its row."""
+        self._running.pop(trial_id, None)
+        self._last.pop(trial_id, None)
+
+    def last_seen(self, trial_id: str) -> Sighting | None:
+        """The last phase that a trial was seen in, even if its worker is gone."""
+        self._running.pop(trial_id, None)
+        return self._last.get(trial_id)
+
+    def running(self) -> list[Sighting]:
+        """Trials in flight, oldest phase first."""
+        return sorted(self._running.values(), key=lambda sighting: sighting.since)
+
+    def loaded(self, what: str) -> None:
+        """A subject was read from its files."""
+        self._loads[what] = self._loads.get(what, 0) + 1
+
+    def loads(self) -> dict[str, Any]:
+        """How often each subject was read from its files, over the whole cluster."""
+        return dict(self._loads)
+
+
+def now() -> float:
+    """Unix time."""
+    return time.time()

@@ -1,0 +1,142 @@
+"""What a person sees while a study runs: one live display, or plain lines where there is no terminal."""
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.monitor import Sighting
+
+SECONDS_BETWEEN_POLLS = 0.5
+SECONDS_BETWEEN_LINES = 30.0
+MOST_TRIALS_SHOWN = 12
+STYLES = {"OK": "green", "CORRUPTED": "yellow", "FAILURE": "red", "UNADAPTABLE": "dim"}
+
+
+class StudyDisplay:
+    """Done, running and failed trials, and when the rest will be done.
+
+    Args:
+        title: name of the study.
+        console: where to write; standard error when not given, so that it doesn't mix with piped output.
+    """
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._title = title
+        self._outcomes: Counter[str] = Counter()
+        self._planned = 0
+        self._before = 0
+        self._began: float | None = None
+        self._event = "starting Ray"
+        self._last_line = 0.0
+        self._running: Callable[[], list[Sighting]] = list
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[eta]}"),
+            console=self._console,
+        )
+        self._task = self._bar.add_task(title, total=None, eta="")
+
+    @contextmanager
+    def shown(self) -> Iterator["StudyDisplay"]:
+        """Show it until the block ends."""
+        if not self._console.is_terminal:
+            self._say(f"{self._title}: {self._event}")
+            yield self
+            return
+        stop = threading.Event()
+        with Live(self.render(), console=self._console, refresh_per_second=4, transient=True) as live:
+
+            def refresh() -> None:
+                while not stop.wait(SECONDS_BETWEEN_POLLS):
+                    live.update(self.render())
+
+            thread = threading.Thread(target=refresh, name="display", daemon=True)
+            thread.start()
+            try:
+                yield self
+            finally:
+                stop.set()
+                thread.join()
+                live.update(self.render())
+
+    def event(self, sentence: str) -> None:
+        """Something worth a line happened."""
+        self._event = sentence
+        if not self._console.is_terminal:
+            self._say(f"{self._title}: {sentence}")
+
+    def planned(self, planned: int, done_before: int, running: Callable[[], list[Sighting]]) -> None:
+        """The plan is known: its trials, those that have a row already, and how to ask for the ones in flight."""
+        self._planned, self._before, self._running = planned, done_before, running
+        self._began = time.monotonic()
+        if done_before:
+            self.event(f"{done_before} of {planned} trials are done already")
+
+    def row(self, trial_id: str, outcome: str, reason_code: str | None) -> None:
+        """A trial has its row."""
+        self._outcomes[outcome] += 1
+        now = time.monotonic()
+        done = self._before + self._outcomes.total()
+        bad = outcome in ("FAILURE", "CORRUPTED")
+        if not self._console.is_terminal and (bad or now - self._last_line > SECONDS_BETWEEN_LINES):
+            self._last_line = now
+            latest = f"; trial {trial_id} is {outcome} ({reason_code})" if bad else ""
+            self._say(f"{self._title}: {done}/{self._planned} trials done{self._eta()}{latest}")
+
+    def render(self) -> RenderableType:
+        """The display as it stands."""
+        done = self._before + self._outcomes.total()
+        self._bar.update(self._task, total=self._planned or None, completed=done, eta=self._eta().removeprefix(", "))
+        counts = Text("  ").join(
+            Text(f"{self._outcomes[name]} {name}", style=style)
+            for name, style in STYLES.items()
+            if self._outcomes[name]
+        )
+        parts: list[RenderableType] = (
+            [self._bar, counts] if self._outcomes else [self._bar, Text(self._event, style="dim")]
+        )
+        flying = self._running()
+        if flying:
+            table = Table.grid(padding=(0, 2))
+            for sighting in flying[:MOST_TRIALS_SHOWN]:
+                figures = "  ".join(f"{name} {value:.4g}" for name, value in sighting.figures.items())
+                seconds = f"{time.time() - sighting.since:.0f} s"
+                table.add_row(Text(sighting.label), sighting.phase, seconds, f"step {sighting.step}", figures)
+            parts.append(table)
+            if len(flying) > MOST_TRIALS_SHOWN:
+                parts.append(Text(f"and {len(flying) - MOST_TRIALS_SHOWN} more", style="dim"))
+        return Group(*parts)
+
+    def _eta(self) -> str:
+        done = self._outcomes.total()
+        if self._began is None or not done or not self._planned:
+            return ""
+        left = self._planned - self._before - done
+        return f", about {duration((time.monotonic() - self._began) / done * left)} left" if left > 0 else ""
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 3 min 10 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

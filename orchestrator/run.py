@@ -1,0 +1,108 @@
+"""A whole study: load, plan, run what is missing, tidy up. The command line and tests call the same functions."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import session
+from orchestrator.progress import StudyDisplay
+from orchestrator.store import Store
+from orchestrator.study import Study, load_study
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call of :func:`run_study` did."""
+
+    results: str
+    planned: int
+    ran: int
+    outcomes: Mapping[str, int]
+    """Rows of the whole study by outcome."""
+    seconds: float
+
+
+def default_results(study: Study) -> str:
+    """Where results go when nothing else is said."""
+    return f"results/{study.study}"
+
+
+def run_study(
+    path: str | Path,
+    *,
+    results: str | None = None,
+    address: str | None = None,
+    data_root: str | None = None,
+    display: StudyDisplay | None = None,
+) -> Summary:
+    """Run what is missing of a study.
+
+    Args:
+        path: study file.
+        results: folder or URI; ``results/<study>`` when not given.
+        address: of a Ray cluster; one on this machine when not given.
+        data_root: folder of datasets; ``FIXSTUDY_DATA`` when not given.
+        display: shows progress; none when not given.
+
+    Raises:
+        UserError: the study file, the data or the results folder are not as they must be.
+    """
+    began = time.monotonic()
+    study = load_study(path)
+    definitions = session.definitions(study, Path(path).parent)
+    store = Store(results or default_results(study))
+    store.create()
+    with session.sole_driver(store):
+        session.freeze(study, Path(path).read_text(encoding="utf-8"), store)
+        store.tidy()
+        with session.ray_running(address):
+            import ray
+
+            from orchestrator.scheduler import StudyRun
+
+            rows: list[str] = []
+
+            def on_row(trial_id: str, outcome: str, reason_code: str | None) -> None:
+                rows.append(trial_id)
+                if display is not None:
+                    display.row(trial_id, outcome, reason_code)
+
+            run = StudyRun(study, definitions, store, session.data_root(data_root), session.cache_dir(), on_row=on_row)
+            if display is not None:
+                shown = display
+                run.on_event = shown.event
+                run.on_plan = lambda plan, done: shown.planned(
+                    plan.planned, done, lambda: ray.get(run.monitor.running.remote())
+                )
+            run.run()
+            planned = run.plan.planned if run.plan else 0
+        if study.keep_models == "best":
+            keep_best_models(store)
+        store.compact()
+    return Summary(store.uri, planned, len(rows), count_outcomes(store), time.monotonic() - began)
+
+
+def count_outcomes(store: Store) -> dict[str, int]:
+    """Rows by outcome."""
+    counts: dict[str, int] = {}
+    for row in store.rows(["outcome"]):
+        counts[row["outcome"]] = counts.get(row["outcome"], 0) + 1
+    return counts
+
+
+def keep_best_models(store: Store) -> None:
+    """Delete the fixed models that aren't the best of their fixer and subject, judged on valid."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in store.rows(["fixer", "subject", "outcome", "accuracy_valid_fixed"]):
+        if row["outcome"] != "OK" or row["accuracy_valid_fixed"] is None:
+            continue
+        key = row["fixer"], row["subject"]
+        # Ties go to the smaller id, so that every call keeps the same one.
+        rank = (-row["accuracy_valid_fixed"], row["trial_id"])
+        if key not in best or rank < (-best[key]["accuracy_valid_fixed"], best[key]["trial_id"]):
+            best[key] = row
+    kept = {row["trial_id"] for row in best.values()}
+    for trial_id in store.model_ids() - kept:
+        store.delete(f"models/{trial_id}.safetensors")

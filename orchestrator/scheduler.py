@@ -1,0 +1,563 @@
+"""Running what is missing of a study on Ray Tune.
+
+Ray does the distributing; this module decides which trial comes next, and turns a dead worker into an outcome. The
+plan is what the study says minus the trials that have a row, so there is no driver state to restore: running the
+same command again is resuming.
+"""
+
+import io
+import json
+import logging
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray import tune
+from ray.tune.search import Searcher
+
+import fixers
+from fixers.requirements import TrainingHistory, Unmet
+from orchestrator import outcomes
+from orchestrator.errors import UserError
+from orchestrator.loading import LoadedSubject, load
+from orchestrator.monitor import Monitor, Sighting
+from orchestrator.outcomes import Verdict
+from orchestrator.store import Store
+from orchestrator.study import FixerEntry, Study, TrialSpec, configurations, trial_specs
+from orchestrator.subjects.subject import SubjectDefinition
+from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
+from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config
+
+MOST_RUNS_OF_A_TRIAL = 3
+"""A trial whose node is lost, or that Ray's memory monitor killed perhaps for a neighbour's memory, runs again."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a study on one subject."""
+
+    entry: FixerEntry
+    subject: str
+    unmet: Unmet | None
+    """Why the approach can't be applied."""
+    adapt: tuple[TrialSpec, ...]
+    """Trials of the sweep; empty without adaptation."""
+    final: tuple[TrialSpec, ...]
+    """Trials whose settings are known already; those of an adaptation follow from its sweep."""
+    n_final: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trials of a study."""
+
+    cells: tuple[Cell, ...]
+    done: frozenset[str]
+    """Ids of trials that have a row."""
+
+    @property
+    def planned(self) -> int:
+        """Trials of the whole study, those of adaptations included."""
+        return sum(len(cell.adapt) + cell.n_final for cell in self.cells)
+
+
+def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterable[str]) -> Plan:
+    """What the study means for its loaded subjects."""
+    cells = []
+    for entry in study.fixers:
+        for name, subject in subjects.items():
+            unmet = fixers.get(entry.name).unmet(subject.facts)
+            adapting = entry.adapt is not None and unmet is None
+            cells.append(
+                Cell(
+                    entry,
+                    name,
+                    unmet,
+                    adapt=tuple(trial_specs(study, entry, name, subject.fingerprint, "adapt")) if adapting else (),
+                    final=() if adapting else tuple(trial_specs(study, entry, name, subject.fingerprint, "final")),
+                    n_final=len(study.seeds) * (1 if adapting else len(configurations(entry, "final"))),
+                )
+            )
+    return Plan(tuple(cells), frozenset(done))
+
+
+@dataclass
+class _Sweep:
+    """The trials of an adaptation that are still open, and what the finished ones gave on valid."""
+
+    cell: Cell
+    open: set[str]
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+class TrialQueue:
+    """Which trial is next. Trials of a sweep release the final ones of its best configuration.
+
+    Args:
+        study: the expanded study.
+        plan: its trials.
+        subjects: by name.
+        scores: accuracy on valid of the sweep's trials that ran before, by trial.
+        cost: expected seconds of a trial; expensive ones go first, so that none is left alone at the end.
+        on_chosen: told which configuration an adaptation chose: cell, best trial, scores.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        plan: Plan,
+        subjects: Mapping[str, LoadedSubject],
+        scores: Mapping[str, float],
+        cost: Callable[[TrialSpec], float],
+        on_chosen: Callable[[Cell, TrialSpec, Mapping[str, float]], None] = lambda cell, spec, scores: None,
+    ) -> None:
+        self._study = study
+        self._subjects = subjects
+        self._cost = cost
+        self._on_chosen = on_chosen
+        self._done = set(plan.done)
+        self._sweeps: list[_Sweep] = []
+        self.in_flight: dict[str, TrialSpec] = {}
+        self.runs: dict[str, int] = {}
+        waiting: list[TrialSpec] = []
+        for cell in plan.cells:
+            if cell.unmet is None:
+                waiting += [spec for spec in (*cell.adapt, *cell.final) if spec.trial_id not in self._done]
+            if cell.adapt:
+                ids = {spec.trial_id for spec in cell.adapt}
+                known = {trial: score for trial, score in scores.items() if trial in ids}
+                self._sweeps.append(_Sweep(cell, ids - self._done, known))
+        self._waiting = deque(sorted(waiting, key=cost, reverse=True))
+        self._release_finished_sweeps()
+
+    def next(self) -> TrialSpec | None:
+        """The next trial, now in flight; None when there is none at the moment."""
+        if not self._waiting:
+            return None
+        spec = self._waiting.popleft()
+        self.in_flight[spec.trial_id] = spec
+        self.runs[spec.trial_id] = self.runs.get(spec.trial_id, 0) + 1
+        return spec
+
+    def finish(self, trial_id: str, valid_score: float | None) -> None:
+        """A trial has its row."""
+        self.in_flight.pop(trial_id, None)
+        self._done.add(trial_id)
+        for sweep in self._sweeps:
+            if trial_id in sweep.open:
+                sweep.open.remove(trial_id)
+                if valid_score is not None:
+                    sweep.scores[trial_id] = valid_score
+        self._release_finished_sweeps()
+
+    def again(self, trial_id: str) -> None:
+        """A trial has to run again; it goes to the end, where it has the most room."""
+        self._waiting.append(self.in_flight.pop(trial_id))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no trial is waiting, in flight or still to come from a sweep."""
+        return not self._waiting and not self.in_flight
+
+    @property
+    def left(self) -> int:
+        """Trials known by now that have no row."""
+        return len(self._waiting) + len(self.in_flight)
+
+    def _release_finished_sweeps(self) -> None:
+        for sweep in [sweep for sweep in self._sweeps if not sweep.open]:
+            self._sweeps.remove(sweep)
+            cell = sweep.cell
+            # The first of equals is the earliest of the sweep, which starts with the default configuration.
+            best = max(cell.adapt, key=lambda spec: sweep.scores.get(spec.trial_id, float("-inf")))
+            self._on_chosen(cell, best, sweep.scores)
+            fingerprint = self._subjects[cell.subject].fingerprint
+            chosen = trial_specs(
+                self._study, cell.entry, cell.subject, fingerprint, "final", [json.loads(best.params)]
+            )  # fmt: skip
+            ready = [spec for spec in chosen if spec.trial_id not in self._done]
+            self._waiting = deque(sorted([*self._waiting, *ready], key=self._cost, reverse=True))
+
+
+class _Stateless:
+    """Tune pickles what it is given to restore it later; a study resumes from its rows instead."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _PlanSearcher(_Stateless, Searcher):
+    """Hands the queue's trials to Tune, one whenever there is room."""
+
+    def __init__(self, queue: TrialQueue) -> None:
+        super().__init__(metric="done", mode="max")
+        self._queue = queue
+
+    def suggest(self, trial_id: str) -> Any:
+        """Config of the next trial; None while there is none, ``FINISHED`` when there will be none."""
+        spec = self._queue.next()
+        if spec is not None:
+            return spec_config(spec)
+        return Searcher.FINISHED if self._queue.exhausted else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the rows are the truth, and :class:`_Collector` looks after the queue."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study resumes from its rows."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study resumes from its rows."""
+
+
+class _TuneLog(logging.Filter):
+    """Takes Tune's log messages off the screen, and the exceptions out of them.
+
+    Tune's callbacks learn that a trial failed but not with what; the exception is logged right before. (The file that
+    Tune pickles it into leaves out Ray's own out-of-memory error, the one that matters most.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_error: BaseException | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the exception, drop the message."""
+        if record.exc_info and record.exc_info[1] is not None:
+            self.last_error = record.exc_info[1]
+        return False
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Listen to Tune until the block ends; what Ray prints goes to the log of this module."""
+        loggers = [logging.getLogger(f"ray.tune.{name}") for name in _TALKATIVE]
+        for logger in loggers:
+            logger.addFilter(self)
+        try:
+            with redirect_stdout(_Printed()):
+                yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(self)
+
+
+_TALKATIVE = ("execution.tune_controller", "tune", "analysis.experiment_analysis")
+
+
+class _Printed(io.TextIOBase):
+    """Standard output while Tune runs: Ray prints there when a worker dies, which is a row of ours, not news."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger(__name__).debug("ray: %s", text.strip())
+        return len(text)
+
+
+class _Collector(_Stateless, tune.Callback):
+    """Keeps the queue up to date and writes the rows of trials whose worker can't."""
+
+    def __init__(self, study: "StudyRun", queue: TrialQueue, log: _TuneLog) -> None:
+        self._run = study
+        self._queue = queue
+        self._log = log
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        trial_id = trial.config["spec"]["trial_id"]
+        self._queue.finish(trial_id, result.get("valid_score"))
+        self._run.on_row(trial_id, result["outcome"], result.get("reason_code"))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        spec = TrialSpec(**trial.config["spec"])
+        error = self._log.last_error or RuntimeError("Ray gave no reason.")
+        verdict = self._run.judge_lost_trial(spec, error, self._queue.runs[spec.trial_id])
+        if verdict is None:
+            self._queue.again(spec.trial_id)
+        else:
+            self._queue.finish(spec.trial_id, None)
+            self._run.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
+
+
+@dataclass
+class StudyRun:
+    """One call of ``fixstudy run``.
+
+    Args:
+        study: expanded.
+        definitions: of its subjects.
+        store: its results.
+        data_root: folder of datasets on the nodes.
+        cache_dir: folder for originals and intermediate results on the nodes.
+        on_row: told of each row as it appears: trial id, outcome, reason code.
+        on_event: told in a sentence what is going on.
+        on_plan: told the plan and how many of its trials are done already.
+    """
+
+    study: Study
+    definitions: Mapping[str, SubjectDefinition]
+    store: Store
+    data_root: Path | None
+    cache_dir: Path
+    on_row: Callable[[str, str, str | None], None] = lambda trial_id, outcome, reason: None
+    on_event: Callable[[str], None] = lambda sentence: None
+    on_plan: Callable[[Plan, int], None] = lambda plan, done: None
+    monitor: Any = None
+    """Handle of the monitor actor while the study runs."""
+    subjects: dict[str, LoadedSubject] = field(default_factory=dict)
+    plan: Plan | None = None
+
+    def load_subjects(self) -> dict[str, Any]:
+        """Load all subjects on the cluster, in parallel; missing originals are trained there.
+
+        Returns:
+            References to (subject, baseline), by name.
+        """
+        needs_history = any(
+            isinstance(requirement, TrainingHistory)
+            for entry in self.study.fixers
+            for requirement in fixers.get(entry.name).requirements
+        )
+        task = ray.remote(num_cpus=1, num_gpus=self._gpus(), num_returns=2, max_retries=2)(_load_task)
+        references: dict[str, Any] = {
+            name: task.remote(definition, self.store, self.data_root, self.cache_dir, needs_history, self.monitor)
+            for name, definition in self.definitions.items()
+        }
+        for name, (_, summary) in references.items():
+            try:
+                self.subjects[name] = ray.get(summary)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise
+            self.store.write_subject(self.subjects[name].row)
+        return {name: subject for name, (subject, _) in references.items()}
+
+    def run(self) -> None:
+        """Run what is missing. Ray must be initialised."""
+        self.monitor = ray.remote(num_cpus=0)(Monitor).remote()
+        self.on_event("loading subjects, training missing originals")
+        references = self.load_subjects()
+        plan = self.plan = make_plan(self.study, self.subjects, self.store.done())
+        self.store.write_bytes("plan.json", json.dumps({"planned": plan.planned}).encode())
+        self.on_plan(
+            plan, sum(spec.trial_id in plan.done for cell in plan.cells for spec in (*cell.adapt, *cell.final))
+        )
+        self._store_unadaptable(plan)
+        queue = TrialQueue(
+            self.study, plan, self.subjects, self._scores_on_valid(), CostModel(self.store, self.subjects), self._chosen
+        )
+        if not queue.exhausted:
+            self.on_event(f"running {queue.left} trials")
+            self._tune(queue, references)
+
+    def judge_lost_trial(self, spec: TrialSpec, error: BaseException, runs: int) -> Verdict | None:
+        """What to make of a trial whose worker is gone.
+
+        Returns:
+            Its outcome, whose row exists now; None when the trial has to run again.
+        """
+        existing = self._row_of(spec.trial_id)
+        if existing is not None:
+            # The worker stored the row before it ended itself (watchdog) or was discarded (broken device).
+            return existing
+        seen: Sighting | None = ray.get(self.monitor.last_seen.remote(spec.trial_id))
+        blameless = isinstance(error, ray.exceptions.OutOfMemoryError) or _is_lost(seen)
+        if blameless and runs < MOST_RUNS_OF_A_TRIAL:
+            self.on_event(f"{spec.fixer} on {spec.subject} lost its node or its memory and runs again")
+            return None
+        cause = getattr(error, "cause", None)
+        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, Exception):
+            # Raised outside run_trial: storing the row failed, or the subject couldn't be mapped.
+            verdict = outcomes.judge_exception(cause, seen.phase if seen else "load")
+        elif seen is not None and time.time() - seen.since > self.study.time_limit and seen.phase == "fix":
+            verdict = outcomes.judge_killed_by_watchdog(seen.phase, time.time() - seen.since)
+        else:
+            kills = oom_kills() - seen.oom_kills if seen is not None and _is_here(seen) else 0
+            verdict = outcomes.judge_dead_worker(error, seen.phase if seen else None, kills)
+        self.store.write_trial(
+            self._driver_row(spec, verdict) | {"phase": seen.phase if seen else None, "attempts": runs}
+        )
+        return verdict
+
+    def _row_of(self, trial_id: str) -> Verdict | None:
+        if trial_id not in self.store.done():
+            return None
+        rows = {row["trial_id"]: row for row in self.store.rows(["outcome", "reason_code", "reason"])}
+        row = rows[trial_id]
+        return Verdict(row["outcome"], row["reason_code"], row["reason"])
+
+    def _driver_row(self, spec: TrialSpec, verdict: Verdict) -> dict[str, Any]:
+        subject = self.subjects[spec.subject]
+        return {
+            **identity_columns(spec, subject.definition),
+            **verdict_columns(verdict),
+            "accuracy_original": subject.accuracy["test"],
+            "accuracy_valid_original": subject.accuracy["valid"],
+            "n_test": subject.row["n_test"],
+            "started_at": datetime.now(UTC),
+        }
+
+    def _store_unadaptable(self, plan: Plan) -> None:
+        for cell in plan.cells:
+            if cell.unmet is None:
+                continue
+            verdict = outcomes.unadaptable(cell.unmet.code, cell.unmet.reason)
+            for spec in cell.final:
+                if spec.trial_id not in plan.done:
+                    self.store.write_trial(self._driver_row(spec, verdict) | {"attempts": 0})
+                    self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
+
+    def _scores_on_valid(self) -> dict[str, float]:
+        if not any(entry.adapt for entry in self.study.fixers):
+            return {}
+        rows = self.store.rows(["stage", "accuracy_valid_fixed"])
+        return {
+            row["trial_id"]: row["accuracy_valid_fixed"]
+            for row in rows
+            if row["stage"] == "adapt" and row["accuracy_valid_fixed"] is not None
+        }
+
+    def _chosen(self, cell: Cell, best: TrialSpec, scores: Mapping[str, float]) -> None:
+        ranking = sorted(cell.adapt, key=lambda spec: scores.get(spec.trial_id, float("-inf")), reverse=True)
+        record = {
+            "fixer": cell.entry.name,
+            "subject": cell.subject,
+            "chosen": json.loads(best.params),
+            "reason": "highest accuracy on valid; the earlier configuration of the sweep among equals",
+            "configurations": [
+                {
+                    "trial_id": spec.trial_id,
+                    "params": json.loads(spec.params),
+                    "accuracy_valid": scores.get(spec.trial_id),
+                }
+                for spec in ranking
+            ],
+        }
+        name = f"adaptation-{cell.entry.name}-{cell.subject}.json"
+        self.store.write_bytes(name, json.dumps(record, indent=1).encode())
+
+    def _gpus(self) -> float:
+        if self.study.resources.gpu is not None:
+            return self.study.resources.gpu
+        return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+    def _tune(self, queue: TrialQueue, references: Mapping[str, Any]) -> None:
+        context = WorkerContext(
+            store=self.store,
+            settings=TrialSettings.of(self.study),
+            subjects=references,
+            definitions=dict(self.definitions),
+            accuracy_original={name: subject.accuracy["test"] for name, subject in self.subjects.items()},
+            monitor=self.monitor,
+            cache_folder=str(self.cache_dir / "intermediate"),
+            plugins=tuple(self.study.plugins),
+        )
+        resources = {"CPU": self.study.resources.cpu, "GPU": self._gpus()}
+        lanes = _lanes(resources)
+        # Tune's loggers and its experiment checkpoints are of no use: results are rows, and rows are the state.
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * lanes)
+        log = _TuneLog()
+        with tempfile.TemporaryDirectory(prefix="fixstudy-tune-") as scratch, log.attached():
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(TrialWorker, context=context),
+                    tune.PlacementGroupFactory([{key: value for key, value in resources.items() if value}]),
+                ),
+                tune_config=tune.TuneConfig(search_alg=_PlanSearcher(queue), num_samples=-1, reuse_actors=True),
+                run_config=tune.RunConfig(
+                    name=self.study.study,
+                    storage_path=scratch,
+                    verbose=0,
+                    callbacks=[_Collector(self, queue, log)],
+                    failure_config=tune.FailureConfig(max_failures=0),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                ),
+            )
+            tuner.fit()
+
+
+def _load_task(
+    definition: SubjectDefinition,
+    store: Store,
+    data_root: Path | None,
+    cache_dir: Path,
+    keep_history: bool,
+    monitor: Any,
+) -> tuple[Any, LoadedSubject]:
+    monitor.loaded.remote(definition.name)
+    return load(
+        definition, store=store, data_root=data_root, cache_dir=cache_dir / "originals", keep_history=keep_history
+    )
+
+
+def _is_lost(seen: Sighting | None) -> bool:
+    """Whether the node on which a trial was last seen is gone."""
+    if seen is None:
+        return False
+    return not any(node["NodeID"] == seen.node_id and node["Alive"] for node in ray.nodes())
+
+
+def _is_here(seen: Sighting) -> bool:
+    return bool(seen.node_id == ray.get_runtime_context().get_node_id())
+
+
+def _lanes(resources: Mapping[str, float]) -> int:
+    """How many trials the cluster can run at once."""
+    cluster = ray.cluster_resources()
+    fits = [cluster.get(name, 0) // amount for name, amount in resources.items() if amount]
+    lanes = int(min(fits, default=1))
+    if lanes < 1:
+        wanted = ", ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
+        raise UserError(f"A trial needs {wanted}, more than the whole cluster has; lower resources in the study file.")
+    return lanes
+
+
+_WEIGHT_OF_LEVEL = {"model": 10.0, "layer": 2.0, "neuron": 1.0}
+
+
+class CostModel:
+    """Expected seconds of a trial: from rows of the same fixer and subject, else a guess that only orders.
+
+    Args:
+        store: results so far.
+        subjects: by name.
+    """
+
+    def __init__(self, store: Store, subjects: Mapping[str, LoadedSubject]) -> None:
+        self._subjects = subjects
+        self._measured: dict[tuple[str, str], float] = {}
+        for row in store.rows(["fixer", "subject", "fix_seconds", "evaluate_seconds"]):
+            if row["fix_seconds"] is not None:
+                key = row["fixer"], row["subject"]
+                seconds = row["fix_seconds"] + (row["evaluate_seconds"] or 0.0)
+                self._measured[key] = max(seconds, self._measured.get(key, 0.0))
+
+    def measured(self, fixer: str, subject: str) -> float | None:
+        """Longest time seen, in seconds; None when the pair never ran."""
+        return self._measured.get((fixer, subject))
+
+    def __call__(self, spec: TrialSpec) -> float:
+        """Seconds, or the guess."""
+        seconds = self.measured(spec.fixer, spec.subject)
+        if seconds is not None:
+            return seconds
+        row = self._subjects[spec.subject].row
+        size = (row["n_train"] + row["n_repair"]) * row["n_parameters"]
+        return float(_WEIGHT_OF_LEVEL[fixers.get(spec.fixer).level] * size / 1e8)
+
+
+def estimate(queue_left: Sequence[TrialSpec], cost: CostModel, lanes: int) -> tuple[float, list[str]]:
+    """Seconds that the remaining trials take on ``lanes`` lanes, and the pairs of which nothing is known yet."""
+    known = [cost.measured(spec.fixer, spec.subject) for spec in queue_left]
+    unknown = sorted({f"{s.fixer} on {s.subject}" for s, c in zip(queue_left, known, strict=True) if c is None})
+    return sum(seconds for seconds in known if seconds is not None) / max(lanes, 1), unknown

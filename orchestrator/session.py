@@ -1,0 +1,127 @@
+"""The surroundings of a command: where data, cache and results are, and a running Ray."""
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.errors import UserError
+from orchestrator.store import Store
+from orchestrator.study import Study, subject_name
+from orchestrator.subjects.subject import SubjectDefinition
+
+FROZEN_SETTINGS = "settings.json"
+
+
+def cache_dir() -> Path:
+    """Folder for originals and intermediate results: ``FIXSTUDY_CACHE``, else the user's cache folder."""
+    given = os.environ.get("FIXSTUDY_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fixstudy"
+
+
+def data_root(given: str | None) -> Path | None:
+    """Folder of datasets: what was given, else ``FIXSTUDY_DATA``."""
+    path = given or os.environ.get("FIXSTUDY_DATA")
+    return Path(path).resolve() if path else None
+
+
+def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
+    """The subjects of a study, by name, with the attack radius the study gives them.
+
+    Args:
+        study: expanded.
+        base_dir: folder of the study file; relative paths of a subject start there.
+
+    Raises:
+        UserError: a subject that can't be understood, or a radius for one that isn't in the study.
+    """
+    import dataclasses
+
+    from fixers.fixer import suggest
+    from orchestrator.subjects.catalogue import resolve
+
+    found = {subject_name(spec): resolve(spec, base_dir=base_dir) for spec in study.subjects}
+    for name, epsilon in (study.attack.epsilon if study.attack else {}).items():
+        if name not in found:
+            raise UserError(f"attack.epsilon names '{name}', which isn't a subject of the study{suggest(name, found)}")
+        found[name] = dataclasses.replace(found[name], epsilon=epsilon)
+    return found
+
+
+@contextlib.contextmanager
+def ray_running(address: str | None) -> Iterator[None]:
+    """A Ray to run on: the cluster at ``address``, or one of this machine that ends with the command.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Usage statistics would be sent over the network.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except ConnectionError as error:
+        raise UserError(f"No Ray cluster answers at '{address}': start one with `ray up cluster.yaml`.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def sole_driver(store: Store) -> Iterator[None]:
+    """Hold a results folder against a second driver.
+
+    The kernel drops the lock when its holder dies, however it dies. On an object store there is no lock; two drivers
+    there do some work twice and still write every row once, because a row's name is its identity.
+
+    Raises:
+        UserError: another driver is at work on the folder.
+    """
+    folder = store.local_path
+    if folder is None:
+        yield
+        return
+    with (folder / ".driver.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another `fixstudy run` is working on {store.uri}; wait for it, or choose another --results."
+            ) from None
+        yield
+
+
+def freeze(study: Study, text: str, store: Store) -> None:
+    """Keep the study file with its results, and refuse to mix rows that were made under different settings.
+
+    Raises:
+        UserError: the folder has rows of another study, attack, threshold or time limit.
+    """
+    import json
+
+    now = json.dumps(study.settings_of_rows(), sort_keys=True, indent=1).encode()
+    before = store.read_bytes(FROZEN_SETTINGS)
+    if before is not None and before != now:
+        old, new = json.loads(before), json.loads(now)
+        changed = ", ".join(sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)))
+        raise UserError(
+            f"{store.uri} has results made with other settings ({changed}); "
+            "choose another --results, or put the settings back."
+        )
+    store.write_bytes(FROZEN_SETTINGS, now)
+    store.write_bytes("study.yaml", text.encode())

@@ -1,0 +1,384 @@
+"""The study file: what the user writes, checked before anything starts, and the trials that it means.
+
+Errors name the line, the field and the nearest valid name.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from orchestrator.errors import UserError
+
+Location = tuple[int | str, ...]
+Stage = Literal["adapt", "final"]
+
+
+def _seconds(value: object) -> object:
+    """Seconds from 90, '90s', '10m' or '2h'."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d)\s*", value)
+        if match is None:
+            raise ValueError("must be seconds or a number with s, m, h or d, such as 10m")
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Adaptation(_Model):
+    """A hyper-parameter sweep on the valid split; the best configuration runs with the study's seeds."""
+
+    search: Literal["grid", "random"] = "grid"
+    budget: int = Field(default=20, ge=1)
+    """Configurations tried at most; a larger grid is sampled."""
+    objective: Literal["valid_accuracy"] = "valid_accuracy"
+    space: dict[str, list[Any]] = {}
+    """Values to try by parameter; the fixer's own search space when empty."""
+
+
+class FixerEntry(_Model):
+    """One approach in a study: fixed parameters, a grid of which every combination runs, or an adaptation."""
+
+    name: str
+    preset: str | None = None
+    params: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    adapt: Adaptation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and value.get("adapt") is True:
+            return {**value, "adapt": {}}
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_of_choosing(self) -> Self:
+        if self.grid and self.adapt:
+            raise ValueError("has both a grid and adapt: use one of them")
+        both = sorted(set(self.params) & set(self.grid))
+        if both:
+            raise ValueError(f"has '{both[0]}' both in params and in grid: use one of them")
+        return self
+
+
+class Resources(_Model):
+    """What one trial gets."""
+
+    cpu: float = Field(default=1, gt=0)
+    gpu: float | None = Field(default=None, ge=0)
+    """GPUs per trial; one where the cluster has any when not given. A fraction shares a GPU."""
+
+
+class OutcomeThresholds(_Model):
+    """Where an outcome begins."""
+
+    corrupted_drop: float = Field(default=0.10, gt=0, lt=1)
+    """Relative fall of test accuracy above which a fix counts as CORRUPTED."""
+
+
+class Attack(_Model):
+    """L-infinity PGD with random start, relative step 1/30."""
+
+    samples: int = Field(default=500, ge=1)
+    steps: int = Field(default=40, ge=1)
+    seed: int = 0
+    epsilon: dict[str, float] = {}
+    """Radius by subject, on inputs in [0, 1]; the subject's own when not given."""
+
+
+class Study(_Model):
+    """A study file."""
+
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    subjects: list[Any] = Field(min_length=1)
+    fixers: list[FixerEntry] = Field(min_length=1)
+    seeds: list[int] = Field(default=[0], min_length=1)
+    preset: str | None = None
+    """Preset of every fixer that has it and doesn't name one itself."""
+    resources: Resources = Resources()
+    time_limit: Seconds = 3600.0
+    outcomes: OutcomeThresholds = OutcomeThresholds()
+    attack: Attack | None = Attack()
+    keep_models: Literal["best", "all", "none"] = "best"
+    plugins: list[str] = []
+    """Approaches from elsewhere: files ending in .py (relative to the study file) or importable modules."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_of_seeds(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return list(range(value))
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value):
+            raise ValueError("has a seed twice")
+        return value
+
+    @field_validator("attack", mode="before")
+    @classmethod
+    def _no_attack(cls, value: object) -> object:
+        return None if value in ("none", False) else value
+
+    @field_validator("subjects")
+    @classmethod
+    def _subject_names(cls, value: list[Any]) -> list[Any]:
+        names = [subject_name(item) for item in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"has the subject '{name}' twice")
+        return value
+
+    def expand(self, entry: FixerEntry) -> list[FixerEntry]:
+        """An entry with its names resolved and its parameters checked; ``all`` becomes every fixer not named itself.
+
+        Raises:
+            fixers.FixerError: an unknown fixer, preset or parameter, or a value out of range.
+        """
+        import fixers
+
+        if entry.name != "all":
+            return [self._checked(entry)]
+        named = {fixers.get(other.name).name for other in self.fixers if other.name != "all"}
+        others = [name for name in fixers.all_fixers() if name not in named]
+        return [self._checked(entry.model_copy(update={"name": name})) for name in others]
+
+    def _checked(self, entry: FixerEntry) -> FixerEntry:
+        import fixers
+
+        cls = fixers.get(entry.name)
+        preset = entry.preset or (self.preset if self.preset in cls.presets else None)
+        for parameters in combinations(entry.params, entry.grid):
+            cls.build(parameters, preset)
+        if entry.adapt:
+            for name, values in entry.adapt.space.items():
+                for value in values:
+                    cls.build({**entry.params, name: value}, preset)
+        return entry.model_copy(update={"name": cls.name, "preset": preset})
+
+    def settings_of_rows(self) -> dict[str, Any]:
+        """What every row of a results folder must share; fixers, subjects and seeds may be added to a study later."""
+        return self.model_dump(include={"study", "attack", "outcomes", "time_limit"}, mode="json")
+
+
+def subject_name(spec: object) -> str:
+    """Name of a subject given as a catalogue name or as a mapping with ``name``."""
+    if isinstance(spec, str):
+        return spec
+    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        return str(spec["name"])
+    raise ValueError("must be the name of a subject or a mapping with a name")
+
+
+def combinations(fixed: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the grid's values, on top of the fixed ones."""
+    return [
+        {**fixed, **dict(zip(grid, values, strict=True))}
+        for values in itertools.product(*(grid[name] for name in grid))
+    ]
+
+
+# ---- trials ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial before it runs; everything a worker needs to know, as plain values."""
+
+    trial_id: str
+    study: str
+    stage: Stage
+    subject: str
+    fixer: str
+    params: str
+    """All hyper-parameters as canonical JSON."""
+    seed: int
+    subject_fingerprint: str
+    code_version: str
+
+
+def trial_id(fixer: str, params: str, fingerprint: str, seed: int, code_version: str, stage: Stage) -> str:
+    """Identity of a trial: a hash of what determines it, and of nothing else.
+
+    Format 1: SHA-256 over a JSON list of the arguments, first 20 hexadecimal digits. The stage belongs to it because
+    an adaptation trial is judged on valid only. Retry, resource and storage options don't.
+    """
+    text = json.dumps([1, fixer, params, fingerprint, seed, code_version, stage])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def configurations(entry: FixerEntry, stage: Stage) -> list[dict[str, Any]]:
+    """The settings of an entry in a stage: its grid, or the points of its sweep.
+
+    The sweep starts with the default configuration; the same entry always gives the same points.
+    """
+    import fixers
+
+    if stage == "final":
+        return combinations(entry.params, entry.grid)
+    if entry.adapt is None:
+        return []
+    cls = fixers.get(entry.name)
+    space = entry.adapt.space or {k: list(v) for k, v in cls.search_space().items() if k not in entry.params}
+    points = combinations(entry.params, space)
+    if len(points) > entry.adapt.budget or entry.adapt.search == "random":
+        random.Random(f"{entry.name}/{entry.adapt.budget}").shuffle(points)
+    default = dict(entry.params)
+    return [default, *(point for point in points if point != default)][: entry.adapt.budget]
+
+
+def trial_specs(
+    study: Study, entry: FixerEntry, subject: str, fingerprint: str, stage: Stage,
+    settings: Sequence[Mapping[str, Any]] | None = None,
+) -> list[TrialSpec]:  # fmt: skip
+    """The trials of one entry on one subject in a stage.
+
+    Args:
+        study: the expanded study.
+        entry: one of its fixers.
+        subject: name of the subject.
+        fingerprint: of the loaded subject.
+        stage: ``adapt`` uses the first seed only.
+        settings: configurations to run; those of the entry when not given.
+    """
+    import fixers
+    from fixers.registry import code_version
+
+    cls = fixers.get(entry.name)
+    version = code_version(cls)
+    seeds = study.seeds[:1] if stage == "adapt" else study.seeds
+    specs: dict[str, TrialSpec] = {}
+    for setting in configurations(entry, stage) if settings is None else settings:
+        params = cls.build(setting, entry.preset).canonical_parameters()
+        for seed in seeds:
+            identity = trial_id(entry.name, params, fingerprint, seed, version, stage)
+            specs[identity] = TrialSpec(
+                identity, study.study, stage, subject, entry.name, params, seed, fingerprint, version
+            )
+    return list(specs.values())
+
+
+# ---- reading --------------------------------------------------------------------------------------------------
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        UserError: one sentence per mistake, each with its line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"There is no study file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The study file {path} can't be read: {error}.") from error
+    return parse_study(text, str(path), path.parent)
+
+
+def parse_study(text: str, source: str, folder: Path) -> Study:
+    """Check the text of a study file.
+
+    Args:
+        text: YAML.
+        source: names it in errors.
+        folder: relative paths in it start here.
+
+    Raises:
+        UserError: one sentence per mistake, each with its line.
+    """
+    import fixers
+    from fixers import registry
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{source}, line {line}: this isn't valid YAML ({error.problem}).") from error
+    if not isinstance(data, dict) or root is None:
+        raise UserError(f"{source}: a study file is a mapping with study, subjects and fixers; see examples/.")
+    try:
+        study = Study.model_validate(data)
+    except ValidationError as error:
+        lines = [_sentence(item, root, source) for item in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines))) from error
+    plugins = [str((folder / item).resolve()) if item.endswith(".py") else item for item in study.plugins]
+    for index, plugin in enumerate(plugins):
+        try:
+            registry.load(plugin)
+        except fixers.FixerError as error:
+            raise UserError(f"{source}, line {_line(root, ('plugins', index))}: {error}") from error
+    entries: list[FixerEntry] = []
+    for index, entry in enumerate(study.fixers):
+        try:
+            entries += study.expand(entry)
+        except fixers.FixerError as error:
+            raise UserError(f"{source}, line {_line(root, ('fixers', index))}: {error}") from error
+    return study.model_copy(update={"fixers": entries, "plugins": plugins})
+
+
+def _line(root: yaml.Node, location: Location) -> int:
+    """Line, from 1, of the deepest node on the way to a location."""
+    node = root
+    line = root.start_mark.line
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next((pair for pair in node.value if pair[0].value == step), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line
+        else:
+            break
+    return int(line) + 1
+
+
+def _sentence(item: Any, root: yaml.Node, source: str) -> str:
+    location: Location = item["loc"]
+    where = f"{source}, line {_line(root, location)}"
+    field = ".".join(str(step) for step in location)
+    if item["type"] == "extra_forbidden":
+        owner = _fields_at(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), owner, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        return f"{where}: there is no field '{field}'{hint} Valid: {', '.join(owner)}."
+    if item["type"] == "missing":
+        return f"{where}: the field '{field}' is missing."
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: '{field}' {message[0].lower() + message[1:]} (got {item['input']!r})."
+
+
+def _fields_at(location: Location) -> list[str]:
+    nested: dict[int | str, type[BaseModel]] = {
+        "fixers": FixerEntry,
+        "adapt": Adaptation,
+        "resources": Resources,
+        "outcomes": OutcomeThresholds,
+        "attack": Attack,
+    }
+    model = next((nested[step] for step in reversed(location) if step in nested), Study)
+    return sorted(model.model_fields)

@@ -1,0 +1,207 @@
+"""The Ray Tune trainable: a process that takes one trial after another and stores what became of each.
+
+A trial's row is written here, before Tune hears of the end, so that the death of the driver loses at most the trials
+in flight. Importing torch costs seconds and a trial may cost less: the process lives as long as the study.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from safetensors.torch import save
+
+from fixers import registry
+from fixers.cache import DirectoryCache
+from orchestrator import outcomes
+from orchestrator.monitor import Sighting, now
+from orchestrator.store import Store
+from orchestrator.study import TrialSpec
+from orchestrator.subjects.subject import Subject, SubjectDefinition
+from orchestrator.trial import (
+    Baseline,
+    Phase,
+    TrialRecord,
+    TrialSettings,
+    identity_columns,
+    run_trial,
+    surroundings,
+    verdict_columns,
+)
+from orchestrator.watchdog import Watchdog, grace
+
+SECONDS_BETWEEN_PROGRESS = 0.5
+LIMIT_OF_OTHER_PHASES = 1800.0
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """What every worker of a study is given; small, the subjects are references into the object store."""
+
+    store: Store
+    settings: TrialSettings
+    subjects: Mapping[str, Any]
+    """By name: reference to a (subject, baseline)."""
+    definitions: Mapping[str, SubjectDefinition]
+    accuracy_original: Mapping[str, float]
+    """Test accuracy of the original model by subject, a fraction."""
+    monitor: Any
+    """Handle of the monitor actor."""
+    cache_folder: str
+    plugins: tuple[str, ...]
+    """Files and modules with approaches from elsewhere."""
+
+
+class DeviceBrokenError(Exception):
+    """Raised after a trial whose row is stored, so that Tune discards the process: its GPU context is unusable."""
+
+
+class TrialWorker(tune.Trainable):
+    """Runs one trial per step; reused for the next by ``reset_config``."""
+
+    def setup(self, config: dict[str, Any], context: WorkerContext | None = None) -> None:
+        """Once per process."""
+        if context is None:
+            raise ValueError("TrialWorker needs a WorkerContext; see tune.with_parameters.")
+        self._context = context
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._loaded: dict[str, tuple[Subject, Baseline]] = {}
+        self._cache = DirectoryCache(context.cache_folder)
+        self._watchdog = Watchdog(self._expired)
+        self._phase: Phase = "load"
+        self._since = time.monotonic()
+        self._last_progress = 0.0
+        self._record: TrialRecord | None = None
+        for plugin in context.plugins:
+            registry.load(plugin)
+        # The first look-up imports every approach; that isn't part of anybody's fixing time.
+        registry.all_fixers()
+        prepare_torch(self._device)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial in this process."""
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the trial of the current config to its end."""
+        self._spec = TrialSpec(**self.config["spec"])
+        self._oom_kills = oom_kills()
+        self._record = None
+        self._enter("load")
+        started = time.monotonic()
+        subject, baseline = self._subject(self._spec.subject)
+        load_seconds = time.monotonic() - started
+        record = run_trial(
+            self._spec,
+            subject,
+            baseline,
+            self._context.settings,
+            device=self._device,
+            cache=self._cache,
+            on_phase=self._enter,
+            on_progress=self._progress,
+        )
+        self._watchdog.disarm()
+        record.row["load_seconds"] = load_seconds
+        record.row["gpu_shared"] = self._shares_gpu()
+        self._store(record)
+        if record.device_broken:
+            raise DeviceBrokenError(f"The device failed in trial {self._spec.trial_id}; its row is stored.")
+        return {
+            "done": True,
+            "outcome": record.row["outcome"],
+            "reason_code": record.row["reason_code"],
+            "valid_score": record.row.get("accuracy_valid_fixed"),
+        }
+
+    def _subject(self, name: str) -> tuple[Subject, Baseline]:
+        if name not in self._loaded:
+            # The arrays inside stay in shared memory; this maps them, it doesn't copy them.
+            self._loaded[name] = ray.get(self._context.subjects[name])
+        return self._loaded[name]
+
+    def _store(self, record: TrialRecord) -> None:
+        store, trial_id = self._context.store, self._spec.trial_id
+        if record.state is not None:
+            store.write_bytes(f"models/{trial_id}.safetensors", save(record.state, metadata={"trial_id": trial_id}))
+        store.write_trial(record.row, record.predictions, record.curves)
+        self._context.monitor.finished.remote(trial_id)
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase, self._since = phase, time.monotonic()
+        limit = self._context.settings.time_limit
+        if phase != "fix":
+            # The limit is the fixer's; evaluating takes what it takes, but not for ever.
+            limit = max(limit, LIMIT_OF_OTHER_PHASES)
+        self._watchdog.arm(limit + grace(limit))
+        spec = self._spec
+        self._context.monitor.phase.remote(
+            Sighting(
+                trial_id=spec.trial_id,
+                label=f"{spec.fixer} on {spec.subject}, seed {spec.seed}",
+                phase=phase,
+                node_id=ray.get_runtime_context().get_node_id(),
+                pid=os.getpid(),
+                since=now(),
+                oom_kills=self._oom_kills,
+            )
+        )
+
+    def _progress(self, step: int, figures: Mapping[str, float]) -> None:
+        if time.monotonic() - self._last_progress > SECONDS_BETWEEN_PROGRESS:
+            self._last_progress = time.monotonic()
+            self._context.monitor.progress.remote(self._spec.trial_id, step, dict(figures))
+
+    def _shares_gpu(self) -> bool:
+        assigned = ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
+        return self._device.type == "cuda" and 0 < assigned < 1
+
+    def _expired(self, stack: str) -> None:
+        """Called by the watchdog's thread: store the row that the main thread can't."""
+        seconds = time.monotonic() - self._since
+        verdict = outcomes.judge_killed_by_watchdog(self._phase, seconds)
+        row = {
+            **identity_columns(self._spec, self._context.definitions[self._spec.subject]),
+            **surroundings(self._device),
+            **verdict_columns(verdict),
+            "accuracy_original": self._context.accuracy_original[self._spec.subject],
+            "phase": self._phase,
+            "attempts": 1,
+            "fix_seconds": seconds if self._phase == "fix" else None,
+            "started_at": datetime.now(UTC),
+            "traceback": stack[-outcomes.TRACEBACK_CHARACTERS :],
+        }
+        self._context.store.write_trial(row)
+
+
+def prepare_torch(device: torch.device) -> None:
+    """Settings of a process that runs trials: its share of the cores, and repeatable kernels on a GPU."""
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    torch.set_num_threads(max(1, int(cpus)))
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def oom_kills() -> int:
+    """Processes that the kernel's OOM killer has ended in this process's cgroup so far; 0 where that isn't known."""
+    with suppress(OSError, IndexError):
+        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split("::")[-1]
+        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text()
+        match = re.search(r"^oom_kill (\d+)", events, re.MULTILINE)
+        return int(match[1]) if match else 0
+    return 0
+
+
+def spec_config(spec: TrialSpec) -> dict[str, Any]:
+    """A trial as Tune's config."""
+    return {"spec": asdict(spec)}
