@@ -50,7 +50,7 @@ class LeNet5(nn.Sequential):
 
 
 class DigitsLeNet(nn.Sequential):
-    """LeNet5 for 1x8x8: two convolutions, three consecutive dense layers, 8,012 parameters."""
+    """LeNet5 for 1x8x8: two convolutions, three consecutive dense layers, 7,832 parameters."""
 
     def __init__(self, n_classes: int = 10) -> None:
         super().__init__(
@@ -190,6 +190,21 @@ class SmallConvNet(nn.Sequential):
         )
 
 
+class TissueNet(nn.Sequential):
+    """The network of Henn et al. (MICCAI 2021) for BP-MNIST, 3x28x28: 1,075,426 parameters, no dense layer."""
+
+    def __init__(self, n_classes: int = 2) -> None:
+        layers: list[nn.Module] = []
+        n_in = 3
+        for width in (16, None, 32, None, 128, 128, None, 256, 256):
+            if width is None:
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(n_in, width, 3, padding=1), nn.ReLU()]
+                n_in = width
+        super().__init__(*layers, nn.Conv2d(n_in, n_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     "LeNet5": LeNet5,
     "LeNet5-8x8": DigitsLeNet,
@@ -198,8 +213,8 @@ ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
     "VGG16": vgg16,
     "ResNet18": resnet18,
     "DenseNet121": densenet121,
-    "ConvNet-28x28x1": lambda n_classes: SmallConvNet(n_classes, 1),
-    "ConvNet-28x28x3": lambda n_classes: SmallConvNet(n_classes, 3),
+    "ConvNet-28x28": lambda n_classes: SmallConvNet(n_classes, 3),
+    "TissueNet": TissueNet,
 }
 """Architectures by name: number of classes -> module with fresh weights."""
 

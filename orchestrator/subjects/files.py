@@ -3,15 +3,29 @@
 import gzip
 import os
 import tempfile
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import UserError
+from orchestrator.subjects.images import ImageBytes, ImageFiles
 
 DATA_VARIABLE = "FIXSTUDY_DATA"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
+
+class ParquetRows(NamedTuple):
+    """What was read of Parquet files."""
+
+    images: ImageBytes
+    labels: npt.NDArray[np.int64]
+    """(N,) class labels."""
+    columns: dict[str, npt.NDArray[Any]]
+    """Further columns (N,) by name."""
 
 
 def dataset_folder(data_root: Path | None, name: str, what: str) -> Path:
@@ -68,3 +82,107 @@ def read_idx(folder: Path, name: str) -> npt.NDArray[np.uint8]:
     if result.dtype != np.uint8:
         raise UserError(f"{path} holds {result.dtype} values where bytes belong; get the dataset's own file.")
     return result
+
+
+def read_parquet(paths: Sequence[Path], image: str | None, label: str, *, columns: Sequence[str] = ()) -> ParquetRows:
+    """Encoded images, labels and further columns of Parquet files, in the order of the files.
+
+    Args:
+        paths: the files; their rows are joined.
+        image: column of encoded bytes, or of structs with a field ``bytes`` (the Hugging Face layout); found by its
+            type when not given.
+        label: column of integers.
+        columns: further columns to keep.
+
+    Raises:
+        UserError: a file can't be read, lacks a column, or a label is no integer.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    encoded: list[bytes] = []
+    kept: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (label, *columns)}
+    for path in paths:
+        try:
+            schema = pq.read_schema(path)
+            at = image or next((item.name for item in schema if _holds_bytes(item.type)), "image")
+            missing = next((name for name in (at, label, *columns) if name not in schema.names), None)
+            if missing is not None:
+                raise UserError(f"{path} has no column '{missing}'; it has {', '.join(schema.names)}.")
+            table = pq.read_table(path, columns=list(dict.fromkeys((at, label, *columns))))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path} can't be read as Parquet ({error}); get it again.") from error
+        cells = table.column(at).to_pylist()
+        encoded += [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+        for name, parts in kept.items():
+            parts.append(table.column(name).to_numpy())
+    if not all(isinstance(cell, bytes) for cell in encoded):
+        raise UserError(f"{paths[0]} has rows without an image; every row needs the bytes of one.")
+    joined = {name: np.concatenate(parts) for name, parts in kept.items()}
+    return ParquetRows(
+        ImageBytes.of(encoded, ", ".join(path.name for path in paths)),
+        integer_labels(joined.pop(label), f"column '{label}' of {paths[0]}"),
+        joined,
+    )
+
+
+def integer_labels(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.int64]:
+    """Labels (N,) as int64.
+
+    Raises:
+        UserError: they aren't whole numbers, or not one per sample.
+    """
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or values.dtype.kind not in "iub":
+        raise UserError(
+            f"Labels must be one whole number per sample, but {where} has shape {values.shape} and type {values.dtype}."
+        )
+    return values.astype(np.int64)
+
+
+def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an ``.npz`` file; arrays of Python objects, which are pickles, are refused.
+
+    Raises:
+        UserError: the file isn't there or can't be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {path}; check the path.") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} can't be read as npz ({error}); write it with numpy.savez.") from error
+
+
+def class_folders(folder: Path) -> tuple[ImageFiles, npt.NDArray[np.int64], tuple[str, ...]]:
+    """Image files of a folder with one folder per class: files, labels and class names, in sorted order.
+
+    Raises:
+        UserError: there are no class folders, or no images in them.
+    """
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    paths: list[bytes] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        # ImageNet has 1.3 million of these: os.walk, and no Path object for each.
+        found = sorted(
+            f"{parent}/{file}"
+            for parent, _, files in os.walk(folder / name)
+            for file in files
+            if file.lower().endswith(IMAGE_SUFFIXES)
+        )
+        paths += [os.fsencode(os.path.relpath(path, folder)) for path in found]
+        labels += [label] * len(found)
+    if not paths:
+        raise UserError(f"{folder} holds no images in class folders; put the images of class X into {folder}/X.")
+    return ImageFiles(folder, np.array(paths)), np.array(labels, dtype=np.int64), tuple(names)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
