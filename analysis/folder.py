@@ -12,13 +12,13 @@ Everything here works on names and footers. No row is read to find out which row
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 from analysis.errors import ResultsError
-from analysis.schema import SCHEMA_VERSION, VERSION_KEY, DatasetName
+from analysis.schema import DATASETS, SCHEMA_VERSION, VERSION_KEY, DatasetName
 
 if TYPE_CHECKING:
     import duckdb
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 TRIAL_IDS_KEY: Final = b"fixstudy_trial_ids"
 COMPACT_PREFIX: Final = "compact-"
-DATASETS: Final[tuple[DatasetName, ...]] = get_args(DatasetName)
 _URI: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -136,15 +135,17 @@ class Folder:
             raise ResultsError(f"The results {self.name} can't be listed: {first_line(error)}.") from error
 
 
-def find_files(folder: Folder, con: "duckdb.DuckDBPyConnection") -> dict[DatasetName, DatasetFiles]:
-    """The files of every dataset, after checking that this package can read them.
+def find_files(
+    folder: Folder, con: "duckdb.DuckDBPyConnection", datasets: Collection[DatasetName] = DATASETS
+) -> dict[DatasetName, DatasetFiles]:
+    """The files of the given datasets, after checking that this package can read them; the other datasets have none.
 
     Raises:
         ResultsError: a file is damaged or of another version; the message names it.
     """
     # Trials first: a trial that ends meanwhile has its predictions listed and not shown, never the other way round.
     order: tuple[DatasetName, ...] = ("trials", "predictions", "curves", "subjects")
-    names = {dataset: folder.names(dataset) for dataset in order}
+    names = {dataset: folder.names(dataset) if dataset in datasets or dataset == "trials" else [] for dataset in order}
     paths = {folder.path(dataset, name): dataset for dataset, listed in names.items() for name in listed}
     footers = folder.footers(con, list(paths))
     for path, metadata in footers.items():

@@ -15,10 +15,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Self
 
+from analysis.answers import Rows, fetch
 from analysis.errors import QueryError, ResultsError
 from analysis.folder import first_line
 
@@ -52,16 +53,6 @@ _FORBIDDEN_FUNCTIONS: Final = {
 _CATALOG_SCHEMAS: Final = {"information_schema"}
 
 
-@dataclass(frozen=True)
-class Rows:
-    """An answer as plain Python values."""
-
-    columns: tuple[str, ...]
-    types: tuple[str, ...]
-    """DuckDB's names of the types."""
-    rows: list[list[Any]]
-
-
 def query(
     results: str | Path, sql: str, *, timeout: float = 60.0, memory_limit: str = "2GB", threads: int | None = None
 ) -> "pa.Table":
@@ -80,7 +71,6 @@ def query(
     """
     import pyarrow as pa
 
-    check_statement(sql)
     with Sandbox(results, memory_limit=memory_limit, threads=threads) as sandbox:
         return pa.ipc.open_stream(sandbox.ask(sql, "arrow", timeout)).read_all()
 
@@ -99,7 +89,6 @@ class Sandbox:
     memory_limit: str = "2GB"
     threads: int | None = None
     _process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
-    _is_open: bool = field(default=False, repr=False)
 
     def __enter__(self) -> Self:
         self.start()
@@ -112,7 +101,12 @@ class Sandbox:
         """Start the process without waiting for it; does nothing while one runs."""
         if self._process is not None:
             return
-        request = {"results": str(self.results), "memory_limit": self.memory_limit, "threads": self.threads}
+        request = {
+            "results": str(self.results),
+            "memory_limit": self.memory_limit,
+            "threads": self.threads,
+            "bytes": _bytes(self.memory_limit) + _BASE_BYTES,
+        }
         # The interpreter's own -P and -I would hide an uninstalled package, so the search path is handed over.
         program = f"import sys; sys.path[:] = {sys.path!r}; from analysis.sandbox import serve; serve()"
         self._process = subprocess.Popen(
@@ -128,7 +122,7 @@ class Sandbox:
         """End the process."""
         if self._process is None:
             return
-        process, self._process, self._is_open = self._process, None, False
+        process, self._process = self._process, None
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
@@ -143,30 +137,29 @@ class Sandbox:
             ResultsError: as for `query`.
         """
         answer = json.loads(self.ask(sql, "rows", timeout))
-        return Rows(tuple(answer["columns"]), tuple(answer["types"]), answer["rows"])
+        return Rows(tuple(answer["columns"]), tuple(answer["types"]), [tuple(row) for row in answer["rows"]])
 
     def ask(self, sql: str, form: Form, timeout: float) -> bytes:
         """Answer one SELECT as an Arrow stream, or as JSON with columns, types and rows."""
         self.start()
-        # The first message says that the results are open: the time for that is nobody's SQL.
-        if not self._is_open:
-            self._receive()
-            self._is_open = True
         timer = threading.Timer(timeout, self._kill)
-        timer.start()
         try:
             _send(self._pipe("stdin"), {"sql": sql, "form": form})
+            # The first answer says that the results are open: the time for that is nobody's SQL.
+            self._receive()
+            timer.start()
             return self._receive()
-        except BrokenPipeError:
-            raise QueryError(_died(self.memory_limit)) from None
-        except EOFError:
-            late = not timer.is_alive()
+        except (BrokenPipeError, EOFError):
+            late = timer.finished.is_set()
             self.close()
             if late:
                 raise QueryError(
                     f"The query was ended after {timeout:g} s; narrow it, or give it more time with --timeout."
                 ) from None
-            raise QueryError(_died(self.memory_limit)) from None
+            raise QueryError(
+                f"The query's process died, most likely because it needed more memory than {self.memory_limit} and "
+                "some; aggregate, or select fewer rows."
+            ) from None
         finally:
             timer.cancel()
 
@@ -186,14 +179,16 @@ class Sandbox:
         if header["status"] == "query error":
             raise QueryError(header["message"])
         if header["status"] == "results error":
-            self.close()
             raise ResultsError(header["message"])
         payload = pipe.read(header["length"])
         return payload if len(payload) == header["length"] else _end()
 
 
-def check_statement(sql: str) -> None:
+def check_statement(sql: str) -> frozenset[str]:
     """Refuse everything but one SELECT over the study.
+
+    Returns:
+        The names of the tables and views that it reads, and of its common table expressions.
 
     Raises:
         QueryError: what is wrong with the statement, and what to do.
@@ -222,10 +217,11 @@ def check_statement(sql: str) -> None:
         raise QueryError(
             f"The SQL can't be checked ({tree.get('error_message', 'unknown form')}); write a plain SELECT."
         )
-    _check_tree(tree)
+    return _check_tree(tree)
 
 
-def _check_tree(tree: dict[str, Any]) -> None:
+def _check_tree(tree: dict[str, Any]) -> frozenset[str]:
+    tables = set()
     for node in _nodes(tree):
         kind = node.get("type")
         if kind == "TABLE_FUNCTION":
@@ -239,8 +235,12 @@ def _check_tree(tree: dict[str, Any]) -> None:
             raise QueryError(f"The function {node['function_name']}() is not allowed on results.")
         elif kind == "BASE_TABLE" and node.get("schema_name") not in {"", "main", *_CATALOG_SCHEMAS}:
             raise QueryError(f"The schema {node['schema_name']} is not part of a study.")
-        elif kind == "BASE_TABLE" and not str(node.get("table_name", "")).replace("_", "").isalnum():
-            raise QueryError(f"There is no table '{node['table_name']}'; SQL on results can't read other files.")
+        elif kind in ("BASE_TABLE", "SHOW_REF"):
+            name = str(node.get("table_name") or "")
+            if name and not name.strip('"').replace("_", "").isalnum():
+                raise QueryError(f"There is no table {name}; SQL on results can't read other files.")
+            tables.add(name.strip('"').lower())
+    return frozenset(tables)
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
@@ -256,30 +256,30 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def serve() -> None:
-    """Be the process: open the results, then answer one request a line until the input ends."""
-    from analysis.warehouse import open
+    """Be the process: answer one request a line until the input ends.
+
+    Results are opened at the first request, and again when a later one needs another dataset.
+    """
+    from analysis.warehouse import datasets_of, open
 
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     settings = json.loads(requests.readline())
-    _limit_process(settings["memory_limit"])
-    try:
-        con = open(
-            settings["results"],
-            untrusted=True,
-            memory_limit=settings["memory_limit"],
-            threads=settings["threads"],
-        )
-    except ResultsError as error:
-        _send(answers, {"status": "results error", "message": str(error)})
-        return
-    _send(answers, {"status": "ok", "length": 0})
+    _limit_process(settings.pop("bytes"))
+    con, opened = None, frozenset[str]()
     for line in requests:
         request = json.loads(line)
         try:
-            check_statement(request["sql"])
+            tables = check_statement(request["sql"])
+            needed = frozenset(datasets_of(tables)) | opened
+            if con is None or needed != opened:
+                con = open(**settings, untrusted=True, datasets=datasets_of(needed))
+                opened = needed
+            _send(answers, {"status": "ok", "length": 0})
             payload = _answer(con, request["sql"], request["form"])
         except QueryError as error:
             _send(answers, {"status": "query error", "message": str(error)})
+        except ResultsError as error:
+            _send(answers, {"status": "results error", "message": str(error)})
         else:
             _send(answers, {"status": "ok", "length": len(payload)}, payload)
 
@@ -310,19 +310,10 @@ def _as_arrow(con: "duckdb.DuckDBPyConnection", sql: str) -> bytes:
 
 
 def _as_rows(con: "duckdb.DuckDBPyConnection", sql: str) -> bytes:
-    relation = con.sql(sql)
-    columns, types = relation.columns, [str(kind) for kind in relation.types]
-    if "TIMESTAMP WITH TIME ZONE" in types:
-        # DuckDB's Python client wants another package to build these; their text is all that is shown.
-        texts = [
-            f"#{i}{'::VARCHAR' if kind == 'TIMESTAMP WITH TIME ZONE' else ''} AS c{i}"
-            for i, kind in enumerate(types, 1)
-        ]
-        relation = relation.project(", ".join(texts))
-    rows = relation.limit(MAX_ROWS + 1).fetchall()
-    if len(rows) > MAX_ROWS:
+    answer = fetch(con.sql(sql), MAX_ROWS + 1)
+    if len(answer.rows) > MAX_ROWS:
         raise QueryError(f"The answer has more than {MAX_ROWS:,} rows; aggregate, add a LIMIT, or ask for Parquet.")
-    payload = json.dumps({"columns": columns, "types": types, "rows": rows}, default=str).encode()
+    payload = json.dumps(asdict(answer), default=str).encode()
     _check_size(len(payload))
     return payload
 
@@ -332,7 +323,7 @@ def _check_size(size: int) -> None:
         raise QueryError(f"The answer is larger than {MAX_RESULT_BYTES >> 20} MiB; aggregate, or add a LIMIT.")
 
 
-def _limit_process(memory_limit: str) -> None:
+def _limit_process(size: int) -> None:
     """Let the kernel refuse any byte written to a file, and memory beyond what the query may use."""
     if sys.platform == "win32":
         return
@@ -340,7 +331,6 @@ def _limit_process(memory_limit: str) -> None:
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    size = _bytes(memory_limit) + _BASE_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
@@ -350,7 +340,7 @@ def _bytes(text: str) -> int:
     try:
         return int(float(digits) * _UNITS[unit])
     except (ValueError, KeyError):
-        raise ResultsError(f"The memory limit '{text}' isn't a size; write one such as 2GB.") from None
+        raise QueryError(f"The memory limit '{text}' isn't a size; write one such as 2GB.") from None
 
 
 def _environment(results: str) -> dict[str, str]:
@@ -359,13 +349,6 @@ def _environment(results: str) -> dict[str, str]:
         return dict(os.environ)
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "SYSTEMROOT", "TMPDIR", "TEMP", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
     return {name: os.environ[name] for name in kept if name in os.environ}
-
-
-def _died(memory_limit: str) -> str:
-    return (
-        f"The query's process died, most likely because it needed more memory than {memory_limit} and some; "
-        "aggregate, or select fewer rows."
-    )
 
 
 def _send(pipe: IO[bytes], header: dict[str, Any], payload: bytes = b"") -> None:

@@ -8,13 +8,14 @@ hold and even when there are none; `analysis/views.sql` adds what most questions
 `cells`, `changes`, `tallies`). A connection shows the study as it was when it was opened.
 """
 
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from analysis.errors import ResultsError
-from analysis.folder import DATASETS, DatasetFiles, Folder, find_files, first_line, sql_list
-from analysis.schema import COLUMNS, DatasetName
+from analysis.folder import DatasetFiles, Folder, find_files, first_line, sql_list
+from analysis.schema import COLUMNS, DATASETS, DatasetName
 
 if TYPE_CHECKING:
     import duckdb
@@ -23,11 +24,17 @@ if TYPE_CHECKING:
 IN_MEMORY_ROWS: Final = 1_000_000
 """Datasets up to this many rows are read once, into memory; larger ones are scanned by every query."""
 
+_ALWAYS_IN_MEMORY: Final[tuple[DatasetName, ...]] = ("trials", "subjects")
 _ATTEMPTS: Final = 5
 
 
 def open(
-    results: str | Path, *, untrusted: bool = False, memory_limit: str = "2GB", threads: int | None = None
+    results: str | Path,
+    *,
+    untrusted: bool = False,
+    memory_limit: str = "2GB",
+    threads: int | None = None,
+    datasets: Collection[DatasetName] = DATASETS,
 ) -> "duckdb.DuckDBPyConnection":
     """A DuckDB connection over a study's results.
 
@@ -38,6 +45,7 @@ def open(
             `analysis.query` does all of it at once, in a process of its own.
         memory_limit: what DuckDB may use; it never spills to disk.
         threads: cores to use; None for all.
+        datasets: those to read; the others look empty. Trials alone are quick to open at any size.
 
     Raises:
         ResultsError: no such folder, a damaged file, or a file of another version.
@@ -59,7 +67,7 @@ def open(
     folder = Folder(results)
     for attempt in range(_ATTEMPTS):
         try:
-            _load(con, folder, untrusted)
+            _load(con, folder, untrusted, datasets)
             break
         except FileNotFoundError as error:
             # A compaction replaced the file between listing and reading; list again.
@@ -69,6 +77,13 @@ def open(
     if untrusted:
         lock(con)
     return con
+
+
+def datasets_of(tables: Collection[str]) -> tuple[DatasetName, ...]:
+    """The datasets behind some tables and views, trials among them always."""
+    derived = {"changes": "predictions", "tallies": "predictions", "fairness": "predictions"}
+    named = {derived.get(table, table) for table in tables} | {"trials", "subjects"}
+    return tuple(dataset for dataset in DATASETS if dataset in named)
 
 
 def lock(con: "duckdb.DuckDBPyConnection") -> None:
@@ -104,7 +119,7 @@ def export(results: str | Path, target: str | Path) -> None:
     with duckdb.connect(str(temporary)) as con:
         files = find_files(folder, con)
         for dataset in DATASETS:
-            kind = "TABLE" if dataset in ("trials", "subjects") else "VIEW"
+            kind = "TABLE" if dataset in _ALWAYS_IN_MEMORY else "VIEW"
             con.execute(f'CREATE {kind} "{dataset}" AS {_scan(con, dataset, files[dataset])}')
         _create_plan(con, folder)
         con.execute(resources.files("analysis").joinpath("views.sql").read_text(encoding="utf-8"))
@@ -118,10 +133,10 @@ def _is_duckdb_file(path: Path) -> bool:
         return file.read(12)[8:] == b"DUCK"
 
 
-def _load(con: "duckdb.DuckDBPyConnection", folder: Folder, untrusted: bool) -> None:
+def _load(con: "duckdb.DuckDBPyConnection", folder: Folder, untrusted: bool, datasets: Collection[DatasetName]) -> None:
     import duckdb
 
-    files = find_files(folder, con)
+    files = find_files(folder, con, datasets)
     for dataset in DATASETS:
         try:
             if folder.is_remote:
@@ -138,7 +153,7 @@ def _load(con: "duckdb.DuckDBPyConnection", folder: Folder, untrusted: bool) -> 
 def _create_from_files(
     con: "duckdb.DuckDBPyConnection", folder: Folder, dataset: DatasetName, files: DatasetFiles, untrusted: bool
 ) -> None:
-    if _is_small(con, files):
+    if dataset in _ALWAYS_IN_MEMORY or _is_small(con, files):
         con.execute(f"CREATE OR REPLACE TABLE {dataset} AS {_scan(con, dataset, files)}")
     elif untrusted:
         # DuckDB must not open files itself here: whoever may read a path may also overwrite it with COPY.
