@@ -90,7 +90,8 @@ def _trace(model: nn.Module, input_shape: tuple[int, ...], opset: int) -> ModelP
         if type(module) is nn.Dropout:
             module.train()
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    # Tracing runs the Dropout layers, which must not move the caller's random numbers.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # deprecation of this exporter, and tracing of size checks
         torch.onnx.export(
             model,

@@ -201,12 +201,15 @@ class ModulePaths:
         candidates = [_scope(node.name) for node in nodes] + [_owner(name) for name in weights]
         self._containers = {".".join(parts[:n]) for parts in candidates for n in range(1, len(parts))}
 
-    def take(self, kind: str, node: NodeProto, weight: str | None = None) -> str:
-        """Return a new path for a module; ``kind`` is the last resort and the suffix that avoids a collision."""
+    def take(self, kind: str, node: NodeProto, weight: str | None = None, *, beside: bool = False) -> str:
+        """Return a new path for a module; ``kind`` is the last resort and the suffix that avoids a collision.
+
+        A module ``beside`` the one that stands for the node leaves that its name, and takes the suffix in any case.
+        """
         base = ".".join(_owner(weight) if weight is not None else ()) or ".".join(_scope(node.name)) or kind
         if base in self._containers:
             base = f"{base}.{kind}"
-        if not self._is_free(base) and not base.endswith(kind):
+        if (beside or not self._is_free(base)) and not base.endswith(kind):
             base = f"{base}_{kind}"
         path, number = base, 0
         while not self._is_free(path):

@@ -25,9 +25,9 @@ from orchestrator.subjects import onnx_arithmetic as _arithmetic  # noqa: F401
 from orchestrator.subjects import onnx_layers as _layers  # noqa: F401
 from orchestrator.subjects.onnx_folding import FOLDABLE, fold
 from orchestrator.subjects.onnx_graph import BATCH, Activation, GraphBuilder, ModulePaths, Value
-from orchestrator.subjects.onnx_parity import OnnxRunner, ParityError, difference, random_batches
+from orchestrator.subjects.onnx_parity import OnnxRunner, ParityError, difference, random_batches, stamp_for_runtime
 from orchestrator.subjects.onnx_rules import RULES, Call
-from orchestrator.subjects.onnx_safety import ModelImportError, opset_of, read_model
+from orchestrator.subjects.onnx_safety import ModelImportError, check_with_onnx, opset_of, read_model
 
 __all__ = ["ImportedModel", "ModelImportError", "load_onnx"]
 
@@ -89,7 +89,9 @@ def load_onnx(path: str | Path, *, max_bytes: int = 2 << 30) -> ImportedModel:
 
 def _import(proto: ModelProto, digest: str) -> ImportedModel:
     graph = proto.graph
+    # First, since the checker complains less clearly of a missing batch.
     name, declared = _declared_input(graph)
+    check_with_onnx(proto)
     channels_last = len(declared) == 4 and _takes_channels_last(graph, name, declared[1:])
     notes = ["NHWC input transposed"] if channels_last else []
     end, tail = _cut_tail(graph, notes)
@@ -123,15 +125,16 @@ def _import(proto: ModelProto, digest: str) -> ImportedModel:
     shape = tuple(int(extent) for extent in declared[1:] if extent is not None)
     if channels_last:
         shape = (shape[2], shape[0], shape[1])
-    difference = _check_parity(proto, model, name, shape, declared[0], channels_last, finish)
+    opset = opset_of(proto)
+    largest = _check_parity(proto, model, name, shape, declared[0], channels_last, finish)
     return ImportedModel(
         model=model,
         input_shape=shape,
         n_outputs=logits_shape[classes[0]],
-        opset=opset_of(proto),
+        opset=opset,
         sha256=digest,
         cut=tuple(dict.fromkeys(notes)),
-        parity_max_difference=difference,
+        parity_max_difference=largest,
     )
 
 
@@ -297,6 +300,7 @@ def _check_parity(
 ) -> float:
     """Return the largest |difference| to onnxruntime on random pixels; refuse a model that differs."""
     largest = 0.0
+    stamp_for_runtime(proto)
     try:
         original = OnnxRunner(proto.SerializeToString(), name, fixed_batch)
         for pixels in random_batches(shape):

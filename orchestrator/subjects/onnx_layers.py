@@ -141,8 +141,9 @@ def layer_normalization(call: Call) -> Activation:
 def prelu(call: Call) -> Activation:
     """PRelu with one slope, or one a channel."""
     source, slope = call.plain(0), call.weight(1)
-    channels = slope.size
-    if channels > 1 and slope.shape != (channels, *[1] * (len(source.shape) - 2)):
+    channels, rank = slope.size, len(source.shape)
+    aligned = (1,) * (rank - slope.ndim) + slope.shape
+    if channels > 1 and aligned != (1, channels, *[1] * (rank - 2)):
         call.refuse(f"has a slope of shape {slope.shape}; only one slope, or one a channel, is supported")
     layer = nn.PReLU(channels, device="meta")
     layer.weight = _parameter(slope.reshape(-1))
@@ -230,7 +231,8 @@ def _padded(
         return source, before
     amounts = [amount for pair in zip(reversed(before), reversed(after), strict=True) for amount in pair]
     layer = _CONSTANT_PADS[len(source.shape)](tuple(amounts), fill)
-    return call.module(layer, source, "pad"), (0,) * len(before)
+    padded = call.builder.module(layer, source, call.path("pad", beside=True))
+    return padded, (0,) * len(before)
 
 
 def _padding(

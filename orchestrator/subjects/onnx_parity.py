@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
+from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from orchestrator.subjects.onnx_graph import Array
@@ -15,6 +18,9 @@ TOLERANCE = 1e-4
 """Largest accepted difference, relative to the largest |output| (absolute where that is below 1)."""
 
 _BATCHES = (1, 2, 5)
+_IR_VERSION = 10
+"""Version of the file format that every onnxruntime since 1.22 reads; later ones only add what is refused here."""
+
 _RUNTIME_ERRORS = (
     runtime_errors.EPFail,
     runtime_errors.Fail,
@@ -96,5 +102,22 @@ def difference(given: Array, expected: Array) -> float:
     return largest
 
 
+def stamp_for_runtime(model: ModelProto) -> None:
+    """Lower the versions stamped on a model to those it really needs, in place.
+
+    onnx is released ahead of onnxruntime, which refuses numbers that it doesn't know. An operator means the same
+    from the version that its schema is from, so the newest of these is the opset that the model needs.
+    """
+    model.ir_version = min(model.ir_version, _IR_VERSION)
+    for domain in model.opset_import:
+        if domain.domain in ("", "ai.onnx"):
+            domain.version = max(
+                onnx.defs.get_schema(node.op_type, domain.version, "").since_version for node in model.graph.node
+            )
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")[:300]
+    """Return what went wrong, without the error codes and C++ signatures that onnxruntime puts in front."""
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    message = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.(?:cc|h):\d+ .*?&\) ", "", message)
+    return message.rstrip(". ")[:300]

@@ -88,9 +88,10 @@ class Call:
         tensor = self.optional_tensor(index)
         return None if tensor is None else [int(value) for value in tensor.reshape(-1)]
 
-    def path(self, kind: str, weight: int | None = None) -> str:
+    def path(self, kind: str, weight: int | None = None, *, beside: bool = False) -> str:
         """Return the path of a new module, after the weight at input ``weight`` if that has a torch name."""
-        return self.builder.paths.take(kind, self.node, None if weight is None else self.node.input[weight])
+        name = None if weight is None else self.node.input[weight]
+        return self.builder.paths.take(kind, self.node, name, beside=beside)
 
     def module(self, module: nn.Module, source: Activation, kind: str, weight: int | None = None) -> Activation:
         """Append a module to the graph, working on the layout that the node of ``source`` has."""
