@@ -162,6 +162,33 @@ def last_linear(sequence: tuple[Layer, ...]) -> str | None:
     return next((layer.name for layer in reversed(sequence) if isinstance(layer.module, nn.Linear)), None)
 
 
+def gives_logits(model: nn.Module, layer: str, input_shape: tuple[int, ...]) -> bool:
+    """Whether the differences between outputs of the model are those between outputs of one of its layers.
+
+    Args:
+        model: run once in eval mode on random inputs, and left as it was.
+        layer: qualified name of a leaf module.
+        input_shape: shape of one input without the batch dimension.
+    """
+    seen: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    inputs = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        model.eval()
+        with torch.no_grad():
+            outputs = model(inputs)
+    finally:
+        handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    if len(seen) != 1 or seen[0].shape != outputs.shape:
+        return False
+    own, whole = (logits - logits[..., :1] for logits in (seen[0], outputs))
+    return torch.allclose(own, whole, rtol=1e-4, atol=1e-5)
+
+
 def not_reinitialisable(model: nn.Module) -> list[str]:
     """Modules that own parameters but have no ``reset_parameters``."""
     return [

@@ -89,6 +89,20 @@ class ConsecutiveLinear(Requirement):
 
 
 @dataclass(frozen=True)
+class LinearOutput(Requirement):
+    """The last fully connected layer gives the logits (a common shift of them, as log-softmax makes, is allowed)."""
+
+    code: ClassVar[str] = "linear_output"
+
+    def unmet(self, facts: SubjectFacts) -> str | None:
+        """Compare the layer's output with the model's on a random input."""
+        name = network.last_linear(facts.layers)
+        if name is not None and network.gives_logits(facts.model, name, facts.input_shape):
+            return None
+        return "it changes the layer that gives the logits, and this model's logits don't come from a Linear layer."
+
+
+@dataclass(frozen=True)
 class EditableWeights(Requirement):
     """At least one Linear or Conv2d layer whose weights can be changed."""
 

@@ -153,3 +153,25 @@ class LayerRows:
     def _auxiliary(self, entries: Any, indices: IntArray) -> IntArray:
         result: IntArray = self.point[indices][entries.row] * self.left.shape[1] + entries.col
         return result
+
+
+def label_rows(inputs: FloatArray, outputs: FloatArray, labels: IntArray, margin: float) -> LayerRows:
+    """Requirements on a change of the last layer: the label's output beats every other by ``margin``.
+
+    Args:
+        inputs: (P, width) what enters the layer, with a column of ones where its bias may change.
+        outputs: (P, K) of the unchanged layer.
+        labels: (P,) int64.
+        margin: in units of the outputs.
+
+    Returns:
+        P * (K - 1) rows, those of a point together.
+    """
+    classes = outputs.shape[1]
+    rivals = np.arange(classes)[None] != labels[:, None]
+    point, rival = np.nonzero(rivals)
+    label = labels[point]
+    data = np.tile([1.0, -1.0], len(point))
+    columns = np.stack([label, rival], axis=1).ravel()
+    left = sparse.csr_array((data, columns, np.arange(0, 2 * len(point) + 1, 2)), shape=(len(point), classes))
+    return LayerRows(left, point, inputs, outputs[point, rival] - outputs[point, label] + margin)
