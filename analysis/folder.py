@@ -201,6 +201,11 @@ def sql_list(values: Iterable[str]) -> str:
     return "[" + ", ".join("'" + value.replace("'", "''") + "'" for value in values) + "]"
 
 
+def sql_paths(paths: Iterable[str]) -> str:
+    """A list of files as SQL text; DuckDB would take `*`, `?` and `[` in a name for a pattern."""
+    return sql_list(re.sub(r"([*?\[])", r"[\1]", path) for path in paths)
+
+
 def _check_version(path: str, metadata: Mapping[bytes, bytes]) -> None:
     version = metadata.get(VERSION_KEY)
     if version == str(SCHEMA_VERSION).encode():
@@ -226,7 +231,7 @@ def _local_footers(con: "duckdb.DuckDBPyConnection", paths: Sequence[str]) -> di
 
     footers: dict[str, dict[bytes, bytes]] = {path: {} for path in paths}
     try:
-        rows = con.execute(f"SELECT file_name, key, value FROM parquet_kv_metadata({sql_list(paths)})").fetchall()
+        rows = con.execute(f"SELECT file_name, key, value FROM parquet_kv_metadata({sql_paths(paths)})").fetchall()
     except duckdb.Error as error:
         # A listed file that is gone was compacted a moment ago: the caller lists again.
         if gone := [path for path in paths if not Path(path).exists()]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from analysis.errors import ResultsError
-from analysis.folder import DatasetFiles, Folder, find_files, first_line, sql_list
+from analysis.folder import DatasetFiles, Folder, find_files, first_line, sql_list, sql_paths
 from analysis.schema import COLUMNS, DATASETS, DatasetName
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _create_from_files(
 def _is_small(con: "duckdb.DuckDBPyConnection", files: DatasetFiles) -> bool:
     if not files.paths:
         return True
-    [(count,)] = con.execute(f"SELECT sum(num_rows) FROM parquet_file_metadata({sql_list(files.paths)})").fetchall()
+    [(count,)] = con.execute(f"SELECT sum(num_rows) FROM parquet_file_metadata({sql_paths(files.paths)})").fetchall()
     return bool(count <= IN_MEMORY_ROWS)
 
 
@@ -174,7 +174,7 @@ def _scan(con: "duckdb.DuckDBPyConnection", dataset: DatasetName, files: Dataset
 
     def read(paths: tuple[str, ...]) -> str:
         # Without union_by_name DuckDB takes names and types from the first file and silently rounds or drops the rest.
-        return f"read_parquet({sql_list(paths)}, union_by_name = true, hive_partitioning = false)"
+        return f"read_parquet({sql_paths(paths)}, union_by_name = true, hive_partitioning = false)"
 
     sources = [read(files.whole)] if files.whole else []
     sources += [
