@@ -33,7 +33,7 @@ class Evaluation:
 
     def row(self) -> dict[str, float | int | None]:
         """The figures under the names that the trials table has for them; None where not measured."""
-        effect, robustness = self.effect, self.robustness or RobustnessResult(None, None, 0)
+        effect, robustness = self.effect, self.robustness or RobustnessResult(None, None, None, None, 0)
         return {
             "accuracy_original": effect.accuracy_original,
             "accuracy_fixed": effect.accuracy_fixed,
@@ -41,6 +41,8 @@ class Evaluation:
             "negative_flip_rate": effect.negative_flip_rate,
             "asr_original": robustness.asr_original,
             "asr_fixed": robustness.asr_fixed,
+            "masked_original": robustness.masked_original,
+            "masked_fixed": robustness.masked_fixed,
             "n_attacked": None if self.robustness is None else robustness.n_attacked,
             "aaod_original": self.aaod_original and self.aaod_original.value,
             "aaod_fixed": self.aaod_fixed and self.aaod_fixed.value,
