@@ -11,12 +11,9 @@
 
 import dataclasses
 import hashlib
-import importlib
 import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +26,9 @@ from orchestrator.errors import UserError
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.own_data import OwnData, SplitOrigin
-from orchestrator.subjects.splits import SPLIT_NAMES
+from orchestrator.subjects.splits import SPLIT_NAMES, SplitName
 from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
+from orchestrator.subjects.targets import is_target, load_target
 
 
 class _Strict(BaseModel):
@@ -53,9 +51,9 @@ class Splits(_Strict):
     test: float | str | Origin
     seed: int = 0
 
-    def origins(self) -> dict[str, SplitOrigin]:
+    def origins(self) -> dict[SplitName, SplitOrigin]:
         """Part and share of each split."""
-        result = {}
+        result: dict[SplitName, SplitOrigin] = {}
         for name in SPLIT_NAMES:
             value = getattr(self, name)
             if isinstance(value, Origin):
@@ -144,8 +142,8 @@ def own_subject(
         raise UserError(f"Subject {own.name} needs 'model' and 'splits' beside its data; see docs/subjects.md.")
     model = _model_source(own, base_dir)
     data = OwnData(
-        location=own.data if _is_target(own.data) else str(_path(base_dir, own.data)),
-        load_target=partial(load_target, base_dir=base_dir) if _is_target(own.data) else None,
+        location=own.data if is_target(own.data) else str(_path(base_dir, own.data)),
+        function_dir=base_dir if is_target(own.data) else None,
         origins=tuple(own.splits.origins().items()),
         seed=own.splits.seed,
         image=own.image,
@@ -156,8 +154,8 @@ def own_subject(
     shape = data.input_shape()
     return SubjectDefinition(
         name=own.name,
-        dataset=Path(own.data).name if not _is_target(own.data) else own.data,
-        architecture=own.model if _is_target(own.model) else Path(own.model).name,
+        dataset=Path(own.data).name if not is_target(own.data) else own.data,
+        architecture=own.model if is_target(own.model) else Path(own.model).name,
         n_classes=_n_outputs(own, model, shape),
         input_shape=shape,
         epsilon=own.epsilon or DEFAULT_EPSILON,
@@ -314,30 +312,10 @@ class WithWeights:
         return f"{self.base.identity()}/{_file_hash(self.path)}"
 
 
-def load_target(target: str, base_dir: Path) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names; modules beside the study file are found.
-
-    Raises:
-        UserError: there is no such module or function.
-    """
-    module, _, name = target.partition(":")
-    if str(base_dir) not in sys.path:
-        # Stays there: what the module defines is unpickled by name later, here and in workers started from here.
-        sys.path.append(str(base_dir))
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{target} can't be loaded ({error}); the module must lie beside the study file.") from error
-    if not callable(found):
-        raise UserError(f"{target} is no function; give package.module:function.")
-    result: Callable[..., Any] = found
-    return result
-
-
 def _model_source(own: OwnSubject, base_dir: Path) -> ModelSource:
     assert own.model is not None
     normalise = None if own.normalise is None else (tuple(own.normalise.mean), tuple(own.normalise.std))
-    if _is_target(own.model):
+    if is_target(own.model):
         given = None if own.weights is None else _existing(base_dir, own.weights, own.name)
         return FactoryModel(own.model, json.dumps(own.arguments, sort_keys=True), base_dir, given, normalise)
     path = _existing(base_dir, own.model, own.name)
@@ -403,11 +381,6 @@ def _validated(spec: Mapping[str, Any]) -> OwnSubject:
             key = str(first["loc"][0])
             raise UserError(f"Subject {name} has no key '{key}'{suggest(key, OwnSubject.model_fields)}") from error
         raise UserError(f"Subject {name}: {where}: {first['msg']}.") from error
-
-
-def _is_target(text: str) -> bool:
-    module, colon, name = text.partition(":")
-    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
 def _path(base_dir: Path, text: str) -> Path:

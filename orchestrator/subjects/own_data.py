@@ -14,6 +14,7 @@ from orchestrator.subjects.images import Encoded, ImageFormat, image_samples, im
 from orchestrator.subjects.samples import ArraySamples
 from orchestrator.subjects.splits import Pool, Samples, SplitPlan
 from orchestrator.subjects.subject import SubjectData, assemble
+from orchestrator.subjects.targets import load_target
 
 INPUT_KEYS = ("images", "inputs", "x", "X")
 LABEL_KEYS = ("labels", "label", "y")
@@ -42,7 +43,7 @@ class OwnData:
 
     Args:
         location: a folder, a ``.parquet`` or ``.npz`` file, or the name of a function.
-        load_target: finds the function by its name; None for files.
+        function_dir: where the function's module may lie; None for files.
         origins: part and share of each split.
         seed: of the division.
         image: column of the images in Parquet; found by its type when not given.
@@ -52,7 +53,7 @@ class OwnData:
     """
 
     location: str
-    load_target: Callable[[str], Callable[..., Any]] | None
+    function_dir: Path | None
     origins: tuple[tuple[str, SplitOrigin], ...]
     seed: int = 0
     image: str | None = None
@@ -112,8 +113,8 @@ class OwnData:
                 "Splits must be all fractions or all names of parts of the data; give {from: ..., share: ...}."
             )
         path = Path(self.location)
-        if self.load_target is not None:
-            parts = self._of_function(self.load_target(self.location), names)
+        if self.function_dir is not None:
+            parts = self._of_function(load_target(self.location, self.function_dir), names)
         elif not path.exists():
             raise UserError(f"There is no {path}; check 'data' of the subject.")
         elif path.is_dir() and not _parquet_files(path):
@@ -159,7 +160,7 @@ def _of_folder(folder: Path) -> _Part:
 
 
 def _of_arrays(content: Mapping[str, npt.NDArray[Any]], name: str, where: str) -> _Part:
-    """The part ``name`` of arrays called images and labels, or name_images and name_labels; other arrays are columns."""
+    """The part ``name``: arrays images and labels, or name_images and name_labels; others as long are columns."""
     prefix = f"{name}_" if name else ""
     found = {
         key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix) and key != prefix

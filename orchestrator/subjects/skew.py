@@ -86,7 +86,8 @@ def assemble_skewed(
     splits: dict[SplitName, TensorSplit] = {}
     columns: dict[str, list[npt.NDArray[np.generic]]] = {}
     test_groups = np.empty(0, dtype=np.int8)
-    for split, rows in divide(pools, plan, limit).items():
+    division = divide(pools, plan, limit)
+    for split, rows in division.indices.items():
         pool = plan.parts()[split][0]
         colour, labels = images[pool][rows], pools[pool].labels[rows]
         if split in ("train", "valid"):
@@ -111,4 +112,5 @@ def assemble_skewed(
             f"{origin}, train and valid {skew.share:.0%} in one form by class, repair and test in both forms",
             {split: len(data) for split, data in splits.items()},
         ),
+        notes=division.notes,
     )

@@ -8,7 +8,7 @@ has each beginning of a split, which is what a limited subject takes.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -88,11 +88,20 @@ class SplitPlan:
         return {"train": self.train, "valid": self.valid, "repair": self.repair, "test": self.test}
 
 
-def divide(pools: Mapping[str, Pool], plan: SplitPlan, limit: int | None = None) -> dict[SplitName, Indices]:
-    """Positions of each split's samples in its pool.
+class Division(NamedTuple):
+    """Samples divided into four splits."""
+
+    indices: dict[SplitName, Indices]
+    """Positions of each split's samples in its pool."""
+    notes: tuple[str, ...]
+    """What was found of copies, in sentences."""
+
+
+def divide(pools: Mapping[str, Pool], plan: SplitPlan, limit: int | None = None) -> Division:
+    """Choose the samples of each split.
 
     Copies of one input stay together: all in one split if they are in one pool, and where pools share an input the
-    one that ``train`` is taken from gives it up.
+    one for test keeps it, before those for repair, valid and train.
 
     Args:
         pools: by the names that the plan uses.
@@ -102,11 +111,11 @@ def divide(pools: Mapping[str, Pool], plan: SplitPlan, limit: int | None = None)
     Raises:
         UserError: a split would be empty.
     """
-    unique = _without_copies_across(pools, plan)
+    digests, notes = _without_copies_across(pools, plan)
     result: dict[SplitName, Indices] = {}
-    for name in dict.fromkeys(pool for pool, _ in plan.parts().values()):
+    for name, own in digests.items():
         sharing = {split: size for split, (pool, size) in plan.parts().items() if pool == name}
-        result |= _divide_pool(pools[name], unique[name], sharing, plan.seed)
+        result |= _divide_pool(pools[name], own, sharing, plan.seed)
     total = sum(map(len, result.values()))
     if limit is not None and limit < total:
         result = {split: indices[: round(len(indices) * limit / total)] for split, indices in result.items()}
@@ -117,7 +126,7 @@ def divide(pools: Mapping[str, Pool], plan: SplitPlan, limit: int | None = None)
                 + ("" if limit is None else f" limited to {limit}")
                 + " don't fill four splits; give more samples or other proportions."
             )
-    return {split: result[split] for split in SPLIT_NAMES}
+    return Division({split: result[split] for split in SPLIT_NAMES}, tuple(notes))
 
 
 def stratified_order(strata: npt.NDArray[np.int64], seed: int) -> Indices:
@@ -151,20 +160,30 @@ def split_hash(columns: Mapping[str, Sequence[npt.NDArray[Any]]]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _without_copies_across(pools: Mapping[str, Pool], plan: SplitPlan) -> dict[str, Digests]:
-    """Digests of each pool, zeroed (see ``_GONE``) where another pool that isn't for training has the same input."""
-    used = list(dict.fromkeys(pool for pool, _ in plan.parts().values()))
-    digests = {name: pools[name].samples.digests() for name in used}
+def _without_copies_across(pools: Mapping[str, Pool], plan: SplitPlan) -> tuple[dict[str, Digests], list[str]]:
+    """Digests of each pool, ``_GONE`` where a pool for a later split has the same input; and notes on copies."""
+    # Test samples are the most precious: what they contain disappears from the pools before them.
+    names = list(dict.fromkeys(plan.parts()[split][0] for split in reversed(SPLIT_NAMES)))
+    digests, notes = {}, []
     taken: set[bytes] = set()
-    # Test samples are the most precious: whatever they contain disappears from the pools before them.
-    for name in dict.fromkeys(plan.parts()[split][0] for split in reversed(SPLIT_NAMES)):
+    for name in names:
+        digests[name] = pools[name].samples.digests()
         content = digests[name].tolist()
-        if taken.intersection(content):
-            kept = digests[name].copy()
-            kept[[value in taken for value in content]] = _GONE
-            digests[name] = kept
+        elsewhere = np.array([value in taken for value in content], dtype=bool)
+        part = f"of part '{name}' " if len(names) > 1 else ""
+        if elsewhere.any():
+            digests[name] = np.where(elsewhere, _GONE, digests[name])
+            notes.append(f"{elsewhere.sum()} inputs {part}are copies of inputs for a later split and were left out.")
+        _, kind, counts = np.unique(digests[name], return_inverse=True, return_counts=True)
+        copied = (counts[kind] > 1) & ~elsewhere
+        if copied.any():
+            notes.append(f"{copied.sum()} inputs {part}have copies; copies were kept in one split.")
+            labels = np.unique(np.stack([kind[copied], pools[name].labels[copied]]), axis=1)[0]
+            n_contradicting = int((np.unique(labels, return_counts=True)[1] > 1).sum())
+            if n_contradicting:
+                notes.append(f"{n_contradicting} inputs {part}have copies with another label.")
         taken.update(content)
-    return digests
+    return digests, notes
 
 
 _GONE = np.zeros((), dtype=np.dtype("V16"))
@@ -176,7 +195,6 @@ def _divide_pool(pool: Pool, digests: Digests, sizes: Mapping[SplitName, float],
     strata = pool.labels[present] * (int(groups.max(initial=0)) + 1) + groups[present]
     order = present[stratified_order(strata, seed)]
 
-    # Largest remainders are not needed: cutting one order at rounded cumulative sizes adds up to all of it.
     cuts = np.cumsum(list(sizes.values())) / sum(sizes.values()) * len(order)
     home = np.searchsorted(np.rint(cuts), np.arange(len(order)), side="right")
     # A copy goes where the first of its kind went.

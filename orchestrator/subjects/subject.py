@@ -51,6 +51,9 @@ class SubjectData:
     metadata: Mapping[SplitName, Mapping[str, npt.NDArray[Any]]] = field(default_factory=dict)
     """Further columns (N,) of each split, for the analysis of failures; empty where the dataset has none."""
 
+    notes: tuple[str, ...] = ()
+    """What was found of copies among the samples, in sentences."""
+
     def splits(self) -> dict[SplitName, Split]:
         """The four splits by name."""
         return {"train": self.train, "valid": self.valid, "repair": self.repair, "test": self.test}
@@ -71,7 +74,7 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
         limit: at most this many samples over all four splits.
     """
     pool_of = {split: pool for split, (pool, _) in plan.parts().items()}
-    indices = divide(pools, plan, limit)
+    indices, notes = divide(pools, plan, limit)
     for name, pool in pools.items():
         sharing = [split for split in SPLIT_NAMES if pool_of[split] == name]
         if sharing and sum(len(indices[split]) for split in sharing) < len(pool):
@@ -99,6 +102,7 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
             for split, rows in indices.items()
             if home[split].metadata
         },
+        notes=notes,
     )
 
 
