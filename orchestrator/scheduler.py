@@ -90,6 +90,15 @@ def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterabl
     return Plan(tuple(cells), frozenset(done))
 
 
+def needs_history(study: Study) -> bool:
+    """Whether a fixer of the study needs the weights after each epoch of the original training."""
+    return any(
+        isinstance(requirement, TrainingHistory)
+        for entry in study.fixers
+        for requirement in fixers.get(entry.name).requirements
+    )
+
+
 @dataclass
 class _Sweep:
     """The trials of an adaptation that are still open, and what the finished ones gave on valid."""
@@ -321,14 +330,11 @@ class StudyRun:
         Returns:
             References to (subject, baseline), by name.
         """
-        needs_history = any(
-            isinstance(requirement, TrainingHistory)
-            for entry in self.study.fixers
-            for requirement in fixers.get(entry.name).requirements
-        )
         task = ray.remote(num_cpus=1, num_gpus=self._gpus(), num_returns=2, max_retries=2)(_load_task)
         references: dict[str, Any] = {
-            name: task.remote(definition, self.store, self.data_root, self.cache_dir, needs_history, self.monitor)
+            name: task.remote(
+                definition, self.store, self.data_root, self.cache_dir, needs_history(self.study), self.monitor
+            )
             for name, definition in self.definitions.items()
         }
         for name, (_, summary) in references.items():

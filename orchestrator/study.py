@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from orchestrator import units
 from orchestrator.errors import UserError
 
 Location = tuple[int | str, ...]
@@ -24,12 +24,11 @@ Stage = Literal["adapt", "final"]
 
 
 def _seconds(value: object) -> object:
-    """Seconds from 90, '90s', '10m' or '2h'."""
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d)\s*", value)
-        if match is None:
-            raise ValueError("must be seconds or a number with s, m, h or d, such as 10m")
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        try:
+            return units.seconds(value)
+        except UserError:
+            raise ValueError("must be seconds or a number with s, m, h or d, such as 10m") from None
     return value
 
 

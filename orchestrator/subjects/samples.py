@@ -12,7 +12,7 @@ from orchestrator.subjects.splits import Digests, Indices, row_digests
 
 @dataclass(frozen=True)
 class ArraySamples:
-    """Inputs as one array (N, *shape), uint8 pixels or float32; all splits of the pool share it."""
+    """Inputs as one array (N, *shape), uint8 pixels or float32."""
 
     array: npt.NDArray[Any]
 
@@ -29,8 +29,8 @@ class ArraySamples:
         return row_digests(self.array)
 
     def split(self, labels: npt.NDArray[np.int64], indices: Indices) -> Split:
-        """A view on the array."""
-        return TensorSplit(self.array, labels, indices)
+        """A copy: what a fixer is given must not lead to an array in which the test split is, not even privately."""
+        return TensorSplit(self.array[indices], labels[indices])
 
     def take(self, rows: Indices) -> "ArraySamples":
         """A copy of the inputs at ``rows``."""

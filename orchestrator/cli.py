@@ -1,0 +1,318 @@
+"""The command ``fixstudy``. Only parses arguments; torch and Ray are imported by the commands that need them.
+
+A mistake of the user's ends with one sentence and exit code 2, an interrupted run with 130.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from analysis.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FORMATS = ("table", "csv", "json", "parquet")
+REPORT_FORMATS = ("html", "md", "json", "latex")
+
+
+class _Commands(click.Group):
+    """Commands in the order of a study, with a suggestion for a mistyped one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were declared."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            meant = f"; did you mean '{near[0]}'?" if near else "."
+            raise click.UsageError(f"There is no command '{args[0]}'{meant} See fixstudy --help.", ctx) from None
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        click.echo(f"fixstudy: {error.format_message()}", err=True)
+        sys.exit(2)
+    except UserError as error:
+        click.echo(f"fixstudy: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("fixstudy: stopped; the same command goes on where this one ended.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe had enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@contextmanager
+def _complete_installation() -> Iterator[None]:
+    """Turn a missing package into the sentence that says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in {
+            "torch",
+            "torchvision",
+            "ray",
+            "pydantic",
+            "yaml",
+            "sklearn",
+            "onnx",
+            "safetensors",
+            "highspy",
+        }:
+            raise UserError(f"This command needs {error.name}: pip install 'fixstudy[study]'.") from error
+        raise
+
+
+def _needs_torch(command: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _complete_installation():
+            from fixers import FixerError
+
+            try:
+                return command(*args, **kwargs)
+            except FixerError as error:
+                raise UserError(str(error)) from error
+
+    return wrapped
+
+
+_DATA_ROOT = click.option("--data-root", metavar="FOLDER", help="Folder of datasets; FIXSTUDY_DATA when not given.")
+_RESULTS = click.option("--results", metavar="URI", help="Results folder or URI; results/<study> when not given.")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fixstudy", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Tells which fixing approach to use on a failing model, and what it will break.
+
+    A study runs fixers on subjects, with seeds and hyper-parameters, and writes Parquet that any SQL tool reads.
+    Start with: fixstudy run examples/quickstart.yaml
+    """
+
+
+# ---- studies --------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("study", type=click.Path())
+@click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
+@_RESULTS
+@_DATA_ROOT
+@click.option("--dry-run", is_flag=True, help="Show the plan and run nothing.")
+@_needs_torch
+def run(study: str, address: str | None, results: str | None, data_root: str | None, dry_run: bool) -> None:
+    """Run what is missing of a study. The same command again resumes."""
+    if dry_run:
+        _print_plan(study, results, data_root)
+        return
+    from analysis.report import write_report
+    from orchestrator.progress import StudyDisplay, duration
+    from orchestrator.run import run_study
+
+    display = StudyDisplay(Path(study).stem)
+    with display.shown():
+        summary = run_study(study, results=results, address=address, data_root=data_root, display=display)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
+    click.echo(
+        f"{summary.ran} of {summary.planned} trials ran in {duration(summary.seconds)}; the study has now: {counts}."
+    )
+    if "://" not in summary.results:
+        click.echo(f"Report: {write_report(summary.results)}")
+
+
+@cli.command()
+@click.argument("study", type=click.Path())
+@_RESULTS
+@_DATA_ROOT
+@_needs_torch
+def plan(study: str, results: str | None, data_root: str | None) -> None:
+    """Show the trials a study would run, what is done, what is UNADAPTABLE and why, and how long it may take."""
+    _print_plan(study, results, data_root)
+
+
+def _print_plan(study: str, results: str | None, data_root: str | None) -> None:
+    from orchestrator.preview import preview, print_preview
+
+    print_preview(preview(study, results=results, data_root=data_root))
+
+
+@cli.command()
+@click.argument("results")
+@click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True)
+@click.option("--watch", is_flag=True, help="Refresh every two seconds until interrupted.")
+def status(results: str, form: Any, watch: bool) -> None:
+    """Progress, outcomes, and failures with reasons, from the Parquet files alone."""
+    import time
+
+    from analysis.commands import status_command
+
+    while True:
+        if watch:
+            click.clear()
+        status_command(results, form)
+        if not watch:
+            return
+        time.sleep(2)
+
+
+@cli.command()
+@click.argument("results")
+@click.argument("query", required=False)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("--query", "name", metavar="NAME", help="A named question instead of SQL; --list shows them.")
+@click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Parameter of a named question.")
+@click.option("--file", "file", type=click.Path(exists=True, dir_okay=False), help="Read the SQL from a file.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds.")
+@click.option("--list", "list_", is_flag=True, help="Show the named questions.")
+def sql(
+    results: str, query: str | None, form: Any, name: str | None, parameters: tuple[str, ...], file: str | None,
+    output: Path | None, timeout: float, list_: bool,
+) -> None:  # fmt: skip
+    """Ask a study in SQL: views trials, predictions, curves, subjects. Without a query: a prompt."""
+    from analysis.commands import list_command, sql_command
+
+    if list_:
+        list_command(form)
+        return
+    if file is not None:
+        if query is not None:
+            raise UserError("Give the SQL either as an argument or as --file, not both.")
+        query = Path(file).read_text(encoding="utf-8")
+    sql_command(results, query, name=name, parameters=parameters, form=form, output=output, timeout=timeout)
+
+
+@cli.command()
+@click.argument("results")
+@click.option("--format", "form", type=click.Choice(REPORT_FORMATS), default="html", show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+def report(results: str, form: str, output: Path | None) -> None:
+    """Write the report of a study: one HTML file that works offline."""
+    from analysis.report import write_report
+
+    click.echo(write_report(results, output, form))
+
+
+@cli.command()
+@click.argument("results")
+@click.option("--subject", default="", help="Name of the subject; not needed when there is one.")
+@click.option("--max-nfr", default="1%", show_default=True, metavar="SHARE", help="Most test samples broken.")
+@click.option(
+    "--max-asr-rise", default="5%", show_default=True, metavar="SHARE", help="Largest rise of ASR, in points."
+)
+@click.option("--max-time", metavar="TIME", help="Longest fix, such as 10m.")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+def advise(results: str, subject: str, max_nfr: str, max_asr_rise: str, max_time: str | None, form: str) -> None:
+    """Recommend a fixer for a subject within limits, and say why."""
+    import json
+
+    from analysis.advise import advise as ask
+    from orchestrator import units
+
+    limit = None if max_time is None else units.seconds(max_time)
+    advice = ask(results, subject, units.share(max_nfr), units.share(max_asr_rise), limit)
+    click.echo(json.dumps(advice.to_json(), indent=2) if form == "json" else str(advice))
+
+
+@cli.command()
+@click.argument("results")
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+def export(results: str, target: Path) -> None:
+    """Write a DuckDB file of views on a study, for notebooks and BI tools."""
+    from analysis.commands import export_command
+
+    export_command(results, target)
+
+
+@cli.command("import-published")
+@click.argument("target", type=click.Path(file_okay=False, path_type=Path))
+def import_published(target: Path) -> None:
+    """Write the study's published tables (16 fixers, 5 subjects) as a results folder."""
+    from analysis.commands import import_published_command
+
+    import_published_command(target)
+
+
+# ---- single models --------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--model", help="ONNX file, package.module:factory, or the name of a subject.")
+@click.option("--data", help="Folder, .parquet, .npz, package.module:function, or the name of a subject.")
+@click.option("--subject", help="In place of model and data: a subject's name or YAML file.")
+@click.option("--weights", help="Safetensors or state_dict for a factory's model.")
+@click.option("--fixer", required=True, help="Name or abbreviation; see fixstudy fixers.")
+@click.option("--preset", help="Named set of hyper-parameters, such as quick.")
+@click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Hyper-parameter.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--time-limit", default="1h", show_default=True, help="Seconds, or a number with s, m, h or d.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the fixed model as ONNX.")
+@_DATA_ROOT
+@_needs_torch
+def fix(**options: Any) -> None:
+    """Fix one model, outside a study, and print before and after on the test split."""
+    from orchestrator.fix import fix_command
+
+    fix_command(**options)
+
+
+@cli.command()
+@click.argument("subject")
+@click.option("--keep-history", is_flag=True, help="Also keep the weights after each epoch.")
+@_DATA_ROOT
+@_needs_torch
+def train(subject: str, keep_history: bool, data_root: str | None) -> None:
+    """Train the original model of a subject, or say where it is."""
+    from orchestrator.describe import train_command
+
+    train_command(subject, keep_history=keep_history, data_root=data_root)
+
+
+# ---- what exists ----------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_needs_torch
+def fixers(name: str | None) -> None:
+    """List the approaches; with a name, its parameters, search space, requirements and reference."""
+    from orchestrator.describe import fixers_command
+
+    fixers_command(name)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_DATA_ROOT
+@_needs_torch
+def subjects(name: str | None, data_root: str | None) -> None:
+    """List the subjects; with a name, its data, splits and architecture."""
+    from orchestrator.describe import subjects_command
+
+    subjects_command(name, data_root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""``fixstudy fix``: one fixer on one model, outside a study, judged exactly as a trial is."""
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import fixers
+from fixers.registry import code_version
+from orchestrator import session, units
+from orchestrator.errors import UserError
+from orchestrator.loading import load
+from orchestrator.progress import duration
+from orchestrator.store import Store
+from orchestrator.study import Attack, TrialSpec, trial_id
+from orchestrator.subjects.catalogue import catalogue, resolve
+from orchestrator.subjects.subject import Subject, SubjectDefinition
+from orchestrator.trial import TrialRecord, TrialSettings, run_trial
+
+DEFAULT_SPLITS = {"train": 0.5, "valid": 0.1, "repair": 0.2, "test": 0.2}
+"""Shares of data that have no splits of their own."""
+
+
+def fix_command(
+    *,
+    model: str | None,
+    data: str | None,
+    subject: str | None,
+    weights: str | None,
+    fixer: str,
+    preset: str | None,
+    parameters: Iterable[str],
+    seed: int,
+    time_limit: str,
+    out: Path | None,
+    data_root: str | None,
+    console: Console | None = None,
+) -> TrialRecord:
+    """Fix a model, print before and after on its test split, and write it.
+
+    Raises:
+        UserError: an argument is off, the model can't be imported, the fix failed, or the file can't be written.
+    """
+    console = console or Console()
+    definition = _definition(model, data, subject, weights)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        store.create()
+        (loaded, baseline), _ = load(
+            definition,
+            store=store,
+            data_root=session.data_root(data_root),
+            cache_dir=session.cache_dir() / "originals",
+            keep_history=any(item.code == "training_history" for item in fixers.get(fixer).requirements),
+        )
+    console.print(Text(loaded.data.description, style="dim"))
+    cls = fixers.get(fixer)
+    unmet = cls.unmet(loaded.facts())
+    if unmet is not None:
+        raise UserError(unmet.reason)
+    built = cls.build(_values(parameters), preset)
+    params, version = built.canonical_parameters(), code_version(cls)
+    spec = TrialSpec(
+        trial_id(cls.name, params, loaded.fingerprint, seed, version, "final"),
+        "fix", "final", definition.name, cls.name, params, seed, loaded.fingerprint, version,
+    )  # fmt: skip
+    settings = TrialSettings(
+        time_limit=units.seconds(time_limit),
+        corrupted_drop=0.10,
+        attack=Attack().model_dump(exclude={"epsilon"}),
+        keep_models=True,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with console.status(f"{cls.name} on {definition.name}") as live:
+
+        def on_progress(step: int, figures: Mapping[str, float]) -> None:
+            told = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            live.update(f"{cls.name} on {definition.name}: step {step}  {told}")
+
+        record = run_trial(spec, loaded, baseline, settings, device=device, on_progress=on_progress)
+    if record.row["outcome"] == "FAILURE":
+        raise UserError(f"{cls.name} failed: {record.row['reason']}")
+    _print(record, console)
+    if out is not None:
+        _write(record, loaded, out, console)
+    return record
+
+
+def _definition(model: str | None, data: str | None, subject: str | None, weights: str | None) -> SubjectDefinition:
+    if subject is not None:
+        if model or data or weights:
+            raise UserError("Give either --subject or --model with --data, not both.")
+        path = Path(subject)
+        if path.suffix in (".yaml", ".yml"):
+            return resolve(_subject_file(path), base_dir=path.parent)
+        return resolve(subject)
+    if model is None:
+        raise UserError("Give --model with --data, or --subject.")
+    named = catalogue()
+    if data is None:
+        if model not in named:
+            raise UserError(f"--data is missing: what data does {model} fail on? Give files or the name of a subject.")
+        return resolve(model)
+    spec: dict[str, Any] = {"name": Path(model).stem if model.endswith(".onnx") else "model", "model": model}
+    if weights is not None:
+        spec["weights"] = weights
+    if data in named:
+        spec["dataset"] = data
+    else:
+        spec |= {"data": data, "splits": DEFAULT_SPLITS}
+    return resolve(spec)
+
+
+def _subject_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"The subject file {path} can't be read: {str(error).splitlines()[0]}.") from error
+    inner = content.get("subject", content) if isinstance(content, dict) else None
+    if not isinstance(inner, dict):
+        raise UserError(
+            f"The subject file {path} must hold a mapping with model, data and splits; see docs/subjects.md."
+        )
+    return {"name": path.stem, **inner}
+
+
+def _values(parameters: Iterable[str]) -> dict[str, Any]:
+    values = {}
+    for item in parameters:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise UserError(f"A parameter is written name=value, but got '{item}'.")
+        values[name] = yaml.safe_load(text)
+    return values
+
+
+def _print(record: TrialRecord, console: Console) -> None:
+    row = record.row
+    table = Table(title=f"{row['fixer']} on {row['subject']}, test split of {row['n_test']:,}")
+    for column in ("", "original", "fixed"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("accuracy", f"{row['accuracy_original']:.2%}", f"{row['accuracy_fixed']:.2%}")
+    if row.get("asr_fixed") is not None:
+        note = f"attack success (PGD, {row['n_attacked']} samples)"
+        table.add_row(note, f"{row['asr_original']:.1%}", f"{row['asr_fixed']:.1%}")
+    if row.get("aaod_fixed") is not None:
+        table.add_row("AAOD (unfairness)", f"{row['aaod_original']:.4f}", f"{row['aaod_fixed']:.4f}")
+    console.print(table)
+    repaired = "" if row["repair_rate"] is None else f" (RR {row['repair_rate']:.1%})"
+    console.print(
+        f"repaired {row['n_repaired']} of {row['n_wrong']} failures{repaired}, "
+        f"broke {row['n_broken']} of {row['n_test']} (NFR {row['negative_flip_rate']:.2%}), "
+        f"in {duration(row['fix_seconds'])}",
+        highlight=False,
+    )
+    if row["reason"]:
+        console.print(Text(f"{row['outcome']}: {row['reason']}"))
+    notes = json.loads(row["notes"])
+    if notes:
+        console.print(Text("notes: " + ", ".join(f"{name} = {value}" for name, value in notes.items()), style="dim"))
+
+
+def _write(record: TrialRecord, subject: Subject, out: Path, console: Console) -> None:
+    from orchestrator.subjects.onnx_export import export_onnx
+
+    if record.state is None:
+        raise UserError("There is no fixed model to write.")
+    model = subject.model()
+    model.load_state_dict(record.state)
+    row = record.row
+    facts = {
+        "trial_id": row["trial_id"], "fixer": row["fixer"], "params": row["params"], "seed": str(row["seed"]),
+        "accuracy_original": f"{row['accuracy_original']:.6f}", "accuracy_fixed": f"{row['accuracy_fixed']:.6f}",
+        "n_repaired": str(row["n_repaired"]), "n_broken": str(row["n_broken"]), "outcome": row["outcome"],
+    }  # fmt: skip
+    difference = export_onnx(model, out, input_shape=subject.definition.input_shape, metadata=facts)
+    console.print(f"wrote {out} (differs from the fixed model by at most {difference:.1e} in onnxruntime)")

@@ -1,0 +1,35 @@
+"""Times and shares as people write them."""
+
+from orchestrator.errors import UserError
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: str) -> float:
+    """Seconds from 90, 90s, 10m, 2h or 1d.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    stripped = text.strip()
+    try:
+        if stripped[-1:] in _SECONDS:
+            return float(stripped[:-1]) * _SECONDS[stripped[-1]]
+        return float(stripped)
+    except ValueError:
+        raise UserError(f"A time is written 90, 90s, 10m, 2h or 1d, but got '{text}'.") from None
+
+
+def share(text: str) -> float:
+    """A fraction from 0.005 or 0.5%.
+
+    Raises:
+        UserError: it is neither, or not between 0 and 1.
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UserError(f"A share is written 0.005 or 0.5%, but got '{text}'.") from None
+    if not 0 <= value <= 1:
+        raise UserError(f"A share is between 0 and 100%, but got '{text}'.")
+    return value

@@ -1,0 +1,164 @@
+"""The contract of an approach: for every registered one, or for yours.
+
+``pytest tests/conformance --fixer my_fixer.py`` tests the approaches of one file or module only.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import fixers
+from fixers import Fixer, RepairProblem, TensorSplit, TrainingRecipe, registry
+from fixers.requirements import SubjectFacts
+from fixers.training import train
+
+PRESET = "quick"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fixer", action="append", default=[], help="File or module of an approach: test only this one.")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "fixer" not in metafunc.fixturenames:
+        return
+    before = set(fixers.all_fixers())
+    sources = metafunc.config.getoption("fixer", default=[])
+    for source in sources:
+        registry.load(source)
+    chosen = [cls for name, cls in fixers.all_fixers().items() if not sources or name not in before]
+    metafunc.parametrize("fixer", chosen, ids=[cls.name for cls in chosen], scope="session")
+
+
+class LeNet(nn.Module):
+    """Two convolutions and three consecutive dense layers, ReLU only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 12, 3), nn.ReLU()
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x))
+
+
+class ResidualNet(nn.Module):
+    """A residual block with batch norm and dropout, and one dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.relu = nn.ReLU()
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(32, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(self.relu(x + self.block(x)))
+
+
+RECIPE = TrainingRecipe(optimizer="adam", learning_rate=5e-3, batch_size=32, epochs=12)
+
+
+@dataclass
+class Bench:
+    """A small subject with a model that really fails; trained once per session."""
+
+    model: nn.Module
+    history: list[dict[str, torch.Tensor]]
+    splits: dict[str, TensorSplit]
+
+    def problem(self, **changes: Any) -> RepairProblem:
+        arguments: dict[str, Any] = {
+            **{name: self.splits[name] for name in ("train", "valid", "repair")},
+            "recipe": RECIPE,
+            "history": self.history,
+            "fingerprint": "conformance",
+        }
+        return RepairProblem(self.model, **{**arguments, **changes})
+
+    def facts(self) -> SubjectFacts:
+        return self.problem().facts
+
+
+@dataclass
+class Run:
+    """What one fix gave."""
+
+    fixed: nn.Module
+    problem: RepairProblem
+    steps: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def benches() -> list[Bench]:
+    data = load_digits()
+    images = torch.tensor(data.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    labels = torch.tensor(data.target)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    parts = zip(("train", "valid", "repair"), order[:570].split((150, 120, 300)), strict=True)
+    splits = {name: TensorSplit(images[rows], labels[rows]) for name, rows in parts}
+    return [_bench(LeNet, splits), _bench(ResidualNet, splits)]
+
+
+def _bench(make: Callable[[], nn.Module], splits: dict[str, TensorSplit]) -> Bench:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make()
+        bench = Bench(model, [], splits)
+        problem = bench.problem(history=[])
+        train(
+            model,
+            splits["train"],
+            problem,
+            epochs=RECIPE.epochs,
+            generator=torch.Generator().manual_seed(0),
+            after_epoch=lambda epoch, loss: bench.history.append(copy.deepcopy(model.state_dict())),
+        )
+    return bench
+
+
+@pytest.fixture(scope="session")
+def bench(fixer: type[Fixer], benches: list[Bench]) -> Bench:
+    """The first of the small subjects to which the approach applies."""
+    for candidate in benches:
+        if fixer.unmet(candidate.facts()) is None:
+            return candidate
+    pytest.fail(f"{fixer.name} applies to neither a LeNet nor a residual network with batch norm; loosen requirements.")
+
+
+@pytest.fixture(scope="session")
+def instance(fixer: type[Fixer]) -> Fixer:
+    """The approach with its quick preset, which every approach has."""
+    assert PRESET in fixer.presets, f"{fixer.name} needs a preset '{PRESET}' that takes seconds on a small subject"
+    return fixer.build({}, PRESET)
+
+
+@pytest.fixture(scope="session")
+def run(fixer: type[Fixer], instance: Fixer, bench: Bench) -> Run:
+    """One fix, shared by the tests that only look at its result."""
+    return make_run(instance, bench)
+
+
+def make_run(instance: Fixer, bench: Bench, **changes: Any) -> Run:
+    steps: list[tuple[int, dict[str, float]]] = []
+    problem = bench.problem(on_progress=lambda step, figures: steps.append((step, dict(figures))), **changes)
+    return Run(fixers.fix(instance, problem), problem, steps)
