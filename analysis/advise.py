@@ -13,9 +13,9 @@ from typing import Any, Final
 from analysis.errors import ResultsError
 from analysis.findings import Cell, Findings, Subject, find
 from analysis.statistics import Interval
-from analysis.words import capital, conjunction, number, percent, points, seconds, span
+from analysis.words import NBSP, capital, conjunction, number, percent, points, seconds, span
 
-_LISTED: Final = 6
+_LISTED: Final = 3
 """Fixers named one by one before the rest is counted."""
 
 
@@ -70,7 +70,9 @@ class Advice:
         difference: RR of chosen - runner-up with its 95 % interval.
         rejected: fixers that repair measurably and break a limit, highest RR first.
         lead: the answer in one sentence.
-        details: more sentences: harms, runner-up, who was passed over, who couldn't run.
+        details: more sentences: side effects, doubts, the runner-up.
+        others: who was passed over and who couldn't run, and why.
+        caveats: what the data cannot tell, the same for most subjects of a study.
     """
 
     subject: str
@@ -81,6 +83,8 @@ class Advice:
     rejected: tuple[Verdict, ...]
     lead: str
     details: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def is_decided(self) -> bool:
@@ -90,7 +94,12 @@ class Advice:
         return self.difference is None or self.difference.low > 0
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.subject}: {self.lead}", *(f"- {sentence}" for sentence in self.details)])
+        return "\n".join(
+            [
+                f"{self.subject}: {self.lead}",
+                *(f"- {sentence}" for sentence in (*self.details, *self.others, *self.caveats)),
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The answer for machines: fractions, and intervals as {low, estimate, high}."""
@@ -108,6 +117,8 @@ class Advice:
             "passed_over": [_option(verdict) for verdict in self.rejected],
             "answer": self.lead,
             "details": list(self.details),
+            "others": list(self.others),
+            "caveats": list(self.caveats),
         }
 
 
@@ -177,7 +188,9 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
         difference,
         rejected,
         _lead(subject, limits, chosen, rejected),
-        tuple(_details(subject, limits, chosen, runner_up, difference, rejected)),
+        tuple(_details(chosen, runner_up, difference)),
+        (*_passed_over(chosen, rejected), *_failures(subject)),
+        tuple(_caveats(chosen)),
     )
 
 
@@ -216,27 +229,21 @@ def _lead(subject: Subject, limits: Limits, chosen: Verdict | None, rejected: Se
     return "Keep the original model: no fixer repairs more of the failures than could be chance."
 
 
-def _details(
-    subject: Subject,
-    limits: Limits,
-    chosen: Verdict | None,
-    runner_up: Verdict | None,
-    difference: Interval | None,
-    rejected: Sequence[Verdict],
-) -> Iterable[str]:
+def _details(chosen: Verdict | None, runner_up: Verdict | None, difference: Interval | None) -> Iterable[str]:
     if chosen is not None:
         if sides := _side_effects(chosen.cell):
             yield f"{capital(sides)}."
         if chosen.doubts:
             yield f"Within the limits by its estimate only: {conjunction(chosen.doubts)}."
         if runner_up is not None and difference is not None:
-            yield f"Runner-up: {name(runner_up.cell)} repairs {_rate(runner_up.cell)} and {_breaks(runner_up.cell)}."
             said = f"{number(100 * difference.estimate)} points of RR ({span(difference)})"
-            yield (
-                f"The two differ by {said}: enough to tell them apart."
-                if difference.low > 0
-                else f"The two differ by {said}: the data cannot decide between them."
-            )
+            tail = f"a lead of {said}" if difference.low > 0 else f"they differ by {said}, so the data cannot decide"
+            other = runner_up.cell
+            yield f"Runner-up: {name(other)} repairs {_rate(other)} and {_breaks(other)}; {tail}."
+
+
+def _passed_over(chosen: Verdict | None, rejected: Sequence[Verdict]) -> Iterable[str]:
+    """Who repairs more than the chosen one and breaks a limit."""
     # Without a choice the lead has named the first of the rejected already.
     passed = [
         verdict
@@ -248,10 +255,17 @@ def _details(
         yield f"{name(verdict.cell)} {more} {_rate(verdict.cell)}, but {conjunction(verdict.violations)}."
     if len(passed) > _LISTED:
         rest = [verdict.cell for verdict in passed[_LISTED:]]
-        yield f"{_names(rest)} break a limit too."
-    yield from _failures(subject)
-    if len(chosen.cell.ok_runs if chosen else ()) == 1:
+        verb = "repairs more too but breaks" if len(rest) == 1 else "repair more too but break"
+        yield f"{_names(rest)} {verb if chosen else verb.replace(' more too', '')} a limit."
+
+
+def _caveats(chosen: Verdict | None) -> Iterable[str]:
+    if chosen is None:
+        return
+    if len(chosen.cell.ok_runs) == 1:
         yield "One seed only: how much another run would differ is not known."
+    if chosen.cell.asr is None:
+        yield "ASR was not measured."
 
 
 def _failures(subject: Subject) -> Iterable[str]:
@@ -306,7 +320,7 @@ def _side_effects(cell: Cell) -> str:
     if cell.accuracy is not None and cell.accuracy_original is not None:
         parts.append(f"accuracy {_moves(cell.accuracy_original, cell.accuracy)}")
     if cell.asr is not None and cell.asr_original is not None and cell.asr_rise is not None:
-        noise = "" if abs(cell.asr_rise.estimate) > cell.asr_rise.half_width else " (within its error)"
+        noise = " (within its error)" if abs(cell.asr_rise.estimate) <= cell.asr_rise.half_width else ""
         parts.append(f"ASR {_moves(cell.asr_original, cell.asr.estimate)}{noise}")
     if cell.aaod is not None and cell.aaod_original is not None:
         verb = "falls" if cell.aaod < cell.aaod_original else "rises" if cell.aaod > cell.aaod_original else "stays"
@@ -318,8 +332,8 @@ def _side_effects(cell: Cell) -> str:
 
 def _moves(before: float, after: float) -> str:
     if f"{100 * before:.1f}" == f"{100 * after:.1f}":
-        return f"stays at {100 * after:.1f} %"
-    return f"{'rises' if after > before else 'falls'} from {100 * before:.1f} to {100 * after:.1f} %"
+        return f"stays at {100 * after:.1f}{NBSP}%"
+    return f"{'rises' if after > before else 'falls'} from {100 * before:.1f} to {100 * after:.1f}{NBSP}%"
 
 
 def _names(cells: Sequence[Cell]) -> str:

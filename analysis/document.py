@@ -156,6 +156,7 @@ class Answer:
     subject: str
     lead: str
     details: Sequence[str]
+    others: Sequence[str]
     recommends: bool
 
 

@@ -21,9 +21,13 @@ from analysis.statistics import Flips, Interval
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 TOLERANCE: Final = 0.001
 """Smallest change that counts, where a measured interval is even narrower: 0.1 points."""
+
+ATTACKED: Final = 500
+"""Samples that ASR is a share of, by the study's protocol, where the rows don't say."""
 
 TradeOff = Literal["a", "b", "c", "d"]
 TRADE_OFFS: Final[Mapping[TradeOff, str]] = {
@@ -381,9 +385,10 @@ def _cell(row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None
         )
     asr = asr_rise = None
     if row["asr_fixed"] is not None:
-        asr = _rate(row["asr_fixed"], row["n_attacked"])
+        attacked = row["n_attacked"] or ATTACKED
+        asr = _rate(row["asr_fixed"], attacked)
         if row["asr_original"] is not None:
-            asr_rise = statistics.newcombe(asr, _rate(row["asr_original"], row["n_attacked"]))
+            asr_rise = statistics.newcombe(asr, _rate(row["asr_original"], attacked))
     aaod_rise = None
     if row["aaod_fixed"] is not None and row["aaod_original"] is not None:
         aaod_rise = row["aaod_fixed"] - row["aaod_original"]
@@ -405,13 +410,13 @@ def _cell(row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None
 
 
 def _rate(rate: float, n: float | None) -> Interval:
-    """Wilson's interval; without a denominator the interval is unknown and everything is possible."""
-    return statistics.wilson(rate, n) if n else Interval(0.0, rate, 1.0)
+    """Wilson's interval; without a denominator its ends are not known."""
+    return statistics.wilson(rate, n) if n else Interval(math.nan, rate, math.nan)
 
 
 def _beyond(estimate: float, half_width: float) -> bool:
     """Whether a change is more than noise: beyond half its interval and beyond 0.1 points."""
-    return estimate > max(half_width, TOLERANCE)
+    return estimate > max(TOLERANCE, half_width if math.isfinite(half_width) else 0.0)
 
 
 def _harms(cell: Cell) -> tuple[str, ...]:
@@ -458,14 +463,24 @@ def _value(interval: Interval | None) -> float:
     return interval.estimate if interval else 0.0
 
 
+def _numbers(column: "pa.ChunkedArray", kind: type[np.integer[Any]]) -> NDArray[Any]:
+    """An Arrow column of integers without nulls; pyarrow's own conversion imports pandas, which takes seconds."""
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], dtype=kind)[chunk.offset : chunk.offset + len(chunk)]
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return np.concatenate(chunks) if chunks else np.zeros(0, dtype=kind)
+
+
 def _samples(
     con: "duckdb.DuckDBPyConnection", runs: Sequence[Run], by_place: Mapping[tuple[str, str], Sequence[int]]
 ) -> dict[str, Samples]:
     """Per subject, the outcome of every image under every fixer, where the predictions are there to tell."""
     table = answer(con, "flips")
-    run = table["run"].to_numpy() - 1
-    sample = table["sample_id"].to_numpy()
-    repaired = table["repaired"].to_numpy(zero_copy_only=False).astype(bool)
+    run = _numbers(table["run"], np.int64) - 1
+    sample = _numbers(table["sample_id"], np.int32)
+    repaired = _numbers(table["repaired"], np.int8) == 1
     begins = np.searchsorted(run, np.arange(len(runs) + 1))
 
     def images(index: int, kind: bool) -> NDArray[np.int32]:

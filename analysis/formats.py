@@ -22,7 +22,7 @@ def markdown(document: Document) -> str:
     lines = [f"# {_md(document.title)}", "", _md(" · ".join(document.facts)), "", "## Which fixer to use", ""]
     for answer in document.answers:
         lines += [f"### For {_md(answer.subject)}", "", f"**{_md(answer.lead)}**", ""]
-        lines += [f"- {_md(detail)}" for detail in answer.details]
+        lines += [f"- {_md(detail)}" for detail in (*answer.details, *answer.others)]
         lines.append("")
     lines += [_md(document.rule), ""]
     if document.warnings:

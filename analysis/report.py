@@ -107,9 +107,9 @@ def build(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str | Non
         sections.seeds(findings),
         *_appendix(con, findings, study),
     ]
-    answers = [Answer(a.subject, a.lead, a.details, a.chosen is not None) for a in advices]
+    answers = [Answer(a.subject, a.lead, a.details, a.others, a.chosen is not None) for a in advices]
     if not answers:
-        answers = [Answer("this study", "No trial has finished yet.", ("`fixstudy run` adds trials.",), False)]
+        answers = [Answer("this study", "No trial has finished yet.", ("fixstudy run adds trials.",), (), False)]
     return Document(
         title=findings.study or "fixstudy",
         facts=_facts(findings),

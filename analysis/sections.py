@@ -20,7 +20,7 @@ from analysis.document import (
     Table,
     Value,
 )
-from analysis.findings import TRADE_OFFS, Cell, Findings, Subject
+from analysis.findings import TOLERANCE, TRADE_OFFS, Cell, Findings, Subject
 from analysis.schema import OUTCOMES
 from analysis.statistics import Interval
 
@@ -54,7 +54,8 @@ def interval_value(interval: Interval | None, style: str = "") -> Value:
     """A rate with its interval in small print, in percent."""
     if interval is None or math.isnan(interval.estimate):
         return Value(MISSING, style="missing")
-    ends = f"{words.fixed(100 * interval.low, 1)} to {words.fixed(100 * interval.high, 1)}"
+    known = math.isfinite(interval.half_width)
+    ends = f"{words.fixed(100 * interval.low, 1)} to {words.fixed(100 * interval.high, 1)}" if known else ""
     return percent_value(interval.estimate, small=ends, style=style)
 
 
@@ -234,14 +235,14 @@ def _effectiveness_table(subject: Subject) -> Table:
     columns = [
         Column("Fixer", numeric=False),
         Column("Level", numeric=False),
-        Column("ACC %", "higher is better", first="descending"),
+        Column("ACC %", "more is better", first="descending"),
         Column("Change", "relative %", first="descending"),
-        Column("RR %", f"of {_first(ok, 'n_wrong')} failures", first="descending"),
-        Column("NFR %", f"of {_first(ok, 'n_test')} test samples"),
-        *([Column("ASR %", "lower is better")] if has_asr else []),
-        *([Column("AAOD", "lower is fairer")] if has_aaod else []),
+        Column("RR %", "95 % interval", first="descending"),
+        Column("NFR %", "95 % interval"),
+        *([Column("ASR %", "less is better")] if has_asr else []),
+        *([Column("AAOD", "less is fairer")] if has_aaod else []),
         Column("Time", "median fix"),
-        Column("Class", "trade-off", numeric=False),
+        Column("Class", "and harms", numeric=False),
         Column("Seeds", "OK / run", first="descending"),
     ]
     rows = []
@@ -294,10 +295,8 @@ def _effectiveness_table(subject: Subject) -> Table:
             if cell.seconds is None
             else Value(words.seconds(cell.seconds), sort=cell.seconds, style=shade["time"].get(cell.fixer, ""))
         )
-        harms = f"harms {', '.join(cell.harms)}" if cell.harms else ""
-        row.append(
-            Value(cell.trade_off or MISSING, small=harms, title=TRADE_OFFS[cell.trade_off] if cell.trade_off else "")
-        )
+        meaning = TRADE_OFFS[cell.trade_off] if cell.trade_off else ""
+        row.append(Value(cell.trade_off or MISSING, small=" ".join(cell.harms), style="l", title=meaning))
         row.append(seeds)
         rows.append(row)
     original = _original_values(subject)
@@ -318,7 +317,9 @@ def _original_values(subject: Subject) -> str:
         parts.append(f"ASR {ends[0]} %" if ends[0] == ends[1] else f"ASR {ends[0]} to {ends[1]} % by fixer")
     if aaod is not None:
         parts.append(f"AAOD {aaod:#.3g}")
-    return "the original has " + ", ".join(parts) if parts else "nothing is known of the original"
+    n_wrong, n_test = _first(cells, "n_wrong"), _first(cells, "n_test")
+    counts = f"{n_wrong} failures (RR) among {n_test} test samples (NFR)" if n_wrong is not None else "not measured"
+    return counts + (f"; the original has {', '.join(parts)}" if parts else "")
 
 
 def _estimate(interval: Interval | None) -> float | None:
@@ -326,7 +327,7 @@ def _estimate(interval: Interval | None) -> float | None:
 
 
 def _first(cells: Iterable[Cell], name: str) -> object:
-    return next((value for cell in cells if (value := getattr(cell, name)) is not None), "all")
+    return next((value for cell in cells if (value := getattr(cell, name)) is not None), None)
 
 
 def _slug(name: str) -> str:
@@ -433,7 +434,11 @@ def _scaled(interval: Interval | None) -> Interval:
 
 
 def _said(interval: Interval | None) -> str:
-    return f"{words.percent(interval.estimate)} ({words.span(interval)})" if interval else MISSING
+    if interval is None:
+        return MISSING
+    return words.percent(interval.estimate) + (
+        f" ({words.span(interval)})" if math.isfinite(interval.half_width) else ""
+    )
 
 
 def _hundred(value: float | None) -> float | None:
@@ -451,7 +456,7 @@ def _trade_off_matrix(findings: Findings) -> Table:
         known = [found for cell in cells if (found := change(cell)) is not None]
         if not known:
             return Value(MISSING, style="missing")
-        margin = [max(i.half_width, 0.001) for i in known]
+        margin = [max(TOLERANCE, i.half_width if math.isfinite(i.half_width) else 0.0) for i in known]
         worse = sum(i.estimate > m for i, m in zip(known, margin, strict=True))
         better = sum(i.estimate < -m for i, m in zip(known, margin, strict=True))
         return Value(f"{better} / {len(known) - better - worse} / {worse}", sort=better - worse)

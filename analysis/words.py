@@ -8,6 +8,7 @@ from analysis.statistics import Interval
 
 MINUS: Final = "\u2212"
 EN_DASH: Final = "\u2013"
+NBSP: Final = "\u00a0"
 
 
 def fixed(value: float, digits: int) -> str:
@@ -30,7 +31,7 @@ def number(value: float) -> str:
 
 def percent(fraction: float) -> str:
     """A fraction as a percentage."""
-    return f"{number(100 * fraction)} %"
+    return f"{number(100 * fraction)}{NBSP}%"
 
 
 def points(fraction: float) -> str:

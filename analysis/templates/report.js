@@ -75,6 +75,14 @@
     plots.forEach((node) => { if (!drawn.has(node)) draw(node); });
   });
 
+  // A link to something inside a fold opens it.
+  const unfold = () => {
+    let node = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+
   // --- tables ---
   const compare = (a, b) => {
     // Cells without a figure stay at the bottom in both directions.
