@@ -1,0 +1,227 @@
+"""What batching and caching are worth in search-based repair of single weights, against the straightforward way.
+
+    python benchmarks/neuron_level.py [--repeats 5]
+
+LeNet5 on scikit-learn's digits, upsampled from 8x8 to 28x28: 61,706 parameters (5x5 convolutions with 6 padded and 16
+channels, dense 120, 84, 10). One thread, medians of interleaved repeats. The straightforward way is what public
+implementations do: set the weights in the model, run the whole network, read off the losses, one candidate at a time.
+Both sides are PyTorch on the same machine, use the same samples and make the same number of evaluations, and their
+fitness values are compared before anything is timed.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from fixers import RepairProblem, TensorSplit, TrainingRecipe
+from fixers.data import Split
+from fixers.localisation import impacts
+from fixers.neuron_level.arachne import Arachne, counting_fitness, loss_fitness
+from fixers.search import constriction
+from fixers.training import train
+from fixers.weight_patches import Places
+
+CANDIDATES, WEIGHTS, INPUTS = 100, 8, 327
+LAST = "11"
+
+
+def lenet5() -> nn.Module:
+    """LeNet5 for 1x28x28 inputs, 61,706 parameters."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
+    )
+
+
+def failing_problem() -> RepairProblem:
+    """A LeNet5 trained on 600 digits for five epochs, with 500 to repair it on."""
+    data = load_digits()
+    small = torch.tensor(data.images / 16, dtype=torch.float32)[:, None]
+    images = nn.functional.interpolate(small, scale_factor=4)[:, :, 2:30, 2:30].contiguous()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train_part, valid, repair, _ = (
+        TensorSplit(images, torch.tensor(data.target), rows) for rows in order.split((600, 200, 500, 497))
+    )
+    torch.manual_seed(0)
+    model = lenet5()
+    recipe = TrainingRecipe(batch_size=64)
+    problem = RepairProblem(model, train=train_part, valid=valid, repair=repair, recipe=recipe)
+    train(model, train_part, problem, epochs=5, generator=torch.Generator().manual_seed(0))
+    return RepairProblem(model, train=train_part, valid=valid, repair=repair, recipe=recipe)
+
+
+def outputs_one_by_one(model: nn.Module, places: Places, candidate: Tensor, inputs: Tensor) -> Tensor:
+    """Set the weights, run the whole network."""
+    places.write(model, candidate)
+    with torch.no_grad():
+        outputs: Tensor = model(inputs)
+    return outputs
+
+
+def counting_one_by_one(
+    problem: RepairProblem, places: Places, failures: Split, passes: Split, alpha: float
+) -> Callable[[Tensor], Tensor]:
+    """Arachne's second fitness, one candidate at a time."""
+    model = problem.new_model()
+    batches = [(alpha, failures.batch()), (1.0, passes.batch())]
+
+    def fitness(candidates: Tensor) -> Tensor:
+        totals = []
+        for candidate in candidates:
+            total = 0.0
+            for weight, (inputs, labels, _) in batches:
+                outputs = outputs_one_by_one(model, places, candidate, inputs)
+                losses = problem.task.loss(outputs, labels, "none")
+                wrong = problem.task.is_wrong(outputs, labels)
+                total += weight * torch.where(wrong, 1 / (1 + losses), 1.0).sum().item()
+            totals.append(total)
+        return torch.tensor(totals, dtype=torch.float64)
+
+    return fitness
+
+
+def loss_one_by_one(problem: RepairProblem, places: Places, passes: Split) -> Callable[[Tensor], float]:
+    """Arachne's first fitness of one candidate."""
+    model = problem.new_model()
+    batches = [problem.failures.batch(), passes.batch()]
+
+    def fitness(candidate: Tensor) -> float:
+        total = 0.0
+        for inputs, labels, _ in batches:
+            outputs = outputs_one_by_one(model, places, candidate, inputs)
+            right = int((~problem.task.is_wrong(outputs, labels)).sum())
+            total += (right + 1) / (problem.task.loss(outputs, labels).item() + 1)
+        return total
+
+    return fitness
+
+
+def swarm_one_by_one(problem: RepairProblem, population: int, generations: int) -> int:
+    """A whole repair by the first version, particle after particle, without early stop; returns its evaluations."""
+    impact = impacts(problem, problem.original, [LAST], problem.failures, shares=False)[LAST]
+    scores = list(zip(impact.gradient.flatten().tolist(), impact.forward.flatten().tolist(), strict=True))
+    strongest = sorted(range(len(scores)), key=lambda i: -scores[i][0])[: 20 * len(problem.failures)]
+    front = [
+        i
+        for i in strongest
+        if not any(
+            all(a >= b for a, b in zip(scores[k], scores[i], strict=True)) and scores[k] != scores[i] for k in strongest
+        )
+    ]
+    places = Places((LAST,), (torch.tensor(front),))
+    weight = problem.original.get_parameter(f"{LAST}.weight").detach()
+    span = (weight.max() - weight.min()).item()
+    generator = problem.generator("one by one")
+    order = torch.randperm(len(problem.passes), generator=generator)
+    fitness = loss_one_by_one(problem, places, problem.passes.select(order[:200]))
+    positions = [weight.mean() + weight.std() * torch.randn(len(front), generator=generator) for _ in range(population)]
+    positions[0] = places.read(problem.original)
+    velocities = [torch.zeros(len(front)) for _ in positions]
+    own = [(fitness(position), position) for position in positions]
+    evaluations = population
+    for _ in range(generations):
+        best = max(own, key=lambda item: item[0])[1]
+        for i, position in enumerate(positions):
+            r1, r2 = (4.1 * torch.rand(2, generator=generator)).tolist()
+            pull = velocities[i] + r1 * (own[i][1] - position) + r2 * (best - position)
+            pull = constriction(4.1) * pull
+            velocities[i] = torch.where(pull > 0, 1.0, -1.0) * pull.abs().clamp(span / 5, 5 * span)
+            positions[i] = position + velocities[i]
+            value = fitness(positions[i])
+            evaluations += 1
+            if value > own[i][0]:
+                own[i] = (value, positions[i])
+    return evaluations
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def compare(
+    name: str, ours: Callable[[], object], plain: Callable[[], object], repeats: int, target: float | None
+) -> None:
+    """Time both in turn, so that a busy machine hits both, and print a row."""
+    ours()
+    pairs = [(seconds(ours), seconds(plain)) for _ in range(repeats)]
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(b / a for a, b in pairs)
+    verdict = "" if target is None else f"{target:>7.0f}x  {'met' if ratio >= target else 'MISSED'}"
+    print(f"{name:<64} {theirs * 1e3:>12.1f} {mine * 1e3:>10.2f} {ratio:>8.1f}x {verdict}")
+
+
+def one_generation(
+    problem: RepairProblem, failures: Split, passes: Split, layer: str, label: str, repeats: int
+) -> None:
+    """Rows for one evaluation of a population whose weights are in ``layer``; the fitness must agree first."""
+    generator = torch.Generator().manual_seed(0)
+    size = problem.original.get_parameter(f"{layer}.weight").numel()
+    places = Places((layer,), (torch.randperm(size, generator=generator)[:WEIGHTS],))
+    candidates = places.read(problem.original) + 0.3 * torch.randn(CANDIDATES, WEIGHTS, generator=generator)
+    target = 200.0 if layer == LAST else None
+
+    batched, _ = counting_fitness(problem, places, failures, passes, 10.0)
+    plain = counting_one_by_one(problem, places, failures, passes, 10.0)
+    torch.testing.assert_close(batched(candidates), plain(candidates), rtol=1e-4, atol=1e-3)
+    name = f"{CANDIDATES} candidates, {WEIGHTS} weights, {INPUTS} inputs, {label}"
+    compare(name, lambda: batched(candidates), lambda: plain(candidates), repeats, target)
+    if layer == LAST:
+        by_loss = loss_fitness(problem, places, failures, passes)
+        plain_loss = loss_one_by_one(problem, places, passes)
+        compare(
+            "  the same with the first version's fitness",
+            lambda: by_loss(candidates),
+            lambda: [plain_loss(candidate) for candidate in candidates],
+            repeats,
+            target,
+        )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements a row (default 5)")
+    parser.add_argument("--population", type=int, default=100, help="particles of the whole repair (default 100)")
+    parser.add_argument("--generations", type=int, default=10, help="moves of the whole repair (default 10)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    problem = failing_problem()
+    failures = problem.failures
+    passes = problem.passes.select(torch.arange(INPUTS - len(failures)))
+    print(f"{len(failures)} failures of {len(problem.repair)}; {torch.get_num_threads()} thread")
+    print(f"{'':<64} {'one by one':>12} {'batched':>10} {'ratio':>9} {'target':>8}")
+    print(f"{'':<64} {'ms':>12} {'ms':>10}")
+
+    for layer, label in ((LAST, "last layer"), ("9", "second last layer"), ("3", "second convolution")):
+        one_generation(problem, failures, passes, layer, label, options.repeats)
+    fixer = Arachne(search="pso", population=options.population, generations=options.generations)
+
+    def whole() -> None:
+        fresh = copy.copy(problem)  # what a problem computes lazily counts as part of the repair
+        for lazy in ("wrong", "failures", "passes"):
+            vars(fresh).pop(lazy, None)
+        fixer.fix(fresh)
+        expected = options.population * (options.generations + 1)
+        if fresh.notes["evaluations"] != expected:
+            raise SystemExit(f"The repair stopped after {fresh.notes['evaluations']} of {expected} evaluations.")
+
+    compare(
+        f"whole repair, first version, {options.population} particles, {options.generations} moves",
+        whole,
+        lambda: swarm_one_by_one(problem, options.population, options.generations),
+        max(1, options.repeats // 2),
+        50.0,
+    )
+
+
+if __name__ == "__main__":
+    main()
