@@ -36,6 +36,8 @@ _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 # What the interpreter, DuckDB and pyarrow need beside DuckDB's own buffers.
 _BASE_BYTES: Final = 2 << 30
 
+# A common table expression may also delete, insert or update.
+_QUERY_NODES: Final = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 # Table functions that compute and don't reach outside.
 _TABLE_FUNCTIONS: Final = {"generate_series", "json_each", "json_tree", "range", "repeat_row", "unnest"}
 # Scalar functions that wait, write a log, or tell about the machine rather than the study.
@@ -224,6 +226,11 @@ def _check_tree(tree: dict[str, Any]) -> frozenset[str]:
     tables = set()
     for node in _nodes(tree):
         kind = node.get("type")
+        if str(kind).endswith("_NODE") and kind not in _QUERY_NODES:
+            what = str(kind).split("_")[0]
+            raise QueryError(
+                f"Only SELECT is allowed on results, and this has a {what}; results are never changed by SQL."
+            )
         if kind == "TABLE_FUNCTION":
             name = str(node.get("function", {}).get("function_name", "")).lower()
             if name not in _TABLE_FUNCTIONS:
@@ -287,6 +294,7 @@ def serve() -> None:
 def _answer(con: "duckdb.DuckDBPyConnection", sql: str, form: Form) -> bytes:
     import duckdb
 
+    con.execute("BEGIN TRANSACTION READ ONLY")
     try:
         return _as_arrow(con, sql) if form == "arrow" else _as_rows(con, sql)
     except duckdb.OutOfMemoryException as error:
@@ -295,6 +303,8 @@ def _answer(con: "duckdb.DuckDBPyConnection", sql: str, form: Form) -> bytes:
         raise QueryError(f"The query failed: {first_line(error)}.") from error
     except MemoryError:
         raise QueryError("The query needs more memory than it may use; aggregate, or select fewer rows.") from None
+    finally:
+        con.execute("ROLLBACK")
 
 
 def _as_arrow(con: "duckdb.DuckDBPyConnection", sql: str) -> bytes:
