@@ -1,0 +1,1 @@
+"""Datasets, architectures, splits, original models; ONNX in and out."""

@@ -180,8 +180,8 @@ def _range(definition: SubjectDefinition, data: SubjectData, model: nn.Module) -
             yield Finding(
                 "warning",
                 "input_range",
-                f"Standard deviations of the inputs' columns go from {spread.min().item():.3g} to {largest:.3g}, and the "
-                "model has no normalisation; give normalise: {mean: [...], std: [...]}.",
+                f"Standard deviations of the inputs' columns go from {spread.min().item():.3g} to {largest:.3g}, and "
+                "the model has no normalisation; give normalise: {mean: [...], std: [...]}.",
             )
 
 

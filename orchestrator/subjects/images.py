@@ -226,12 +226,9 @@ class StreamedImages:
         return np.frombuffer(joined, dtype=np.dtype("V16"))
 
     def split(self, labels: npt.NDArray[np.int64], indices: Indices) -> Split:
-        """A view on the same images."""
-        return StreamedSplit(self.encoded, self.form, labels, indices)
-
-    def take(self, rows: Indices) -> "StreamedImages":
-        """The images at ``rows``."""
-        return StreamedImages(self.encoded.take(rows), self.form)
+        """The images at ``indices`` alone: from the splits for fixing no way leads to the images of the test split."""
+        own = self.encoded.take(indices)
+        return StreamedSplit(own, self.form, labels[indices], np.arange(len(own)))
 
 
 class StreamedSplit(Split):

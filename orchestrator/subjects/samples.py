@@ -31,7 +31,3 @@ class ArraySamples:
     def split(self, labels: npt.NDArray[np.int64], indices: Indices) -> Split:
         """A copy: what a fixer is given must not lead to an array in which the test split is, not even privately."""
         return TensorSplit(self.array[indices], labels[indices])
-
-    def take(self, rows: Indices) -> "ArraySamples":
-        """A copy of the inputs at ``rows``."""
-        return ArraySamples(self.array[rows])

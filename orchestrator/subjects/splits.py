@@ -37,10 +37,7 @@ class Samples(Protocol):
         """Content hash (N,) of each input, 16 bytes each; equal exactly when the inputs are the same."""
 
     def split(self, labels: npt.NDArray[np.int64], indices: Indices) -> Split:
-        """The split of the samples at ``indices``; storage is shared between splits of one pool."""
-
-    def take(self, rows: Indices) -> "Samples":
-        """The samples at ``rows`` alone, so that what a limited subject leaves out is forgotten."""
+        """The split of the samples at ``indices``, sharing no storage with other splits."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,6 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def take(self, rows: Indices) -> "Pool":
-        """The samples at ``rows`` alone."""
-        return Pool(
-            self.samples.take(rows),
-            self.labels[rows],
-            None if self.groups is None else self.groups[rows],
-            {name: column[rows] for name, column in self.metadata.items()},
-        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +81,8 @@ class Division(NamedTuple):
 
     indices: dict[SplitName, Indices]
     """Positions of each split's samples in its pool."""
+    digests: dict[SplitName, Digests]
+    """Content hash of each split's samples."""
     notes: tuple[str, ...]
     """What was found of copies, in sentences."""
 
@@ -126,7 +116,11 @@ def divide(pools: Mapping[str, Pool], plan: SplitPlan, limit: int | None = None)
                 + ("" if limit is None else f" limited to {limit}")
                 + " don't fill four splits; give more samples or other proportions."
             )
-    return Division({split: result[split] for split in SPLIT_NAMES}, tuple(notes))
+    return Division(
+        {split: result[split] for split in SPLIT_NAMES},
+        {split: digests[plan.parts()[split][0]][result[split]] for split in SPLIT_NAMES},
+        tuple(notes),
+    )
 
 
 def stratified_order(strata: npt.NDArray[np.int64], seed: int) -> Indices:

@@ -73,22 +73,12 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
         origin: what the samples are and where they were read, for the description.
         limit: at most this many samples over all four splits.
     """
-    pool_of = {split: pool for split, (pool, _) in plan.parts().items()}
-    indices, notes = divide(pools, plan, limit)
-    for name, pool in pools.items():
-        sharing = [split for split in SPLIT_NAMES if pool_of[split] == name]
-        if sharing and sum(len(indices[split]) for split in sharing) < len(pool):
-            pools = {**pools, name: pool.take(np.concatenate([indices[split] for split in sharing]))}
-            ends = np.cumsum([len(indices[split]) for split in sharing])
-            indices |= {
-                split: np.arange(end - len(indices[split]), end) for split, end in zip(sharing, ends, strict=True)
-            }
-    home = {split: pools[name] for split, name in pool_of.items()}
-    digests = {name: pools[name].samples.digests() for name in set(pool_of.values())}
+    indices, digests, notes = divide(pools, plan, limit)
+    home = {split: pools[pool] for split, (pool, _) in plan.parts().items()}
     columns: dict[str, list[npt.NDArray[Any]]] = {}
     for split, rows in indices.items():
         pool = home[split]
-        columns[split] = [digests[pool_of[split]][rows], pool.labels[rows]]
+        columns[split] = [digests[split], pool.labels[rows]]
         if pool.groups is not None:
             columns[split].append(pool.groups[rows])
     groups = home["test"].groups
