@@ -27,8 +27,9 @@ OTHER: Final = "#8a63c4"
 HARM: Final = "#cf4a4a"
 
 _SECONDS: Final = (
-    (0.001, "1 ms"), (0.01, "10 ms"), (0.1, "0.1 s"), (1, "1 s"), (10, "10 s"), (60, "1 min"), (600, "10 min"),
-    (3600, "1 h"), (36000, "10 h"), (86400, "1 d"), (864000, "10 d"), (8640000, "100 d"),
+    (0.001, "1 ms"), (0.01, "10 ms"), (0.1, "0.1 s"), (0.3, "0.3 s"), (1, "1 s"), (3, "3 s"), (10, "10 s"),
+    (30, "30 s"), (60, "1 min"), (180, "3 min"), (600, "10 min"), (1800, "30 min"), (3600, "1 h"), (10800, "3 h"),
+    (36000, "10 h"), (86400, "1 d"), (259200, "3 d"), (864000, "10 d"), (8640000, "100 d"),
 )  # fmt: skip
 _BYTES: Final = tuple(
     (float(2**power), text)
@@ -83,10 +84,11 @@ class Point:
     hover: str = ""
 
 
-# Where a label may stand around its point: plotly's name and the sides to which its box extends.
+# Where a label may stand around its point: plotly's name and the sides to which its box extends. The front leaves a
+# point to the right and comes to it from below, so left and above are free of its line.
 _POSITIONS: Final = (
-    ("middle right", 1, 0), ("middle left", -1, 0), ("top center", 0, 1), ("bottom center", 0, -1),
-    ("top right", 1, 1), ("bottom right", 1, -1), ("top left", -1, 1), ("bottom left", -1, -1),
+    ("middle left", -1, 0), ("top left", -1, 1), ("top center", 0, 1), ("middle right", 1, 0),
+    ("bottom right", 1, -1), ("bottom center", 0, -1), ("top right", 1, 1), ("bottom left", -1, -1),
 )  # fmt: skip
 
 
@@ -290,9 +292,7 @@ def costs(rows: Sequence[Cost], title: str, *, unit: str) -> Figure:
     ticks = [
         (v, label) for v, label in (_SECONDS if unit == "seconds" else _BYTES) if span[0] <= math.log10(v) <= span[1]
     ]
-    # At most six labels fit side by side on a phone; the finer ones go first.
-    step = max(1, math.ceil(len(ticks) / 6))
-    ticks = ticks[::-1][::step][::-1]
+    ticks = _thinned(ticks, span)
     layout = _layout(
         70 + 22 * max(1, len(rows)),
         xaxis=_axis(
@@ -306,6 +306,15 @@ def costs(rows: Sequence[Cost], title: str, *, unit: str) -> Figure:
         yaxis=_axis("", range=[len(rows) - 0.4, -0.6], tickvals=list(range(len(rows))), ticktext=names),
     )
     return {"data": data, "layout": layout}
+
+
+def _thinned(ticks: Sequence[tuple[float, str]], span: tuple[float, float]) -> list[tuple[float, str]]:
+    """Ticks that keep a distance at which their labels don't touch on a phone; the largest stays."""
+    kept: list[tuple[float, str]] = []
+    for value, label in reversed(ticks):
+        if not kept or math.log10(kept[-1][0] / value) >= 0.2 * (span[1] - span[0]):
+            kept.append((value, label))
+    return kept[::-1]
 
 
 def _median(values: Sequence[float]) -> float:
@@ -475,7 +484,6 @@ def slopes(lines: Sequence[Line], columns: Sequence[str]) -> Figure:
         if all(p is None for p in line.positions):
             continue
         label = text(line.name, 9)
-        # A gap in the middle must not be bridged, so None stays in the drawn line.
         data.append(
             {
                 "type": "scatter",
@@ -518,7 +526,7 @@ def slopes(lines: Sequence[Line], columns: Sequence[str]) -> Figure:
             side="top",
             showgrid=False,
         ),
-        yaxis=_axis("", range=[deepest + 0.6, 0.4], showticklabels=False, showgrid=False),
+        yaxis=_axis("", range=[deepest + 0.6, 0.4], showticklabels=False, showgrid=False, showline=False, ticks=""),
         margin={"l": 14, "r": 14, "t": 50, "b": 10},
     )
     return {"data": data, "layout": layout}

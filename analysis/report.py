@@ -103,8 +103,11 @@ def build(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str | Non
         sections.effectiveness(findings),
         sections.trade_offs(findings),
         sections.efficiency(findings),
+        sections.complementarity(findings, con),
+        sections.classes(findings, con),
         sections.comparison(findings),
         sections.seeds(findings),
+        sections.adaptation(findings, con),
         *_appendix(con, findings, study),
     ]
     answers = [Answer(a.subject, a.lead, a.details, a.others, a.chosen is not None) for a in advices]
@@ -147,18 +150,24 @@ def _facts(findings: Findings) -> list[str]:
 def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]:
     warnings = []
     cells = findings.cells
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in answer(con, "integrity").to_pylist():
+        place = " on ".join(part for part in (row["fixer"], row["subject"]) if part)
+        found.setdefault((row["severity"], row["detail"]), []).append(place or row["trial_id"] or "the study")
+    for (severity, detail), places in sorted(found.items()):
+        where = dict.fromkeys(places)
+        listed = ", ".join([*list(where)[:5], *([f"{len(where) - 5} more"] if len(where) > 5 else [])])
+        warnings.append(f"{'Not to be trusted' if severity == 'error' else 'Uneven'}: {listed}. {detail}")
+    stale = [row["fixer"] for row in answer(con, "code_versions").to_pylist() if row["n_versions"] > 1]
+    if stale:
+        warnings.append(
+            _some(stale, "ran with more than one version of its code", "ran with more than one version each")
+        )
     if cells and all(len(cell.runs) <= 1 for cell in cells):
         warnings.append("One seed per fixer: intervals cover the test images, not what another run would give.")
     n = len({cell.subject for cell in cells})
     if n == 1:
         warnings.append("One subject: nothing here says how the fixers would do on another model.")
-    fixers = findings.fixers
-    gaps = [f"{name} on {s.name}" for s in findings.subjects for name, _, _ in fixers if s.cell(name) is None]
-    if gaps and cells:
-        warnings.append(_some(gaps, "has not been run", "have not been run"))
-    counts = sorted({cell.n_seeds for cell in cells if cell.stage == "final" and cell.outcome != "UNADAPTABLE"})
-    if len(counts) > 1:
-        warnings.append(f"Fixers were repeated unequally, {counts[0]} to {counts[-1]} times.")
     few = sorted({(cell.subject, cell.n_wrong) for cell in cells if cell.n_wrong is not None and cell.n_wrong < 30})
     for subject, n_wrong in few:
         warnings.append(f"{subject} has only {n_wrong} failures in its test split: every RR there is a rough figure.")
@@ -168,7 +177,11 @@ def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]
         for cell in subject.ok
         if subject.samples is None or cell.fixer not in subject.samples.fixers
     ]
-    if without:
+    if without and len(without) == sum(len(subject.ok) for subject in findings.subjects):
+        warnings.append(
+            "No trial has predictions, so figures can't be recomputed and fixers can't be compared by sample."
+        )
+    elif without:
         warnings.append(_some(without, "has no predictions to check it by", "have no predictions to check them by"))
     return warnings
 
@@ -239,7 +252,7 @@ def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str |
     if study:
         blocks.append(Fold("The study file, as run", [Code(study)], open=False))
     return [
-        Section("setup", "Subjects, versions, settings", blocks, ("overview", "code_versions")),
+        Section("setup", "Subjects, versions, settings", blocks, ("overview", "code_versions", "integrity")),
         Section(
             "all-trials",
             "All trials",

@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -21,11 +21,15 @@ from analysis.document import (
     Value,
 )
 from analysis.findings import TOLERANCE, TRADE_OFFS, Cell, Findings, Subject
+from analysis.queries import run as answer
 from analysis.schema import OUTCOMES
 from analysis.statistics import Interval
 
 if TYPE_CHECKING:
-    pass
+    import duckdb
+
+if TYPE_CHECKING:
+    import duckdb
 
 MISSING: Final = words.EN_DASH
 OPEN_SUBJECTS: Final = 3
@@ -610,7 +614,7 @@ _METRICS: Final[tuple[tuple[str, str, bool], ...]] = (
     ("NFR", "negative_flip_rate", False),
     ("ACC change", "change", True),
 )
-POLICIES: Final = ("own cells", "complete cases", "worst rank")
+POLICIES: Final = ("complete", "own cells", "worst rank")
 
 
 def comparison(findings: Findings) -> Section:
@@ -641,7 +645,7 @@ def _ranks(findings: Findings, subjects: Sequence[Subject]) -> Iterable[Block]:
     scores = _scores(findings, subjects, "repair_rate")
     standings = [
         policy(scores, higher_is_better=True)
-        for policy in (statistics.own_cells, statistics.complete_cases, statistics.worst_rank)
+        for policy in (statistics.complete_cases, statistics.own_cells, statistics.worst_rank)
     ]
     yield Paragraph(
         "How cells without figures are treated decides the ranking, so three ways stand side by side. Own cells: the "
@@ -664,8 +668,8 @@ def _ranks(findings: Findings, subjects: Sequence[Subject]) -> Iterable[Block]:
         "Rank by RR under the three failure policies",
         [
             Column("Fixer", numeric=False),
-            Column("Own cells", "mean relative rank"),
             Column("Complete cases", "mean rank"),
+            Column("Own cells", "mean relative rank"),
             Column("Worst rank", "mean rank"),
         ],
         [
@@ -688,7 +692,7 @@ def _ranks(findings: Findings, subjects: Sequence[Subject]) -> Iterable[Block]:
             "policies-figure",
             "Order of the fixers by RR under three failure policies",
             "Best on top. A line that crosses others is a fixer whose standing depends on how failed cells count.",
-            plots.slopes(lines, ["own cells", "complete", "worst rank"]),
+            plots.slopes(lines, POLICIES),
             table,
         )
     ]
@@ -890,3 +894,231 @@ def seeds(findings: Findings) -> Section:
             )
         blocks.append(Fold(subject.name, [Plots(figures, wide=True)], open=index < 1))
     return Section("seeds", "Seeds", blocks, ("runs",))
+
+
+# --- what the predictions add ------------------------------------------------------------------------------------
+
+_MATRIX: Final = 24
+"""Rows and columns of a heat map; more are unreadable, the table under it has them all."""
+
+
+def complementarity(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
+    """Which fixers repair different failures, and what two of them reach together."""
+    names = _names(findings)
+    pairs = _by_subject(answer(con, "complementarity").to_pylist())
+    unique = _by_subject(answer(con, "unique_repairs").to_pylist())
+    blocks: list[Block] = []
+    for subject in findings.subjects:
+        rows, own = pairs.get(subject.name, []), unique.get(subject.name, [])
+        if not rows:
+            continue
+        best = rows[0]
+        never = own[0]["n_never"] if own else None
+        text = (
+            f"The best pair is {names[best['fixer_a']]} and {names[best['fixer_b']]}: at least one of them repairs "
+            f"{best['repaired_either']} of {best['n_wrong']} failures, {best['gain']} more than the better one alone; "
+            f"{best['broken_either']} samples are broken by one or the other."
+        )
+        if never is not None:
+            text += f" {never} failures are repaired by no fixer at all."
+        order = [row["fixer"] for row in sorted(own, key=lambda row: (-row["n_repaired"], row["fixer"]))]
+        figures = [
+            _overlap(subject, rows, order, names, "repaired", "benefit"),
+            _overlap(subject, rows, order, names, "broken", "harm"),
+        ]
+        inner: list[Block] = [Paragraph(text), Plots(figures, wide=True)]
+        if own:
+            inner.append(_unique_table(subject, own, names))
+        blocks.append(Fold(subject.name, inner, open=not blocks))
+    if not blocks:
+        text = "This needs the predictions of at least two fixers on one subject."
+        return Section("complementarity", "Complementarity", [Paragraph(text)], ("complementarity", "unique_repairs"))
+    lead = Paragraph(
+        "Jaccard overlap of what two fixers repair, and of what they break: 100 means the same samples, 0 none in "
+        "common. A fixer repairs a sample when more than half of its seeds do."
+    )
+    return Section("complementarity", "Complementarity", [lead, *blocks], ("complementarity", "unique_repairs"))
+
+
+def _overlap(
+    subject: Subject, rows: Sequence[dict[str, Any]], order: Sequence[str], names: dict[str, str], kind: str, scale: str
+) -> Plot:
+    overlap: dict[tuple[str, str], float | None] = {}
+    for row in rows:
+        value = row[f"jaccard_{kind}"]
+        overlap[row["fixer_a"], row["fixer_b"]] = overlap[row["fixer_b"], row["fixer_a"]] = (
+            None if value is None else 100 * value
+        )
+    shown = list(order)[:_MATRIX]
+    # The diagonal is 100 by definition; leaving it empty lets the colours tell the others apart.
+    z = [[None if a == b else overlap.get((a, b)) for b in shown] for a in shown]
+    name = f"overlap-{kind}-{_slug(subject.name)}"
+    more = f" The first {_MATRIX} of {len(order)} fixers." if len(order) > _MATRIX else ""
+    return Plot(
+        name,
+        f"{subject.name}: overlap of what is {kind}, %",
+        f"Fixers that repair most first.{more}",
+        plots.heat_map(z, [names[f] for f in shown], [names[f] for f in shown], scale=scale),
+        Table(
+            f"{name}-data",
+            f"{subject.name}: pairs of fixers",
+            [
+                Column("Pair", numeric=False),
+                Column("Both"),
+                Column("Either", first="descending"),
+                Column("Overlap %"),
+            ],
+            [
+                [
+                    Value(f"{names[row['fixer_a']]} and {names[row['fixer_b']]}"),
+                    Value(str(row[f"{kind}_both"]), sort=row[f"{kind}_both"]),
+                    Value(str(row[f"{kind}_either"]), sort=row[f"{kind}_either"]),
+                    percent_value(row[f"jaccard_{kind}"]),
+                ]
+                for row in rows
+            ],
+        ),
+    )
+
+
+def _unique_table(subject: Subject, rows: Sequence[dict[str, Any]], names: dict[str, str]) -> Table:
+    return Table(
+        f"unique-{_slug(subject.name)}",
+        f"{subject.name}: failures that only one fixer repairs",
+        [
+            Column("Fixer", numeric=False),
+            Column("Repairs", "failures", first="descending"),
+            Column("Only it", "failures", first="descending"),
+            Column("Only it", "% of the failures", first="descending"),
+        ],
+        [
+            [
+                Value(names[row["fixer"]], title=row["fixer"]),
+                Value(str(row["n_repaired"]), sort=row["n_repaired"]),
+                Value(str(row["n_unique"]), sort=row["n_unique"]),
+                percent_value(row["unique_rate"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
+    """What is repaired and broken, class by class."""
+    names = _names(findings)
+    rows = _by_subject(answer(con, "per_class").to_pylist())
+    blocks: list[Block] = []
+    for subject in findings.subjects:
+        own = rows.get(subject.name, [])
+        if not own:
+            continue
+        # With many classes, those with most failures are where a fix can matter.
+        failures = {row["class"]: row["n_wrong"] for row in own}
+        shown = sorted(sorted(failures, key=lambda c: (-failures[c], c))[:_MATRIX])
+        fixers = [cell.fixer for cell in subject.ok if any(row["fixer"] == cell.fixer for row in own)][:_MATRIX]
+        value = {(row["fixer"], row["class"]): row for row in own}
+        more = f" The {_MATRIX} classes with most failures, of {len(failures)}." if len(failures) > _MATRIX else ""
+        figures = []
+        for column, title, scale in (
+            ("repair_rate", "RR by class, %", "benefit"),
+            ("negative_flip_rate", "broken by class, % of the class", "harm"),
+        ):
+            z = [[_hundred(value[f, c][column]) if (f, c) in value else None for c in shown] for f in fixers]
+            name = f"class-{column.replace('_', '-')}-{_slug(subject.name)}"
+            figures.append(
+                Plot(
+                    name,
+                    f"{subject.name}: {title}",
+                    f"Columns are true classes.{more}",
+                    plots.heat_map(
+                        z, [str(c) for c in shown], [names[f] for f in fixers], scale=scale, x_title="class"
+                    ),
+                    Table(
+                        f"{name}-data",
+                        f"{subject.name}: {title}",
+                        [
+                            Column("Fixer", numeric=False),
+                            Column("Class"),
+                            Column("Failures", first="descending"),
+                            Column("%", first="descending"),
+                        ],
+                        [
+                            [
+                                Value(names[f]),
+                                Value(str(c), sort=c),
+                                Value(str(value[f, c]["n_wrong"]), sort=value[f, c]["n_wrong"]),
+                                percent_value(value[f, c][column]),
+                            ]
+                            for f in fixers
+                            for c in shown
+                            if (f, c) in value
+                        ],
+                    ),
+                )
+            )
+        blocks.append(Fold(subject.name, [Plots(figures, wide=True)], open=not blocks))
+    if not blocks:
+        blocks = [Paragraph("This needs predictions, and there are none.")]
+    return Section("classes", "Classes", blocks, ("per_class",))
+
+
+def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
+    """How much hyper-parameters matter, on valid."""
+    names = _names(findings)
+    rows = answer(con, "adaptation_sensitivity").to_pylist()
+    if not rows:
+        text = "No hyper-parameters were searched in this study; every fixer ran with those of its entry."
+        return Section("adaptation", "Adaptation", [Paragraph(text)], ("adaptation_sensitivity",))
+    effects: dict[tuple[str, str], str] = {}
+    for row in answer(con, "adaptation_parameters").to_pylist():
+        # Rows come with the parameter that matters most first, its best value first.
+        effects.setdefault(
+            (row["subject"], row["fixer"]),
+            f"{row['parameter']} ({words.points(row['effect'])}), best {row['value']}",
+        )
+    table = Table(
+        "sensitivity",
+        "Accuracy on valid over the sets of hyper-parameters tried",
+        [
+            Column("Fixer", numeric=False),
+            Column("Subject", numeric=False),
+            Column("Sets", "OK / tried", first="descending"),
+            Column("Best", "valid ACC %", first="descending"),
+            Column("Median", "valid ACC %", first="descending"),
+            Column("Worst", "valid ACC %", first="descending"),
+            Column("Spread", "points"),
+            Column("Harmful", "% of the sets"),
+            Column("Matters most", "effect, best value", numeric=False, wide=True),
+        ],
+        [
+            [
+                Value(names.get(row["fixer"], row["fixer"]), title=row["fixer"]),
+                Value(row["subject"]),
+                Value(f"{row['n_ok']}/{row['n_configurations']}", sort=row["n_ok"]),
+                percent_value(row["best"]),
+                percent_value(row["median"]),
+                percent_value(row["worst"]),
+                percent_value(row["spread"]),
+                percent_value(row["share_harmful"]),
+                Value(words.shortened(effects.get((row["subject"], row["fixer"]), ""), 90)),
+            ]
+            for row in rows
+        ],
+    )
+    lead = Paragraph(
+        "Hyper-parameters are chosen by accuracy on valid, and only the chosen set enters any comparison: the best "
+        "test figure of a sweep would be a leak. A large spread means that the fixer needs its sweep; harmful sets "
+        "fall below the original."
+    )
+    return Section("adaptation", "Adaptation", [lead, table], ("adaptation_sensitivity", "adaptation_parameters"))
+
+
+def _names(findings: Findings) -> dict[str, str]:
+    return {fixer: abbreviation for fixer, abbreviation, _ in findings.fixers}
+
+
+def _by_subject(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault(row["subject"], []).append(row)
+    return grouped
