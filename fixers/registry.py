@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -23,6 +24,8 @@ LEVELS = ("model_level", "layer_level", "neuron_level")
 ENTRY_POINTS = "fixstudy.fixers"
 # Changing these can't change what a fix computes, so results stay valid.
 _NEUTRAL_MODULES = {"fixers.fixer", "fixers.registry", "fixers.requirements", "fixers.cache", "fixers.errors"}
+
+_PLUGIN_NAME = re.compile(r"^fixstudy_plugin_[0-9a-f]{8}_")
 
 _registered: dict[str, type[Fixer]] = {}
 
@@ -122,6 +125,7 @@ def _defined_in(module_name: str) -> Iterator[type[Fixer]]:
             yield item
 
 
+@cache
 def code_version(fixer: type[Fixer]) -> str:
     """A hash of the code that determines what a fix computes: 12 hexadecimal digits.
 
@@ -142,12 +146,20 @@ def code_version(fixer: type[Fixer]) -> str:
         tree = ast.parse(Path(path).read_text(encoding="utf-8"))
         sources[name] = _bare_code(tree)
         waiting += [imported for imported in _imports(tree) if _is_ours(imported)]
-    code = "\n".join(f"{name}\n{sources[name]}" for name in sorted(sources))
+    # Where a plug-in's file lies says nothing about what it computes.
+    texts = {_PLUGIN_NAME.sub("", name): text for name, text in sources.items()}
+    code = "\n".join(f"{name}\n{texts[name]}" for name in sorted(texts))
     return hashlib.sha256(code.encode()).hexdigest()[:12]
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith("fixers.") and importlib.util.find_spec(name) is not None
+    if not name.startswith("fixers."):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        # "from fixers.cache import Tensors" names an object of a module, not a module of a package.
+        return False
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:

@@ -97,7 +97,7 @@ def print_preview(view: Preview, console: Console | None = None) -> None:
     for name, subject in view.subjects.items():
         if subject.fingerprint == UNTRAINED:
             console.print(f"The original model of {name} isn't in the results yet; run loads or trains it first.")
-    if waiting and len(unknown) < len(waiting):
+    if seconds:
         console.print(f"What ran before says: about {duration(seconds)} of work on one lane for the trials left.")
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""

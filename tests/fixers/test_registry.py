@@ -1,0 +1,97 @@
+import textwrap
+
+import pytest
+
+import fixers
+from fixers import registry
+
+PLUGIN = '''
+"""A plug-in."""
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from fixers import Fixer, RepairProblem, parameter
+
+
+@dataclass(frozen=True)
+class Mine(Fixer):
+    """An approach from elsewhere."""
+
+    name: ClassVar[str] = "{name}"
+    abbreviation: ClassVar[str] = "{abbreviation}"
+    level: ClassVar[str] = "neuron"
+    reference: ClassVar[str] = "2026"
+    strength: float = parameter(1.0, help="how much", grid=(1.0, 2.0), low=0.0)
+
+    def fix(self, problem: RepairProblem) -> nn.Module:
+        return problem.new_model()  {comment}
+'''
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    fixers.all_fixers()
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+def write(folder, file="mine.py", name="mine", abbreviation="MINE", comment=""):
+    path = folder / file
+    path.write_text(textwrap.dedent(PLUGIN.format(name=name, abbreviation=abbreviation, comment=comment)))
+    return str(path)
+
+
+def test_a_file_is_enough_to_add_an_approach(tmp_path):
+    registry.load(write(tmp_path))
+    assert fixers.get("MINE").build({"strength": 2}).strength == 2.0
+
+
+def test_names_and_abbreviations_are_accepted_in_any_case():
+    assert fixers.get("AP") is fixers.get("apricot") is fixers.get("Apricot")
+
+
+def test_an_unknown_name_gets_a_suggestion():
+    with pytest.raises(fixers.UnknownFixerError, match="did you mean 'arachne'"):
+        fixers.get("arachn")
+
+
+def test_a_taken_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="already taken"):
+        registry.load(write(tmp_path, name="other", abbreviation="AR"))
+
+
+def test_a_missing_plugin_is_one_sentence(tmp_path):
+    with pytest.raises(fixers.UnknownFixerError, match="can't be loaded"):
+        registry.load(str(tmp_path / "nowhere.py"))
+
+
+def test_comments_and_docstrings_dont_change_the_code_version(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir(), second.mkdir()
+    registry.load(write(first))
+    version = registry.code_version(fixers.get("mine"))
+    del registry._registered["mine"]
+    registry.load(write(second, comment="# a comment"))
+    assert registry.code_version(fixers.get("mine")) == version
+
+
+def test_code_changes_the_code_version(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir(), second.mkdir()
+    registry.load(write(first))
+    version = registry.code_version(fixers.get("mine"))
+    del registry._registered["mine"]
+    registry.load(write(second, comment="if True else None"))
+    assert registry.code_version(fixers.get("mine")) != version
+
+
+def test_the_code_version_covers_helper_modules(tmp_path, monkeypatch):
+    arachne = fixers.get("arachne")
+    registry.code_version.cache_clear()
+    version = registry.code_version(arachne)
+    bare = registry._bare_code
+    monkeypatch.setattr(registry, "_bare_code", lambda tree: bare(tree).replace("def pareto_front", "def pareto"))
+    registry.code_version.cache_clear()
+    assert registry.code_version(arachne) != version
+    registry.code_version.cache_clear()
