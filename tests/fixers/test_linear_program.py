@@ -125,15 +125,16 @@ def test_no_time_left_is_a_timeout_without_a_run():
 
 
 def test_the_time_limit_counts_each_run_of_a_solver_alone():
-    rows = last_layer(0, points=60, width=60, classes=10)
+    rows = last_layer(0, points=150, width=120, classes=10)
     program = ChangeProgram(np.full(rows.n_columns, -3.0), np.full(rows.n_columns, 3.0), L1)
     program.add_rows(rows.take(np.arange(len(rows.bound))), rows.bound, np.full(len(rows.bound), np.inf))
     first = program.solve()
     assert first.is_optimal
-    # Spent on the first run, this limit would be over before the second one starts.
-    for step in range(5):
-        program.set_bounds(rows.bound * (1 + 0.1 * step), np.full(len(rows.bound), np.inf))
-        assert program.solve(max(first.seconds, 0.2)).is_optimal
+    # Counted from the first run, this limit would be over before the second one starts.
+    program.set_bounds(rows.bound + 1e-5, np.full(len(rows.bound), np.inf))
+    second = program.solve(0.9 * first.seconds)
+    assert second.is_optimal
+    assert second.objective > first.objective
 
 
 @pytest.mark.parametrize("norm", [L1, LINF, MIXED], ids=["l1", "linf", "mixed"])
