@@ -1,0 +1,141 @@
+import textwrap
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fixers
+from orchestrator.errors import UserError
+from orchestrator.study import (
+    Adaptation,
+    FixerEntry,
+    combinations,
+    configurations,
+    load_study,
+    parse_study,
+    trial_id,
+    trial_specs,
+)
+
+GOOD = """
+study: demo
+subjects: [digits]
+fixers: [arachne]
+"""
+
+
+def parse(text, folder):
+    return parse_study(textwrap.dedent(text), "demo.yaml", folder)
+
+
+def good(rest, fixers="[arachne]", subjects="[digits]"):
+    return f"study: a\nsubjects: {subjects}\nfixers: {fixers}\n{rest}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (good("", fixers="[arachn]"), "line 3: There is no fixer 'arachn'; did you mean 'arachne'?"),
+        (
+            "study: a\nsubjects: [digits]\nfixers:\n  - apricot\n  - name: arachne\n    params: {populaton: 5}",
+            "line 5: arachne has no parameter 'populaton'; did you mean 'population'?",
+        ),
+        (
+            "study: a\nsubjects: [digits]\nfixers:\n  - name: arachne\n    preset: quik",
+            "line 4: arachne has no preset 'quik'; did you mean 'quick'?",
+        ),
+        (good("seds: 3"), "line 4: there is no field 'seds'; did you mean 'seeds'?"),
+        (
+            "study: a\nsubjects: [digits]\nfixers:\n  - name: arachne\n    prams: {}",
+            "line 5: there is no field 'fixers.0.prams'; did you mean 'params'?",
+        ),
+        (good("time_limit: soon"), "line 4: 'time_limit' must be seconds"),
+        (good("resources: {cpu: 0}"), "line 4: 'resources.cpu'"),
+        (good("", subjects="[digits, digits]"), "line 2: 'subjects' has the subject 'digits' twice"),
+        (good("seeds: [1, 1]"), "line 4: 'seeds' has a seed twice"),
+        ("study: ../evil\nsubjects: [digits]\nfixers: [arachne]", "line 1: 'study'"),
+        ("subjects: [digits]\nfixers: [arachne]", "the field 'study' is missing"),
+        ("study: a\nsubjects: [digits]\nfixers: [arachne", "this isn't valid YAML"),
+        ("- a list", "a study file is a mapping"),
+        (
+            good("", fixers="\n  - name: arachne\n    params: {alpha: 1}\n    grid: {alpha: [1, 2]}"),
+            "has 'alpha' both in params and in grid",
+        ),
+        (good("plugins: [nowhere.py]"), "line 4: The plug-in"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_one_sentence_with_its_line(text, expected, tmp_path):
+    with pytest.raises(UserError) as caught:
+        parse_study(text, "demo.yaml", tmp_path)
+    assert expected in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_two_mistakes_are_two_sentences(tmp_path):
+    with pytest.raises(UserError) as caught:
+        parse_study("study: a\nsubjects: []\nfixers: [arachne]\nsedes: 1\n", "demo.yaml", tmp_path)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="There is no study file"):
+        load_study(tmp_path / "nowhere.yaml")
+
+
+def test_short_forms_mean_what_they_say(tmp_path):
+    study = parse(GOOD + "seeds: 3\ntime_limit: 2h\nattack: none\npreset: quick\n", tmp_path)
+    assert study.seeds == [0, 1, 2]
+    assert study.time_limit == 7200
+    assert study.attack is None
+    assert study.fixers == [FixerEntry(name="arachne", preset="quick")]
+
+
+def test_all_means_every_fixer_that_isnt_named_itself(tmp_path):
+    text = "study: a\nsubjects: [digits]\nfixers: [all, {name: AR, params: {alpha: 2}}]\n"
+    names = [entry.name for entry in parse(text, tmp_path).fixers]
+    assert sorted(names) == sorted(fixers.all_fixers())
+    assert names.count("arachne") == 1
+
+
+def test_a_grid_is_every_combination():
+    assert combinations({"a": 1}, {"b": [1, 2], "c": [3]}) == [{"a": 1, "b": 1, "c": 3}, {"a": 1, "b": 2, "c": 3}]
+    assert combinations({"a": 1}, {}) == [{"a": 1}]
+
+
+def test_a_sweep_starts_with_the_default_and_keeps_to_its_budget():
+    entry = FixerEntry(name="arachne", adapt=Adaptation(budget=5))
+    points = configurations(entry, "adapt")
+    assert points[0] == {}
+    assert len(points) == 5
+    assert points == configurations(entry, "adapt")
+
+
+def test_equal_configurations_are_one_trial(tmp_path):
+    text = "study: a\nsubjects: [digits]\nfixers:\n  - {name: arachne, grid: {alpha: [10, 10.0]}}\n"
+    study = parse(text, tmp_path)
+    assert len(trial_specs(study, study.fixers[0], "digits", "f", "final")) == 1
+
+
+@given(st.lists(st.text(max_size=5), min_size=4, max_size=4), st.integers(0, 99), st.sampled_from(["adapt", "final"]))
+def test_the_identity_of_a_trial_depends_on_each_part(parts, seed, stage):
+    fixer, params, fingerprint, version = parts
+    identity = trial_id(fixer, params, fingerprint, seed, version, stage)
+    assert identity == trial_id(fixer, params, fingerprint, seed, version, stage)
+    other = "final" if stage == "adapt" else "adapt"
+    changed = {
+        trial_id(fixer + "x", params, fingerprint, seed, version, stage),
+        trial_id(fixer, params + "x", fingerprint, seed, version, stage),
+        trial_id(fixer, params, fingerprint + "x", seed, version, stage),
+        trial_id(fixer, params, fingerprint, seed + 1, version, stage),
+        trial_id(fixer, params, fingerprint, seed, version + "x", stage),
+        trial_id(fixer, params, fingerprint, seed, version, other),
+    }
+    assert identity not in changed
+    assert len(changed) == 6
+
+
+def test_the_preset_of_a_study_is_overruled_by_an_entry(tmp_path):
+    text = GOOD.replace("[arachne]", "[{name: arachne, preset: study}, apricot]") + "preset: quick\n"
+    presets = {entry.name: entry.preset for entry in parse(text, tmp_path).fixers}
+    assert presets == {"arachne": "study", "apricot": "quick"}
