@@ -28,15 +28,15 @@ classes AS (
 changed AS (
     SELECT
         subject, fixer, label,
-        count(*) FILTER (repaired) AS n_repaired,
-        count(*) FILTER (broken) AS n_broken
+        count(*) FILTER (repaired) AS repairs,
+        count(*) FILTER (broken) AS breaks
     FROM changes
     GROUP BY subject, fixer, label
 )
 SELECT
     f.subject, f.fixer, c.label AS class, f.n_ok, c.n_test, c.n_wrong,
-    coalesce(h.n_repaired, 0) / f.n_ok AS n_repaired,
-    coalesce(h.n_broken, 0) / f.n_ok AS n_broken,
+    coalesce(h.repairs, 0) / f.n_ok AS n_repaired,
+    coalesce(h.breaks, 0) / f.n_ok AS n_broken,
     n_repaired / nullif(c.n_wrong, 0) AS repair_rate,
     n_broken / c.n_test AS negative_flip_rate,
     1 - c.n_wrong / c.n_test AS recall_original,

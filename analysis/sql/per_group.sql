@@ -30,16 +30,16 @@ groups AS (
 changed AS (
     SELECT
         subject, fixer, "group",
-        count(*) FILTER (repaired) AS n_repaired,
-        count(*) FILTER (broken) AS n_broken
+        count(*) FILTER (repaired) AS repairs,
+        count(*) FILTER (broken) AS breaks
     FROM changes
     WHERE "group" IS NOT NULL
     GROUP BY subject, fixer, "group"
 )
 SELECT
     f.subject, f.fixer, g."group", s.sensitive_attribute, f.n_ok, g.n_test, g.n_wrong,
-    coalesce(h.n_repaired, 0) / f.n_ok AS n_repaired,
-    coalesce(h.n_broken, 0) / f.n_ok AS n_broken,
+    coalesce(h.repairs, 0) / f.n_ok AS n_repaired,
+    coalesce(h.breaks, 0) / f.n_ok AS n_broken,
     n_repaired / nullif(g.n_wrong, 0) AS repair_rate,
     n_broken / g.n_test AS negative_flip_rate,
     1 - g.n_wrong / g.n_test AS accuracy_original,

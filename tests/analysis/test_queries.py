@@ -1,0 +1,533 @@
+"""Every question answers on every study, and its figures are those of the slow and obvious way."""
+
+import collections
+import csv
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+from conftest import FIXERS, brute_force, write_study
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import analysis
+from analysis import commands
+from analysis.errors import QueryError
+from analysis.queries import parse
+
+NAMES = sorted(analysis.named_queries())
+
+
+@pytest.fixture(scope="module")
+def con(study):
+    return analysis.open(study.folder)
+
+
+def rows(con, name, **parameters):
+    return analysis.run(con, name, **parameters).to_pylist()
+
+
+def final_ok(study):
+    """(subject, fixer) -> predictions of the OK seeds."""
+    found = collections.defaultdict(list)
+    for row in study.trials:
+        if row["stage"] == "final" and row["outcome"] == "OK":
+            found[row["subject"], row["fixer"]].append(study.predictions[row["trial_id"]])
+    return found
+
+
+def repaired(columns):
+    hits = (columns["original"] != columns["label"]) & (columns["fixed"] == columns["label"])
+    return set(columns["sample_id"][hits].tolist())
+
+
+def broken(columns):
+    hits = (columns["original"] == columns["label"]) & (columns["fixed"] != columns["label"])
+    return set(columns["sample_id"][hits].tolist())
+
+
+def majority(sets):
+    counts = collections.Counter(itertools.chain.from_iterable(sets))
+    return {sample for sample, count in counts.items() if 2 * count > len(sets)}
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_promises_what_the_query_returns(con, name):
+    query = analysis.named_queries()[name]
+    table = analysis.run(con, name)
+    assert table.column_names == [column.name for column in query.columns]
+    assert query.question.endswith("?")
+    assert set(query.reads) <= {"trials", "predictions", "curves", "subjects"}
+    assert all(parameter.meaning for parameter in query.parameters)
+    for column in query.columns:
+        # A rank has no unit, and the figures of `integrity` have that of what was checked.
+        if str(table.schema.field(column.name).type) == "double" and name != "integrity":
+            assert column.unit or "rank" in column.name, column
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_query_reads_is_all_it_needs(study, name):
+    """Opened with only the datasets that its header names, the answer is the same."""
+    query = analysis.named_queries()[name]
+    partial = analysis.open(study.folder, datasets={*query.reads, "trials"})
+    assert analysis.run(partial, name).equals(analysis.run(analysis.open(study.folder), name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_of_rows_is_fixed(study, tmp_path, name):
+    """Whatever the order of the files, rows and threads."""
+    other = write_study(tmp_path / "again", compact=True)
+    one = analysis.run(analysis.open(study.folder), name)
+    two = analysis.run(analysis.open(other.folder, threads=1), name)
+    assert one.equals(two) or _close(one.to_pylist(), two.to_pylist())
+
+
+def _close(left, right):
+    def same(a, b):
+        return a == pytest.approx(b, abs=1e-9) if isinstance(a, float) and isinstance(b, float) else a == b
+
+    return len(left) == len(right) and all(
+        all(same(a[key], b[key]) for key in a) for a, b in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["SELECT 1", "-- question: Why?\nSELECT 1", "-- question: Why?\n-- reads: trials\n-- colum x: y\nSELECT 1 AS x"],
+)
+def test_headers_are_checked(sql):
+    with pytest.raises(ValueError, match=r"bad\.sql"):
+        parse("bad", sql)
+
+
+def test_unknown_names_are_answered_with_the_nearest(con):
+    with pytest.raises(QueryError, match="did you mean 'effectiveness'"):
+        analysis.run(con, "efectiveness")
+    with pytest.raises(QueryError, match="no parameter 'tolerence'; it has tolerance"):
+        analysis.run(con, "tradeoffs", tolerence=1)
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_trial_rows_equal_their_predictions(con, study):
+    tallies = {row["trial_id"]: row for row in con.sql("FROM tallies").to_arrow_table().to_pylist()}
+    fairness = {row["trial_id"]: row for row in con.sql("FROM fairness").to_arrow_table().to_pylist()}
+    assert set(tallies) == set(study.predictions)
+    assert set(fairness) == {trial for trial, columns in study.predictions.items() if columns["group"] is not None}
+    for trial, columns in study.predictions.items():
+        expected = brute_force(columns, 10)
+        found = {**tallies[trial], **fairness.get(trial, {"aaod_original": None, "aaod_fixed": None})}
+        for name, value in expected.items():
+            assert found[name] == (None if value is None else pytest.approx(value, abs=1e-12)), (trial, name)
+    assert rows(con, "integrity") == []
+
+
+def test_effectiveness(con, study):
+    found = {(r["subject"], r["fixer"]): r for r in rows(con, "effectiveness")}
+    assert set(found) == set(itertools.product(("digits", "digits-s"), FIXERS))
+    for key, seeds in final_ok(study).items():
+        expected = [brute_force(columns, 10) for columns in seeds]
+        row = found[key]
+        assert row["n_ok"] == len(seeds)
+        for name in ("accuracy_fixed", "repair_rate", "negative_flip_rate"):
+            assert row[name] == pytest.approx(np.mean([e[name] for e in expected]))
+        original = expected[0]["accuracy_original"]
+        assert row["relative_change"] == pytest.approx(100 * (row["accuracy_fixed"] - original) / original)
+    for subject in ("digits", "digits-s"):
+        ranked = [r for r in found.values() if r["subject"] == subject and r["rank"] is not None]
+        assert [r["fixer"] for r in sorted(ranked, key=lambda r: r["rank"])] == [
+            r["fixer"] for r in sorted(ranked, key=lambda r: -r["accuracy_fixed"])
+        ]
+
+
+def test_unadaptable_and_failed_cells_are_rows_with_reasons(con):
+    cell = {(r["subject"], r["fixer"]): r for r in rows(con, "outcomes")}["digits-s", "three_m_dnn"]
+    assert (cell["outcome"], cell["n_unadaptable"], cell["reason_code"]) == ("UNADAPTABLE", 2, "consecutive_linear")
+    failures = {(r["fixer"], r["subject"]): r for r in rows(con, "failures")}
+    assert failures["care", "digits"]["phase"] == "fix"
+    assert failures["three_m_dnn", "digits-s"]["n_trials"] == 2
+    assert len(failures) == 3
+
+
+def test_complementarity(con, study):
+    sets = final_ok(study)
+    found = {(r["subject"], r["fixer_a"], r["fixer_b"]): r for r in rows(con, "complementarity")}
+    expected = set()
+    for subject in ("digits", "digits-s"):
+        fixers = sorted(fixer for s, fixer in sets if s == subject)
+        best = 0
+        for a, b in itertools.combinations(fixers, 2):
+            expected.add((subject, a, b))
+            row = found[subject, a, b]
+            ra, rb = (majority([repaired(c) for c in sets[subject, f]]) for f in (a, b))
+            ba, bb = (majority([broken(c) for c in sets[subject, f]]) for f in (a, b))
+            assert (row["repaired_a"], row["repaired_b"]) == (len(ra), len(rb))
+            assert (row["repaired_both"], row["repaired_either"]) == (len(ra & rb), len(ra | rb))
+            assert (row["broken_both"], row["broken_either"]) == (len(ba & bb), len(ba | bb))
+            assert row["jaccard_repaired"] == (pytest.approx(len(ra & rb) / len(ra | rb)) if ra | rb else None)
+            assert row["jaccard_broken"] == (pytest.approx(len(ba & bb) / len(ba | bb)) if ba | bb else None)
+            assert row["only_a_right"] == len(ra - rb) + len(bb - ba)
+            assert row["only_b_right"] == len(rb - ra) + len(ba - bb)
+            assert row["gain"] == len(ra | rb) - max(len(ra), len(rb))
+            best = max(best, len(ra | rb))
+        top = [r for r in found.values() if r["subject"] == subject and r["rank"] == 1]
+        assert {r["repaired_either"] for r in top} == {best}
+    assert set(found) == expected
+
+
+def test_unique_repairs(con, study):
+    sets = {key: majority([repaired(c) for c in seeds]) for key, seeds in final_ok(study).items()}
+    for row in rows(con, "unique_repairs"):
+        own = sets[row["subject"], row["fixer"]]
+        others = [s for (subject, fixer), s in sets.items() if subject == row["subject"] and fixer != row["fixer"]]
+        every = own.union(*others)
+        assert row["n_repaired"] == len(own)
+        assert row["n_unique"] == len(own.difference(*others))
+        assert row["n_repaired_by_any"] == len(every)
+        assert row["n_never"] == row["n_wrong"] - len(every)
+
+
+def test_seed_agreement(con, study):
+    sets = final_ok(study)
+    found = rows(con, "seed_agreement")
+    assert {(r["subject"], r["fixer"]) for r in found} == set(sets)
+    for row in found:
+        seeds = [repaired(c) for c in sets[row["subject"], row["fixer"]]]
+        assert row["repaired_by_any"] == len(set().union(*seeds))
+        assert row["repaired_by_all"] == len(set.intersection(*seeds))
+        pairs = list(itertools.combinations(seeds, 2))
+        union = sum(len(a | b) for a, b in pairs)
+        assert row["repair_agreement"] == (pytest.approx(sum(len(a & b) for a, b in pairs) / union) if union else None)
+
+
+@pytest.mark.parametrize(("name", "column", "key"), [("per_class", "label", "class"), ("per_group", "group", "group")])
+def test_per_class_and_per_group(con, study, name, column, key):
+    sets = final_ok(study)
+    found = rows(con, name)
+    assert found
+    for row in found:
+        seeds = sets[row["subject"], row["fixer"]]
+        parts = []
+        for columns in seeds:
+            keep = columns[column] == row[key]
+            parts.append(brute_force({k: v[keep] for k, v in columns.items() if k != "group"} | {"group": None}, 10))
+        assert row["n_test"] == parts[0]["n_test"]
+        assert row["n_wrong"] == parts[0]["n_wrong"]
+        assert row["n_repaired"] == pytest.approx(np.mean([p["n_repaired"] for p in parts]))
+        assert row["n_broken"] == pytest.approx(np.mean([p["n_broken"] for p in parts]))
+        for rate, count, of in (("repair_rate", "n_repaired", "n_wrong"), ("negative_flip_rate", "n_broken", "n_test")):
+            assert row[rate] == (pytest.approx(row[count] / row[of]) if row[of] else None)
+        fixed = "recall_fixed" if name == "per_class" else "accuracy_fixed"
+        assert row[fixed] == pytest.approx(np.mean([p["accuracy_fixed"] for p in parts]))
+    if name == "per_class":
+        assert sum(r["n_test"] for r in found if r["fixer"] == "apricot") == 2 * 240
+
+
+def test_samples(con, study):
+    found = rows(con, "samples", per_kind=1000)
+    wrong = {
+        s: study.predictions[next(iter(t["trial_id"] for t in study.trials if t["subject"] == s))]
+        for s in ("digits", "digits-s")
+    }
+    for subject, columns in wrong.items():
+        mine = {r["sample_id"]: r for r in found if r["subject"] == subject}
+        failures = set(columns["sample_id"][columns["original"] != columns["label"]].tolist())
+        assert {i for i, r in mine.items() if r["kind"] != "broken"} == failures
+        ever = set().union(*(repaired(c) for (s, _), seeds in final_ok(study).items() if s == subject for c in seeds))
+        assert {i for i, r in mine.items() if r["kind"] == "repaired"} == ever
+    assert max(r["position"] for r in rows(con, "samples", per_kind=3)) == 3
+
+
+def test_tradeoff_classes(tmp_path):
+    study = write_study(tmp_path / "s", subjects=("digits",), seeds=(0,), adapt=0, outcomes={}, n_test=100)
+    changes = {
+        "apricot": {"repair_rate": 0.5, "negative_flip_rate": 0.0, "asr_original": 0.6, "asr_fixed": 0.6},
+        "three_m_dnn": {"repair_rate": 0.5, "negative_flip_rate": 0.1, "asr_original": 0.6, "asr_fixed": 0.5},
+        "arachne": {"repair_rate": 0.5, "negative_flip_rate": 0.1, "asr_original": 0.6, "asr_fixed": 0.7},
+        "care": {"repair_rate": 0.0005, "negative_flip_rate": 0.1, "asr_original": None, "asr_fixed": None},
+    }
+    for row in study.trials:
+        study.write_trial(row | changes[row["fixer"]])
+    found = {r["fixer"]: (r["class"], r["harmed"]) for r in rows(analysis.open(study.folder), "tradeoffs")}
+    assert found == {
+        "apricot": ("a", []),
+        "three_m_dnn": ("b", ["NFR"]),
+        "arachne": ("c", ["NFR", "ASR"]),
+        "care": ("d", ["NFR"]),
+    }
+
+
+def test_adaptation(con, study):
+    found = {(r["subject"], r["fixer"]): r for r in rows(con, "adaptation_sensitivity")}
+    for key, row in found.items():
+        values = [
+            t["accuracy_valid_fixed"]
+            for t in study.trials
+            if t["stage"] == "adapt" and (t["subject"], t["fixer"]) == key
+        ]
+        assert (row["n_configurations"], row["n_ok"]) == (3, 3)
+        assert (row["best"], row["worst"]) == pytest.approx((max(values), min(values)))
+        assert row["spread"] == pytest.approx(max(values) - min(values))
+    parameters = rows(con, "adaptation_parameters")
+    assert {r["parameter"] for r in parameters} == {"rate", "steps"}
+    assert {r["n_trials"] for r in parameters} == {1}
+
+
+def test_progress_with_and_without_a_plan(study, tmp_path):
+    [row] = rows(analysis.open(study.folder), "progress")
+    assert (row["planned"], row["done"], row["remaining"]) == (None, len(study.trials), None)
+    other = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), n_test=20)
+    ids = [t["trial_id"] for t in other.trials]
+    (other.folder / "plan.json").write_text(json.dumps({"planned": 10, "trial_ids": [*ids[1:], "a", "b"]}))
+    [row] = rows(analysis.open(other.folder), "progress")
+    assert (row["planned"], row["done"], row["extra"]) == (10, len(ids) - 1, 1)
+    assert row["remaining"] == 10 - (len(ids) - 1)
+    (other.folder / "plan.json").write_text('{"planned": 12}')
+    [row] = rows(analysis.open(other.folder), "progress")
+    assert (row["planned"], row["done"], row["extra"]) == (12, len(ids), 0)
+
+
+# --- integrity ---------------------------------------------------------------------------------------------------
+
+
+def damaged(study, folder, change):
+    """A copy of a study with one trial row, or its predictions, changed."""
+    other = write_study(folder, subjects=("digits-s",), fixers=("apricot", "care"), n_test=60, adapt=0, outcomes={})
+    row = other.trials[0]
+    change(other, row)
+    return {finding["check"] for finding in rows(analysis.open(other.folder), "integrity")}
+
+
+def _row(**changes):
+    return lambda study, row: study.write_trial(row | changes)
+
+
+def _columns(change):
+    def apply(study, row):
+        trial = row["trial_id"]
+        study.predictions[trial] = change({k: v.copy() for k, v in study.predictions[trial].items()})
+        study.write_trial(row)
+
+    return apply
+
+
+def _duplicate_sample(columns):
+    return {name: np.concatenate([values[:-1], values[:1]]) for name, values in columns.items()}
+
+
+def _other_labels(columns):
+    columns["label"][0] = (columns["label"][0] + 1) % 10
+    return columns
+
+
+def _no_predictions(study, row):
+    (study.folder / "predictions" / f"{row['trial_id']}.parquet").unlink()
+
+
+def _copied_row(study, row):
+    from conftest import write_table
+
+    write_table(study.folder / "trials" / "copy.parquet", "trials", [row])
+
+
+def _one_seed_less(study, row):
+    (study.folder / "trials" / f"{row['trial_id']}.parquet").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda study, row: None, set()),
+        (_row(accuracy_fixed=0.5), {"identity", "recomputed"}),
+        (_row(repair_rate=0.001), {"identity", "recomputed"}),
+        (_row(negative_flip_rate=float("nan")), {"range", "identity", "recomputed"}),
+        (_row(n_repaired=10_000), {"counts", "recomputed"}),
+        (_row(n_broken=-1), {"counts", "recomputed"}),
+        (_row(aaod_fixed=0.9), {"recomputed"}),
+        (_row(aaod_fixed=None), {"recomputed"}),
+        (_row(asr_fixed=57.0), {"range"}),
+        (_no_predictions, {"predictions"}),
+        (_columns(_duplicate_sample), {"samples", "test split", "recomputed"}),
+        (_columns(_other_labels), {"test split", "recomputed"}),
+        (_copied_row, {"duplicate"}),
+        (_row(outcome="FINE"), {"outcome"}),
+        (_row(outcome="CORRUPTED"), {"outcome"}),
+        (_row(outcome="FAILURE", reason="x", reason_code="x"), {"outcome"}),
+        (_row(accuracy_original=0.9), {"baseline", "identity", "recomputed"}),
+        (_one_seed_less, {"seeds"}),
+    ],
+)
+def test_integrity_notices(study, tmp_path, change, expected):
+    found = damaged(study, tmp_path / "s", change)
+    assert expected <= found
+    # Damage shows where it is, and in what depends on it.
+    assert not expected or found
+    assert found <= expected | {"recomputed", "identity", "test split"}
+    if not expected:
+        assert not found
+
+
+def test_baseline_drift(study, tmp_path):
+    assert not any(row["has_drifted"] for row in rows(analysis.open(study.folder), "baseline_drift"))
+    other = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), n_test=40)
+    other.write_trial(other.trials[0] | {"subject_fingerprint": "another"})
+    assert [row["has_drifted"] for row in rows(analysis.open(other.folder), "baseline_drift")] == [True]
+
+
+# --- odd studies -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_every_query_answers_on_every_study(tmp_path_factory, data):
+    """Missing cells, one seed, one subject, everything failed, leftovers of a crash: an answer, never an error."""
+    subjects = data.draw(st.lists(st.sampled_from(["a", "b-s", "c"]), min_size=1, max_size=2, unique=True))
+    fixers = data.draw(st.lists(st.sampled_from(sorted(FIXERS)), min_size=1, max_size=3, unique=True))
+    seeds = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True))
+    kinds = st.sampled_from(["OK", "CORRUPTED", "FAILURE", "UNADAPTABLE"])
+    outcomes = {key: data.draw(kinds) for key in itertools.product(fixers, subjects, seeds)}
+    folder = tmp_path_factory.mktemp("study") / "s"
+    study = write_study(
+        folder,
+        subjects=subjects,
+        fixers=fixers,
+        seeds=seeds,
+        outcomes=outcomes,
+        n_test=12,
+        n_classes=3,
+        adapt=data.draw(st.integers(0, 2)),
+    )
+    for row in data.draw(st.lists(st.sampled_from(study.trials), unique_by=id, max_size=3)):
+        (folder / "trials" / f"{row['trial_id']}.parquet").unlink()
+        study.trials.remove(row)
+    if data.draw(st.booleans()) and study.trials:
+        study.compact([row["trial_id"] for row in study.trials])
+    con = analysis.open(folder)
+    assert con.sql("SELECT count(*), count(DISTINCT trial_id) FROM trials").fetchall() == [(len(study.trials),) * 2]
+    for name in NAMES:
+        table = analysis.run(con, name)
+        for column in table.column_names:
+            if "float" in str(table.schema.field(column).type) or str(table.schema.field(column).type) == "double":
+                assert all(v is None or np.isfinite(v) for v in table.column(column).to_pylist()), (name, column)
+    assert {f["check"] for f in rows(con, "integrity")} <= {"seeds", "missing cell"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_study_has_empty_answers(tmp_path, name):
+    table = analysis.run(analysis.open(tmp_path), name)
+    assert table.column_names == [column.name for column in analysis.named_queries()[name].columns]
+    assert table.num_rows == (1 if name in ("progress", "overview") else 0)
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+def test_sql_command_formats(study, tmp_path, capsys):
+    sql = "SELECT subject, count(*) AS n, NULL AS nothing, 'a,\"b' AS text FROM trials GROUP BY ALL ORDER BY 1"
+    commands.sql_command(study.folder, sql, form="csv")
+    parsed = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(r["subject"], r["n"], r["nothing"], r["text"]) for r in parsed] == [
+        ("digits", "20", "", 'a,"b'),
+        ("digits-s", "20", "", 'a,"b'),
+    ]
+    commands.sql_command(study.folder, sql, form="json")
+    assert json.loads(capsys.readouterr().out)[0] == {"subject": "digits", "n": 20, "nothing": None, "text": 'a,"b'}
+    commands.sql_command(study.folder, sql, form="table")
+    assert "digits-s" in capsys.readouterr().out
+    commands.sql_command(study.folder, sql, form="parquet", output=tmp_path / "x.parquet")
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(tmp_path / "x.parquet").column("n").to_pylist() == [20, 20]
+
+
+def test_sql_command_runs_questions_with_parameters(study, capsys):
+    commands.sql_command(study.folder, name="samples", parameters=["per_kind=1"], form="json")
+    assert {row["position"] for row in json.loads(capsys.readouterr().out)} == {1}
+    with pytest.raises(QueryError, match="no value"):
+        commands.sql_command(study.folder, name="samples", parameters=["per_kind"])
+    with pytest.raises(QueryError, match="not both"):
+        commands.sql_command(study.folder, "SELECT 1", name="samples")
+
+
+def test_long_answers_are_cut_in_tables_only(study, capsys):
+    commands.sql_command(study.folder, "SELECT * FROM range(1000) AS t(i)")
+    assert "800 more rows" in capsys.readouterr().out
+    commands.sql_command(study.folder, "SELECT * FROM range(1000) AS t(i)", form="csv")
+    assert len(capsys.readouterr().out.splitlines()) == 1001
+
+
+def test_data_cannot_drive_the_terminal(study, capsys):
+    commands.sql_command(study.folder, "SELECT chr(27) || '[31m[bold red]x[/]' AS a, '[link=x]' AS \"[b]\"")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "[bold red]x[/]" in out
+    assert "[link=x]" in out
+    assert "[b]" in out
+
+
+def test_status(study, tmp_path, capsys):
+    commands.status_command(study.folder)
+    out = capsys.readouterr().out
+    assert "40 trials done: 36 OK, 1 CORRUPTED, 1 FAILURE, 2 UNADAPTABLE." in out
+    assert "Needs 3 consecutive fully connected layers; it has 1." in out
+    commands.status_command(study.folder, "json")
+    assert set(json.loads(capsys.readouterr().out)) == {"progress", "status", "failures"}
+    commands.status_command(study.folder, "csv")
+    assert capsys.readouterr().out.startswith("stage,fixer,subject")
+    commands.status_command(tmp_path)
+    assert "No trial" in capsys.readouterr().out
+
+
+def test_list(capsys):
+    commands.list_command("json")
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == NAMES
+
+
+def test_prompt(study, monkeypatch, capsys, tmp_path):
+    from analysis import prompt
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    typed = """
+        .help
+        SELECT count(*) AS trials
+        FROM trials;
+        .format csv
+        .query outcomes
+        DROP TABLE trials;
+        .queries
+        .nonsense
+        .format xml
+        SELECT 1
+
+        .views
+        .quit
+    """
+    lines = iter([line.strip() for line in typed.strip().splitlines()])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    prompt.run_prompt(study.folder)
+    captured = capsys.readouterr()
+    assert "40" in captured.out
+    assert "subject,fixer,level,outcome" in captured.out
+    assert "predictions" in captured.out
+    assert "Only SELECT is allowed" in captured.err
+    assert "no command .nonsense" in captured.err
+    assert "no format 'xml'" in captured.err
+    assert list(lines) == []
+
+
+def test_prompt_ends_with_the_input(study, monkeypatch, capsys, tmp_path):
+    from analysis import prompt
+
+    def end(_):
+        raise EOFError
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("builtins.input", end)
+    prompt.run_prompt(study.folder)
+    assert capsys.readouterr().err == ""
