@@ -355,3 +355,15 @@ def test_shapes_must_fit():
         LinearProgram(np.zeros(3), np.zeros(2), np.zeros(2), no_rows(2), np.empty(0), np.empty(0))
     with pytest.raises(ValueError, match="within the bounds"):
         ChangeProgram(np.ones(2), np.full(2, 2.0), L1)
+
+
+def test_of_equal_points_always_the_later_one_is_given_up():
+    rng = np.random.default_rng(0)
+    inputs = np.repeat(rng.uniform(0.1, 1.0, size=(6, 8)), 2, axis=0)
+    left = np.tile(np.array([[1.0, -1.0], [-1.0, 1.0]]), (6, 1))
+    order = rng.permutation(12)
+    rows = LayerRows(sparse.csr_array(left[order]), np.arange(12), inputs[order], np.full(12, 0.1))
+    pair = order // 2
+    later = [max(np.flatnonzero(pair == each)) for each in range(6)]
+    _, groups = conflicting_groups(rows, box=3.0)
+    assert groups.tolist() == sorted(later)
