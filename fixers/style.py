@@ -66,7 +66,7 @@ class StyleTransfer:
             whitened = self._root(_covariance(flat, means), inverse=True) @ (flat - means)
             bands.append((look.colouring[choice] @ whitened + look.means[choice]).to(contents.dtype).view_as(band))
         styled = _synthesise(bands, self._levels)[..., : contents.shape[-2], : contents.shape[-1]]
-        return contents.lerp(styled, self._strength).clamp_(0, 1)
+        return torch.clamp(torch.lerp(contents, styled, self._strength), 0, 1)
 
     def _look(self, band: Tensor) -> _Look:
         flat = band.flatten(2).double()
