@@ -18,6 +18,10 @@ from fixers.errors import FixFailedError
 from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 
+# On a CPU a stack saves overhead, not arithmetic: from batches of about 64 images on, the grouped convolution that it
+# becomes costs more than it saves (benchmarks/model_level.py).
+_LARGEST_STACKED_BATCH_ON_CPU = 32
+
 
 def balanced_subsets(
     labels: Tensor, n_classes: int, *, count: int, share: float, at_least: int, generator: torch.Generator
@@ -93,8 +97,8 @@ def train_together(
     """Train N networks of one architecture, network k on the samples at ``index_sets[k]`` of a split.
 
     As many networks as fit into ``problem.micro_batch`` samples go through a stacked forward pass at once. Networks
-    with batch norm, and those that :func:`torch.func.vmap` can't run, are trained one after the other. Both ways see
-    the same samples in the same order; without dropout they differ by rounding only.
+    with batch norm, those that :func:`torch.func.vmap` can't run, and large batches on a CPU go one after the other.
+    Both ways see the same samples in the same order; without dropout they differ by rounding only.
 
     Peak memory: one group of networks with gradients and optimiser state, activations of ``problem.micro_batch``
     samples, and the N finished state dicts on the CPU.
@@ -117,9 +121,11 @@ def train_together(
     """
     recipe = recipe or problem.recipe
     seeds = torch.randint(2**62, (len(index_sets),), generator=generator).tolist()
-    reason = why_not_together(make_model(0).to(problem.device).train(), problem)
+    worth_it = problem.device.type != "cpu" or recipe.batch_size <= _LARGEST_STACKED_BATCH_ON_CPU
     same_length = len({len(indices) for indices in index_sets}) == 1
-    size = max(1, problem.micro_batch // recipe.batch_size) if reason is None and same_length else 1
+    size = 1
+    if worth_it and same_length and why_not_together(make_model(0).to(problem.device).train(), problem) is None:
+        size = max(1, problem.micro_batch // recipe.batch_size)
     states: list[Tensors] = []
     done = 0
 

@@ -85,6 +85,14 @@ def test_each_network_is_what_plain_training_on_its_subset_gives(make_problem, l
             torch.testing.assert_close(stacked[name][k], weight, atol=2e-4, rtol=2e-3)
 
 
+def test_large_batches_are_never_stacked_on_a_cpu(make_problem, lenet, monkeypatch):
+    stacks = []
+    monkeypatch.setattr(ensembles, "_train_stack", lambda models, *_: stacks.append(len(models)))
+    for batch_size in (32, 33):
+        train_three(make_problem(), lenet, epochs=1, recipe=TrainingRecipe(batch_size=batch_size))
+    assert stacks == [3]
+
+
 def test_only_models_without_running_statistics_are_stacked(make_problem, lenet, resnet):
     assert ensembles.why_not_together(lenet, make_problem()) is None
     assert "running statistics" in ensembles.why_not_together(resnet, make_problem(resnet))
