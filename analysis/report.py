@@ -7,8 +7,8 @@ in LaTeX. The same results give the same bytes.
 import base64
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -69,14 +69,13 @@ def write_report(results: str | Path, target: Path | None = None, format: str = 
 
 def _write(target: Path, text: str) -> None:
     """Write under a temporary name and rename, so that nobody reads half a report."""
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    # In the same folder, because only there is renaming one step.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(target)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise UserError(f"The report can't be written to {target}: {error.strerror}.") from error
 
 
@@ -306,6 +305,7 @@ def _policy(scripts: Sequence[str]) -> str:
     )
 
 
+@cache
 def _plotly() -> str:
     """plotly.js from the plotly package, without importing plotly's Python side."""
     text = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")

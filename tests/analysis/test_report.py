@@ -1,0 +1,412 @@
+"""The report: complete, correct, safe, the same bytes every time, and sensible for any study."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import analysis
+from analysis import formats, plots, report
+from analysis.errors import UserError
+from analysis.findings import find
+from analysis.statistics import Interval
+
+NASTY = "<script>alert('x')</script>"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return analysis.import_published(tmp_path_factory.mktemp("published") / "published")
+
+
+@pytest.fixture(scope="module")
+def findings(study):
+    with analysis.open(study.folder) as con:
+        return find(con)
+
+
+def _page(results, tmp_path, name="page.html"):
+    return report.write_report(results, tmp_path / name).read_text(encoding="utf-8")
+
+
+def _without_scripts(page):
+    return re.sub(r"<script.*?</script>", "", page, flags=re.S)
+
+
+def _text(page):
+    return html.unescape(re.sub(r"<[^>]+>", " ", _without_scripts(page)))
+
+
+# --- findings ----------------------------------------------------------------------------------------------------
+
+
+def test_cells_hold_the_figures_of_their_trials(study, findings):
+    cell = findings.subject("digits").cell("apricot")
+    rows = [r for r in study.trials if (r["fixer"], r["subject"], r["stage"]) == ("apricot", "digits", "final")]
+    assert cell.repair_rate.estimate == pytest.approx(np.mean([r["repair_rate"] for r in rows]))
+    assert cell.negative_flip_rate.estimate == pytest.approx(np.mean([r["negative_flip_rate"] for r in rows]))
+    assert cell.repair_rate.low < cell.repair_rate.estimate < cell.repair_rate.high
+    assert cell.n_wrong == rows[0]["n_wrong"]
+
+
+def test_paired_counts_equal_a_walk_over_the_predictions(study, findings):
+    samples = findings.subject("digits").samples
+    assert set(samples.fixers) == {"apricot", "three_m_dnn", "arachne", "care"}
+
+    def right(fixer, seed):
+        row = next(
+            r
+            for r in study.trials
+            if (r["fixer"], r["subject"], r["stage"], r["seed"]) == (fixer, "digits", "final", seed)
+        )
+        columns = study.predictions[row["trial_id"]]
+        return columns["fixed"] == columns["label"], columns["original"] == columns["label"]
+
+    for seed, (only_first, only_second) in enumerate(samples.discordant("apricot", "arachne")):
+        a, b = right("apricot", seed)[0], right("arachne", seed)[0]
+        assert (only_first, only_second) == ((a & ~b).sum(), (b & ~a).sum())
+    for seed, counts in enumerate(samples.discordant("apricot", None)):
+        fixed, original = right("apricot", seed)
+        assert counts == ((fixed & ~original).sum(), (original & ~fixed).sum())
+    assert samples.flips("apricot").counts.sum() == 240
+
+
+def test_predictions_that_contradict_their_row_are_not_used(write_study, tmp_path):
+    broken = write_study(tmp_path / "source", subjects=("digits",), seeds=(0,), outcomes={})
+    victim = next(r for r in broken.trials if r["fixer"] == "apricot" and r["stage"] == "final")
+    victim["n_repaired"] += 1
+    broken.write()
+    with analysis.open(broken.folder) as con:
+        subject = find(con).subjects[0]
+    assert "apricot" not in subject.samples.fixers
+    assert subject.cell("apricot").is_ok
+    assert "Not to be trusted" in _text(_page(broken.folder, tmp_path))
+
+
+def test_ranks_of_the_report_equal_the_query(write_study, tmp_path):
+    from analysis import sections, statistics
+
+    outcomes = {("care", "digits", seed): "FAILURE" for seed in (0, 1)}
+    with analysis.open(write_study(tmp_path / "s", outcomes=outcomes).folder) as con:
+        findings = find(con)
+        rows = analysis.run(con, "rank_groups").to_pylist()
+    scores = sections._scores(findings, findings.subjects, "repair_rate")
+    for policy, compute, column in [
+        ("own", statistics.own_cells, "mean_relative_rank"),
+        ("complete", statistics.complete_cases, "mean_rank"),
+        ("worst", statistics.worst_rank, "mean_rank"),
+    ]:
+        ours = {f: r.value for f, r in compute(scores, higher_is_better=True).items() if r.value is not None}
+        theirs = {r["fixer"]: r[column] for r in rows if (r["metric"], r["policy"]) == ("repair_rate", policy)}
+        assert ours == pytest.approx(theirs)
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_answers_first(study, tmp_path):
+    text = _text(_page(study.folder, tmp_path))
+    first = text.index("Which fixer to use")
+    assert first < text.index("For digits") < text.index("The rule:") < text.index("RR is the share of the failures", first)
+    for words in ("UNADAPTABLE", "Needs 3 consecutive fully connected layers", "McNemar", "SELECT", "split-digits"):
+        assert words in text
+
+
+def test_every_trial_is_in_the_appendix(study, tmp_path):
+    page = _page(study.folder, tmp_path)
+    data = json.loads(re.search(r'id="trial-data">(.*?)</script>', page, flags=re.S)[1])
+    ids = data["columns"][0]
+    assert data["n"] == len(study.trials)
+    assert sorted(ids["values"][i] for i in ids["index"]) == sorted(row["trial_id"] for row in study.trials)
+
+
+def test_the_same_results_give_the_same_bytes(study, tmp_path):
+    for form in report.FORMATS:
+        first = report.write_report(study.folder, tmp_path / "a", form).read_bytes()
+        assert first == report.write_report(study.folder, tmp_path / "b", form).read_bytes()
+
+
+def test_one_file_and_no_address_that_could_be_loaded(study, tmp_path):
+    page = _page(study.folder, tmp_path)
+    assert page.count("plotly.js v") == 1
+    outside = _without_scripts(page)
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", outside)
+    assert "url(" not in outside
+    assert "@import" not in outside
+    assert "default-src &#39;none&#39;" in page
+    assert "unsafe-eval" not in page
+    assert "script-src &#39;sha256-" in page
+
+
+def test_the_policy_names_exactly_the_scripts_of_the_page(study, tmp_path):
+    import base64
+    import hashlib
+
+    page = _page(study.folder, tmp_path)
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
+    assert len(scripts) == 2
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"sha256-{digest}" in html.unescape(page)
+
+
+def test_everything_from_the_data_is_escaped(write_study, tmp_path, monkeypatch):
+    import conftest
+
+    monkeypatch.setitem(conftest.FIXERS, NASTY, ("<img src=x onerror=1>", "neuron", 0.4, 0.01))
+    folder = write_study(
+        tmp_path / "nasty",
+        subjects=("a<script><b>", "b"),
+        fixers=(NASTY, "apricot"),
+        study="</title><script>",
+        compact=True,
+        outcomes={(NASTY, "b", 0): "FAILURE", (NASTY, "b", 1): "FAILURE"},
+    ).folder
+    page = _page(folder, tmp_path)
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "<b>X" not in page
+    assert page.count("<script") == page.count("</script>") == 4
+    # What is data inside the page stays data: parsed again, the name is whole.
+    assert NASTY in json.dumps(json.loads(re.search(r'id="trial-data">(.*?)</script>', page, flags=re.S)[1]))
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, flags=re.S)[1])
+    assert "<img" not in json.dumps(figures)
+    assert "&lt;img" in json.dumps(figures)
+    text = report.write_report(folder, tmp_path / "n.md", "md").read_text()
+    assert "<script" not in text
+    tables = report.write_report(folder, tmp_path / "n.tex", "latex").read_text()
+    assert r"\textless{}img" in tables
+
+
+def test_headings_landmarks_and_labels(study, tmp_path):
+    page = _page(study.folder, tmp_path)
+    outside = _without_scripts(page)
+    for landmark in ("<header", "<nav aria-label", "<main", "<footer", 'lang="en"', "<title>"):
+        assert landmark in outside
+    assert outside.count("<h1") == 1
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for link in re.findall(r'href="#([^"]+)"', outside):
+        assert link in ids
+    for reference in re.findall(r'aria-labelledby="([^"]+)"', outside):
+        assert reference in ids
+    assert outside.count("<table") == outside.count("<caption")
+    assert all("aria-label" in tag for tag in re.findall(r'<div class="plot"[^>]*>', outside))
+
+
+def test_numbers_of_the_published_study(published, tmp_path):
+    text = _text(_page(published, tmp_path))
+    assert "k = 8 fixers with figures on every one, CD = 4.70" in text
+    assert "Friedman chi-square 22.10, p 0.0024" in text
+    assert "5 subjects are too few" in text
+    assert "Not to be trusted: hybridrepair on cifar10, reassure on cifar10" in text
+    assert "No trial has predictions" in text
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_plotly_accepts_every_figure(study, published):
+    graph_objects = pytest.importorskip("plotly.graph_objects")
+    seen = set()
+    for folder in (study.folder, published):
+        with analysis.open(folder) as con:
+            figures = report.build(con, find(con)).figures()
+        for name, figure in figures.items():
+            graph_objects.Figure(json.loads(json.dumps(formats.plain(figure))))  # raises on an unknown property
+            seen.add(name.split("-")[0])
+    assert seen >= {"trade", "time", "overlap", "class", "policies", "critical", "seeds", "peak"}
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 10), st.floats(0, 10), st.text("abcdefgh", min_size=1, max_size=9)),
+        min_size=1,
+        max_size=18,
+    )
+)
+def test_labels_never_cover_each_other_or_a_point(points):
+    size = (205, 195)
+    spots = [(x, y) for x, y, _ in points]
+    labels = [label for *_, label in points]
+    placed = plots.place_labels(spots, labels, (-1, 11), (-1, 11), size)
+    offsets = {name: (right, up) for name, right, up in plots._POSITIONS}
+    boxes = []
+    for (x, y), label, position in zip(spots, labels, placed, strict=True):
+        if position is None:
+            continue
+        right, up = offsets[position]
+        px, py = (x + 1) / 12 * size[0], (y + 1) / 12 * size[1]
+        w, h = 7.2 * len(label) + 2, 13.0
+        cx, cy = px + right * (w / 2 + 6), py + up * (h / 2 + 5)
+        boxes.append((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
+    for i, a in enumerate(boxes):
+        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[i + 1 :])
+
+
+def test_a_time_limit_is_an_arrow_and_not_a_figure():
+    figure = plots.costs(
+        [plots.Cost("A", "model", [], 60.0), plots.Cost("B", "layer", [2.0, 3.0])], "t", unit="seconds"
+    )
+    arrow = next(trace for trace in figure["data"] if trace["marker"]["symbol"] == "triangle-right-open")
+    assert (arrow["x"], arrow["y"]) == ([60.0], [0])
+    assert [t["x"] for t in figure["data"] if t is not arrow] == [[2.5]]
+    assert figure["layout"]["xaxis"]["type"] == "log"
+
+
+def test_the_front_is_drawn_as_steps():
+    def point(name, x, y, front):
+        return plots.Point(name, "model", x, Interval(y, y, y), front)
+
+    figure = plots.trade_off([point("A", 1, 10, True), point("B", 2, 30, True), point("C", 3, 5, False)], "NFR, %")
+    line = figure["data"][0]
+    assert line["line"]["shape"] == "hv"
+    assert (line["x"][:2], line["y"][:2]) == ([1, 2], [10, 30])
+
+
+# --- other formats -----------------------------------------------------------------------------------------------
+
+
+def test_json_has_what_the_page_has(study, tmp_path):
+    record = json.loads(report.write_report(study.folder, tmp_path / "r.json", "json").read_text())
+    digits = next(subject for subject in record["subjects"] if subject["subject"] == "digits")
+    cell = next(cell for cell in digits["cells"] if cell["fixer"] == "apricot")
+    assert cell["repair_rate"]["low"] < cell["repair_rate"]["estimate"] < cell["repair_rate"]["high"]
+    assert len(cell["runs"]) == 2
+    assert {one["first"] for one in digits["against_original"]} == {"apricot", "three_m_dnn", "arachne"}
+
+
+def test_markdown_tables_are_rectangular(study, tmp_path):
+    text = report.write_report(study.folder, tmp_path / "r.md", "md").read_text()
+    rows = [re.sub(r"\\\|", "", line).count("|") for line in text.splitlines() if line.startswith("|")]
+    blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
+    assert len(rows) > 20
+    for block in blocks:
+        assert len({re.sub(r"\\\|", "", line).count("|") for line in block.splitlines()}) == 1
+
+
+def test_latex_has_the_studys_tables(published, tmp_path):
+    text = report.write_report(published, tmp_path / "r.tex", "latex").read_text()
+    assert text.count("\\begin{table*}") == text.count("\\end{table*}") == 3
+    assert re.search(r"^AP & .*99\.06 & 1\.18 & 73\.97 & 0\.39", text, flags=re.M)
+    assert "\\multicolumn{4}{c}{U}" in text
+    for block in re.findall(r"\\begin\{tabular\}\{(l r*|lr+)\}(.*?)\\end\{tabular\}", text, flags=re.S):
+        width = len(block[0])
+        for line in re.findall(r"^(?:AP|GM|HUDD).*\\\\$", block[1], flags=re.M):
+            spans = sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", line))
+            assert line.count("&") + 1 + spans == width
+
+
+def test_unknown_formats_and_places_are_refused(study, tmp_path):
+    with pytest.raises(UserError, match="html, md, json, latex"):
+        report.write_report(study.folder, tmp_path / "r", "pdf")
+    with pytest.raises(UserError, match="can't be written"):
+        report.write_report(study.folder, tmp_path / "missing" / "r.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_default_target_is_in_the_results_folder(write_study, tmp_path):
+    folder = write_study(tmp_path / "s", subjects=("digits",)).folder
+    assert report.write_report(folder) == folder / "report.html"
+    assert report.write_report(folder, format="latex") == folder / "report.tex"
+    # The report in the folder is no result: reading again gives the same.
+    assert report.write_report(folder).stat().st_size > 10_000
+
+
+def test_a_report_needs_nothing_heavy(study, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from analysis.report import write_report; "
+        f"write_report({str(study.folder)!r}, Path({str(tmp_path / 'r.html')!r})); "
+        "bad = {'torch', 'ray', 'pandas', 'scipy.stats', 'plotly.graph_objects', 'statsmodels', 'matplotlib'}; "
+        "sys.exit(str(bad & set(sys.modules)) if bad & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- any study ---------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_study(write_study, tmp_path):
+    folder = write_study(tmp_path / "empty", subjects=(), fixers=(), outcomes={}).folder
+    text = _text(_page(folder, tmp_path))
+    assert "No trial has finished yet" in text
+    for form in ("md", "json", "latex"):
+        assert report.write_report(folder, tmp_path / "x", form).stat().st_size > 0
+
+
+def test_a_subject_without_trials(write_study, tmp_path):
+    folder = write_study(tmp_path / "planned", fixers=()).folder
+    assert "No fixer has been run on this subject yet." in _text(_page(folder, tmp_path))
+
+
+@pytest.mark.parametrize("outcome", ["FAILURE", "UNADAPTABLE", "CORRUPTED"])
+def test_a_study_with_nothing_usable(write_study, tmp_path, outcome):
+    fixers = ("apricot", "arachne", "care")
+    outcomes = {(fixer, "digits", 0): outcome for fixer in fixers}
+    folder = write_study(
+        tmp_path / "bad", subjects=("digits",), fixers=fixers, seeds=(0,), adapt=0, outcomes=outcomes
+    ).folder
+    text = _text(_page(folder, tmp_path))
+    assert "Keep the original model" in text
+    assert outcome in text
+
+
+@given(
+    data=st.data(),
+    subjects=st.lists(st.sampled_from(["a", "b-s", "c", "d"]), min_size=1, max_size=3, unique=True),
+    fixers=st.lists(
+        st.sampled_from(["apricot", "three_m_dnn", "arachne", "care"]), min_size=1, max_size=4, unique=True
+    ),
+    seeds=st.sampled_from([(0,), (0, 1), (3, 5, 8)]),
+    classes=st.integers(2, 5),
+    n_test=st.sampled_from([1, 2, 30]),
+    adapt=st.integers(0, 2),
+)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_study_gives_a_page(write_study, tmp_path_factory, data, subjects, fixers, seeds, classes, n_test, adapt):
+    outcomes = {
+        (fixer, subject, seed): data.draw(st.sampled_from(["OK", "OK", "CORRUPTED", "FAILURE", "UNADAPTABLE"]))
+        for fixer in fixers
+        for subject in subjects
+        for seed in seeds
+    }
+    folder = tmp_path_factory.mktemp("any")
+    made = write_study(
+        folder / "s",
+        subjects=subjects,
+        fixers=fixers,
+        seeds=seeds,
+        n_test=n_test,
+        n_classes=classes,
+        adapt=adapt,
+        outcomes=outcomes,
+        compact=True,
+    )
+    page = _page(made.folder, folder)
+    text = _text(page)
+    for subject in subjects:
+        assert f"For {subject}" in text
+    assert not re.search(r"\bnan\b|\binf\b|\bNone\b", text)
+    assert "NaN" not in re.search(r'id="figures">(.*?)</script>', page, flags=re.S)[1]
+    with analysis.open(made.folder) as con:
+        findings = find(con)
+        assert formats.markdown(report.build(con, findings))
+        json.loads(formats.as_json(findings, []))
+        assert formats.latex(findings)
+
+
+def test_the_order_of_rows_plays_no_part(write_study, tmp_path):
+    one = write_study(tmp_path / "s", subjects=("digits",), compact=True)
+    first = _page(one.folder, tmp_path)
+    for path in (one.folder / "trials").glob("*"):
+        path.unlink()
+    one.trials.reverse()
+    one.compact([row["trial_id"] for row in one.trials])
+    assert _page(one.folder, tmp_path) == first

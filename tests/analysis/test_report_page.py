@@ -1,0 +1,240 @@
+"""The page in a real browser: no error, no request, figures drawn, tables sorted, nothing cut off or too faint."""
+
+import re
+import shutil
+
+import pytest
+
+import analysis
+from analysis import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+
+WIDTHS = (390, 1400)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(study, write_study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    failed = write_study(
+        folder / "failed",
+        subjects=("digits",),
+        seeds=(0,),
+        adapt=0,
+        outcomes={(fixer, "digits", 0): "FAILURE" for fixer in ("apricot", "three_m_dnn", "arachne", "care")},
+    )
+    empty = write_study(folder / "empty", subjects=(), fixers=(), outcomes={})
+    results = {
+        "study": study.folder,
+        "published": analysis.import_published(folder / "published"),
+        "failed": failed.folder,
+        "empty": empty.folder,
+    }
+    return {name: report.write_report(path, folder / f"{name}.html") for name, path in results.items()}
+
+
+class Visit:
+    """A page with what it complained of and asked for."""
+
+    def __init__(self, browser, path, width, scheme="light"):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.errors, self.requests = [], []
+        self.page.on("console", lambda message: self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def draw_everything(self):
+        self.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.plot')].every((node) => node.querySelector('.main-svg'))"
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.context.close()
+
+
+@pytest.fixture
+def visit(browser, pages):
+    return lambda name, width=1400, **more: Visit(browser, pages[name], width, **more)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["study", "published", "failed", "empty"])
+def test_it_loads_without_an_error_or_a_request_and_fits(visit, name, width):
+    with visit(name, width) as seen:
+        seen.draw_everything()
+        page = seen.page
+        assert seen.errors == []
+        assert [url for url in seen.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # Text may be wider than its box only where the reader can scroll to the rest or sees an ellipsis.
+        cut = page.evaluate(
+            """() => [...document.querySelectorAll('main *, header *')].filter((node) => {
+                 const style = getComputedStyle(node);
+                 return node.scrollWidth > node.clientWidth + 1 && node.clientWidth > 0 && style.overflowX === 'hidden'
+                   && style.textOverflow !== 'ellipsis' && !node.closest('svg');
+               }).map((node) => node.outerHTML.slice(0, 120))"""
+        )
+        assert cut == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["study", "published"])
+def test_the_words_of_a_figure_neither_collide_nor_leave_it(visit, name, width):
+    with visit(name, width) as seen:
+        seen.draw_everything()
+        found = seen.page.evaluate(
+            """() => {
+              const bad = [];
+              for (const plot of document.querySelectorAll('.plot')) {
+                const frame = plot.getBoundingClientRect();
+                const words = [...plot.querySelectorAll('text')].filter((t) => t.textContent.trim());
+                const boxes = words.map((t) => [t.textContent, t.getBoundingClientRect()]).filter(([, b]) => b.width);
+                boxes.forEach(([text, b], i) => {
+                  if (b.left < frame.left - 1 || b.right > frame.right + 1 || b.bottom > frame.bottom + 1)
+                    bad.push([plot.dataset.figure, 'leaves', text]);
+                  for (const [other, c] of boxes.slice(i + 1)) {
+                    const x = Math.min(b.right, c.right) - Math.max(b.left, c.left);
+                    const y = Math.min(b.bottom, c.bottom) - Math.max(b.top, c.top);
+                    if (x > 2 && y > 4) bad.push([plot.dataset.figure, text, other]);
+                  }
+                });
+              }
+              return bad;
+            }"""
+        )
+        assert found == []
+
+
+def test_tables_sort(visit):
+    with visit("published") as seen:
+        page = seen.page
+        table = page.locator("table[id^=effectiveness-mnist]")
+        head = table.locator("thead th", has_text="RR %")
+        column = "trs => trs.map(tr => tr.cells.length > 6 ? Number(tr.cells[4].dataset.sort) : null)"
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == "descending"
+        values = table.locator("tbody tr").evaluate_all(column)
+        known = [value for value in values if value is not None]
+        assert known == sorted(known, reverse=True)
+        assert values[0] == 73.97
+        # Rows without a figure stay last in both directions.
+        assert values[-2:] == [None, None]
+        head.locator("button").press("Enter")
+        assert head.get_attribute("aria-sort") == "ascending"
+        values = table.locator("tbody tr").evaluate_all(column)
+        assert [v for v in values if v is not None] == sorted(known)
+        assert values[-2:] == [None, None]
+
+
+def test_trials_are_found_and_paged(visit, study):
+    with visit("study") as seen:
+        page = seen.page
+        assert f"of {len(study.trials)} trials" in page.locator("#trial-count").inner_text()
+        page.locator("#trial-search").fill("care timeout")
+        assert "of 1 trials" in page.locator("#trial-count").inner_text()
+        assert page.locator("#trials tbody tr").count() == 1
+        page.locator("#trial-search").fill("no such thing")
+        assert page.locator("#trial-count").inner_text() == "No trial matches."
+
+
+def test_figures_are_saved(visit):
+    with visit("study") as seen:
+        button = seen.page.locator("button[data-export=svg]").first
+        button.scroll_into_view_if_needed()
+        with seen.page.expect_download() as download:
+            button.click()
+        assert download.value.suggested_filename.endswith(".svg")
+        assert "<svg" in download.value.path().read_text()
+        assert seen.errors == []
+
+
+def test_links_open_what_they_lead_to(visit):
+    with visit("study") as seen:
+        seen.page.locator("a[href='#sql-cells']").first.click()
+        assert seen.page.locator("#sql-cells").get_attribute("open") is not None
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_background(visit, scheme):
+    with visit("study", scheme=scheme) as seen:
+        seen.draw_everything()
+        faint = seen.page.evaluate(
+            """() => {
+              const parse = (c) => c.match(/[\\d.]+/g).map(Number);
+              const over = (a, b) => { const k = a[3] ?? 1; return [0, 1, 2].map((i) => a[i] * k + b[i] * (1 - k)); };
+              const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255;
+                return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); 
+                return .2126 * r + .7152 * g + .0722 * b; };
+              const bad = new Map();
+              for (const node of document.querySelectorAll('main *, header *, nav *, footer *')) {
+                if (node.closest('svg') || node.tagName === 'STYLE' || !node.getClientRects().length) continue;
+                if (![...node.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
+                const chain = [];
+                for (let up = node; up; up = up.parentElement) chain.push(parse(getComputedStyle(up).backgroundColor));
+                const back = chain.reverse().reduce((base, c) => over(c, base), [255, 255, 255]);
+                const ink = over(parse(getComputedStyle(node).color), back);
+                const [a, b] = [light(ink), light(back)].sort((x, y) => y - x);
+                const ratio = (a + .05) / (b + .05);
+                if (ratio < 4.5) bad.set(node.className + ' ' + node.tagName, ratio.toFixed(2));
+              }
+              return [...bad];
+            }"""
+        )
+        assert faint == []
+
+
+def test_everything_is_reached_by_keyboard(visit):
+    with visit("study") as seen:
+        page = seen.page
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        reached = set()
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("document.activeElement.tagName + '.' + document.activeElement.className"))
+        assert {"A.", "BUTTON.theme", "SUMMARY.", "DIV.scroll", "BUTTON."} <= reached
+
+
+def test_tables_are_readable_without_a_script(browser, pages):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(pages["study"].as_uri())
+    assert page.locator("table[id^=effectiveness] tbody tr").count() > 4
+    assert page.locator("noscript").first.is_visible()
+    context.close()
+
+
+def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser, pages, tmp_path):
+    # As if escaping had failed somewhere: the browser itself must refuse.
+    text = pages["empty"].read_text(encoding="utf-8")
+    evil = tmp_path / "evil.html"
+    evil.write_text(
+        re.sub(
+            "<main",
+            "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\"><main",
+            text,
+            count=1,
+        )
+    )
+    with Visit(browser, evil, 800) as seen:
+        assert seen.page.title() != "owned"
+        assert any("Content Security Policy" in error for error in seen.errors)
