@@ -43,8 +43,11 @@ OnGeneration = Callable[[Progress], None]
 class _Watch:
     """Keeps the best candidate and says when to stop."""
 
-    def __init__(self, patience: int | None, goal: float | None, on_generation: OnGeneration | None) -> None:
+    def __init__(
+        self, patience: int | None, goal: float | None, on_generation: OnGeneration | None, tolerance: float = 0.0
+    ) -> None:
         self._patience = patience
+        self._tolerance = tolerance
         self._goal = goal
         self._on_generation = on_generation
         self._improved_in = 0
@@ -60,8 +63,9 @@ class _Watch:
         self._state = Progress(self._state.generation + 1, self._state.evaluations + len(candidates), best, value)
         # Equality in single precision, as the original compares: gains below it are no progress.
         seen = torch.tensor(value, dtype=torch.float32)
-        if seen > self._seen:
-            self._improved_in, self._seen = self._state.generation, seen
+        if seen > self._seen + self._tolerance:
+            self._improved_in = self._state.generation
+        self._seen = seen
         if self._on_generation is not None:
             self._on_generation(self._state)
 
@@ -210,6 +214,73 @@ def particle_swarm(
         velocity = direction * velocity.abs().clamp(slowest, fastest) if _any(slowest, fastest) else velocity
         position = position + velocity
         position = position.clamp(low, high) if _any(low, high) else position
+        value = _judge(fitness, position)
+        watch.see(position, value)
+        better = value > own_value
+        own = torch.where(better[:, None], position, own)
+        own_value = torch.where(better, value, own_value)
+    return watch.result()
+
+
+def inertia_swarm(
+    fitness: Fitness,
+    start: Tensor,
+    low: Tensor,
+    high: Tensor,
+    *,
+    generations: int,
+    generator: torch.Generator,
+    inertia: float,
+    to_own: float,
+    to_best: float,
+    patience: int | None = None,
+    tolerance: float = 0.0,
+    goal: float | None = None,
+    on_generation: OnGeneration | None = None,
+) -> SearchResult:
+    """Maximise by the older particle swarm with an inertia weight, the whole swarm as neighbourhood.
+
+    v <- w v + c1 u1 (own best - x) + c2 u2 (swarm's best - x), then x <- x + v; u1 and u2 are drawn from U(0, 1) for
+    each element, and so are the first velocities: a swarm that starts in one point spreads. What leaves the box comes
+    back in on the other side. After Y. Shi, R. Eberhart, "A modified particle swarm optimizer", ICEC 1998, with the
+    conventions of the pyswarms library.
+
+    Args:
+        fitness: to be maximised.
+        start: first positions (P, D) inside the box, floating point on the CPU.
+        low: least value of an element (D,).
+        high: largest value of an element (D,).
+        generations: at most this many moves.
+        generator: draws everything; CPU.
+        inertia: w.
+        to_own: c1.
+        to_best: c2.
+        patience: stop when the best fitness (float32) hasn't risen by more than ``tolerance`` in any one of that many
+            moves; never when not given.
+        tolerance: a smaller rise from one move to the next is no progress.
+        goal: stop as soon as the best fitness reaches it.
+        on_generation: progress callback.
+
+    Raises:
+        ValueError: no particle or no element.
+    """
+    position, (size, dimensions) = start.clone(), start.shape
+    if size < 1 or dimensions < 1:
+        raise ValueError(f"A swarm needs particles with elements, but got {size} with {dimensions}.")
+    watch = _Watch(patience, goal, on_generation, tolerance)
+    velocity = torch.rand(size, dimensions, generator=generator, dtype=position.dtype)
+    own, own_value = position.clone(), _judge(fitness, position)
+    watch.see(position, own_value)
+    for _ in range(generations):
+        if watch.reason is not None:
+            break
+        own_pull, best_pull = torch.rand(2, size, dimensions, generator=generator, dtype=position.dtype)
+        velocity = (
+            inertia * velocity + to_own * own_pull * (own - position) + to_best * best_pull * (watch.best - position)
+        )
+        position = position + velocity
+        wrapped = low + torch.remainder(position - low, high - low)
+        position = torch.where((position < low) | (position > high), wrapped, position)
         value = _judge(fitness, position)
         watch.see(position, value)
         better = value > own_value

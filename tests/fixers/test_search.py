@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from fixers.search import constriction, differential_evolution, particle_swarm
+from fixers.search import constriction, differential_evolution, inertia_swarm, particle_swarm
 
 
 def sphere(x):
@@ -207,3 +207,70 @@ def test_impossible_populations_are_refused():
         )
     with pytest.raises(ValueError, match="phi above 4"):
         particle_swarm(sphere, torch.zeros(3, 2), generations=1, phi=4.0, generator=generator)
+
+
+def swarm(fitness, dimensions, *, generations=200, size=30, seed=0, start=1.0, bound=5.0, **options):
+    options = {"inertia": 0.8, "to_own": 0.41, "to_best": 0.41, **options}
+    bounds = torch.full((dimensions,), bound)
+    generator = torch.Generator().manual_seed(seed)
+    return inertia_swarm(
+        fitness,
+        torch.full((size, dimensions), start),
+        -bounds,
+        bounds,
+        generations=generations,
+        generator=generator,
+        **options,
+    )
+
+
+def test_a_swarm_with_inertia_leaves_the_point_it_starts_in():
+    for seed in range(3):
+        assert swarm(sphere, 4, seed=seed).fitness > -1e-4
+
+
+def test_inertia_and_pulls_are_what_moves_it():
+    seen = []
+
+    def watch(x):
+        seen.append(x.clone())
+        return sphere(x)
+
+    swarm(watch, 3, generations=4, size=5, inertia=0.5, to_own=0.0, to_best=0.0)
+    first = seen[1] - seen[0]
+    assert (seen[0] == 1).all()
+    # Without pulls a particle coasts: every move is the inertia times the one before.
+    torch.testing.assert_close(seen[2] - seen[1], 0.5 * first)
+    # Unlike in the other swarm each element has a velocity of its own from the start.
+    assert len(first.unique()) == 15
+    seen.clear()
+    swarm(watch, 3, generations=2, size=5, inertia=0.0, to_own=0.0, to_best=1.0)
+    best = seen[1][sphere(seen[1]).argmax()] if sphere(seen[1]).max() > sphere(seen[0]).max() else seen[0][0]
+    between = (seen[2] - seen[1]) / (best - seen[1])
+    inside = between[(best - seen[1]).abs() > 1e-6]
+    assert ((inside >= 0) & (inside <= 1)).all()
+
+
+def test_what_leaves_the_box_comes_back_on_the_other_side():
+    seen = []
+
+    def watch(x):
+        seen.append(x.clone())
+        return x.sum(1)
+
+    swarm(watch, 2, generations=30, inertia=1.2, bound=2.0)
+    everything = torch.cat(seen)
+    assert ((everything >= -2) & (everything <= 2)).all()
+    assert (seen[-1] < 0).any()
+
+
+def test_small_gains_are_no_progress_beyond_the_tolerance():
+    calls = itertools.count()
+
+    def creeping(x):
+        return torch.full((len(x),), 1e-4 * next(calls))
+
+    assert swarm(creeping, 2, patience=10, tolerance=1e-3).generation == 10
+    assert swarm(creeping, 2, patience=10, generations=40).generation == 40
+    with pytest.raises(ValueError, match="particles"):
+        swarm(sphere, 0)
