@@ -124,7 +124,8 @@ _DEFINITIONS = (
         "mnist",
         "LeNet5",
         IdxDigits("mnist", OFFICIAL_60K),
-        OriginalRecipe(optimizer="adam", learning_rate=1e-4, batch_size=128, epochs=10),
+        # Under-trained on purpose, as the study's is: its released model is right on 97.60 % of the official test set.
+        OriginalRecipe(optimizer="adam", learning_rate=1e-4, batch_size=128, epochs=14),
         shape=(1, 28, 28),
         epsilon=0.15,
     ),

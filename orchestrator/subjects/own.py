@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -81,10 +81,10 @@ class Sensitive(_Strict):
 
 
 class Normalisation(_Strict):
-    """Mean and standard deviation per channel, which become the model's first layer."""
+    """Mean and standard deviation per channel or column, which become the model's first layer."""
 
     mean: list[float]
-    std: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
 
 
 class OwnSubject(_Strict):
@@ -140,7 +140,6 @@ def own_subject(
         raise UserError(f"Subject {own.name} has both data and dataset; give one of them.")
     if own.model is None or own.splits is None:
         raise UserError(f"Subject {own.name} needs 'model' and 'splits' beside its data; see docs/subjects.md.")
-    model = _model_source(own, base_dir)
     data = OwnData(
         location=own.data if is_target(own.data) else str(_path(base_dir, own.data)),
         function_dir=base_dir if is_target(own.data) else None,
@@ -152,6 +151,7 @@ def own_subject(
         sensitive=None if own.sensitive is None else _groups(own.sensitive),
     )
     shape = data.input_shape()
+    model = _model_source(own, base_dir, shape)
     return SubjectDefinition(
         name=own.name,
         dataset=Path(own.data).name if not is_target(own.data) else own.data,
@@ -189,7 +189,7 @@ def _on_catalogue_data(
     model: ModelSource = base.model
     architecture = base.architecture
     if own.model is not None:
-        model, architecture = _model_source(own, base_dir), Path(own.model).name
+        model, architecture = _model_source(own, base_dir, base.input_shape), Path(own.model).name
     elif own.weights is not None:
         model = WithWeights(base.model, _existing(base_dir, own.weights, own.name))
     definition = dataclasses.replace(
@@ -209,11 +209,25 @@ def _on_catalogue_data(
 
 
 @dataclass(frozen=True)
+class NormaliseLayer:
+    """Values of a :class:`Normalise` layer in front of a model."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    n_dims: int
+    """Of an input: 3 for images, 1 for rows of a table."""
+
+    def in_front_of(self, model: nn.Module) -> nn.Module:
+        """The layer and the model as one."""
+        return nn.Sequential(Normalise(self.mean, self.std, self.n_dims), model)
+
+
+@dataclass(frozen=True)
 class OnnxModel:
     """A model source: an ONNX file, which every node that builds the model must see."""
 
     path: Path
-    normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    normalise: NormaliseLayer | None = None
 
     @property
     def trains(self) -> bool:
@@ -251,7 +265,7 @@ class FactoryModel:
     arguments: str
     base_dir: Path
     weights: Path | None = None
-    normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    normalise: NormaliseLayer | None = None
 
     @property
     def trains(self) -> bool:
@@ -312,9 +326,17 @@ class WithWeights:
         return f"{self.base.identity()}/{_file_hash(self.path)}"
 
 
-def _model_source(own: OwnSubject, base_dir: Path) -> ModelSource:
+def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> ModelSource:
     assert own.model is not None
-    normalise = None if own.normalise is None else (tuple(own.normalise.mean), tuple(own.normalise.std))
+    normalise = None
+    if own.normalise is not None:
+        for key, values in (("mean", own.normalise.mean), ("std", own.normalise.std)):
+            if len(values) not in (1, shape[0]):
+                raise UserError(
+                    f"normalise.{key} of {own.name} must have 1 or {shape[0]} values for inputs of shape {shape}, but "
+                    f"has {len(values)}."
+                )
+        normalise = NormaliseLayer(tuple(own.normalise.mean), tuple(own.normalise.std), len(shape))
     if is_target(own.model):
         given = None if own.weights is None else _existing(base_dir, own.weights, own.name)
         return FactoryModel(own.model, json.dumps(own.arguments, sort_keys=True), base_dir, given, normalise)
@@ -343,8 +365,8 @@ def _n_outputs(own: OwnSubject, model: ModelSource, shape: tuple[int, ...]) -> i
     return int(outputs.shape[1])
 
 
-def _normalised(model: nn.Module, normalise: tuple[tuple[float, ...], tuple[float, ...]] | None) -> nn.Module:
-    return model if normalise is None else nn.Sequential(Normalise(*normalise), model)
+def _normalised(model: nn.Module, normalise: NormaliseLayer | None) -> nn.Module:
+    return model if normalise is None else normalise.in_front_of(model)
 
 
 def _recipe(own: OwnSubject) -> OriginalRecipe:

@@ -5,6 +5,7 @@ unless ``weights_only=True`` says otherwise; there is no way here to say otherwi
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,8 @@ WRAPPERS = ("module.", "_orig_mod.", "model.")
 # What torch.load raises on a damaged file, or on one that holds more than tensors.
 _DAMAGED = (UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
+_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12](?=\.))")
+
 
 class UnreadableWeightsError(UserError):
     """A weights file that isn't there, is damaged or holds something else."""
@@ -49,7 +52,8 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
     for prefix in WRAPPERS:
         if all(name.startswith(prefix) for name in state) and not all(name.startswith(prefix) for name in own):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+    # torchvision publishes DenseNet's weights in the names of a release that wrote "norm.1" for "norm1".
+    return {name if name in own else _DENSE_LAYER.sub(r"\1\2", name): tensor for name, tensor in state.items()}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -59,6 +63,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         UnreadableWeightsError: names or shapes differ, with the first of them.
     """
     own = model.state_dict()
+    # Files from before torch 0.4.1 lack the counters of batch norm, which nothing but a momentum of None depends on.
+    state = {name: own[name] for name in own if name.endswith("num_batches_tracked")} | dict(state)
     missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or surplus:
         found = [f"has no '{missing[0]}' (and {len(missing) - 1} more)"] if missing else []

@@ -1,0 +1,98 @@
+"""Architectures and data as a user would write them, named in tests as ``factories:name``."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ShortcutBlock(nn.Module):
+    """A basic block whose shortcut drops every second pixel and pads channels with zeros."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(n_out)
+        self.padding = (n_out - n_in) // 2
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self.stride != 1:
+            x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
+        return torch.relu(x + y)
+
+
+class ResNet20(nn.Module):
+    """The CIFAR ResNet with three stages of three blocks, in the names of the released weights."""
+
+    def __init__(self, n_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = (16, 16, 32, 64)
+        for stage in (1, 2, 3):
+            n_in, n_out = widths[stage - 1], widths[stage]
+            stride = 1 if stage == 1 else 2
+            blocks = [ShortcutBlock(n_in, n_out, stride), *(ShortcutBlock(n_out, n_out, 1) for _ in range(2))]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(64, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def resnet20(n_classes: int = 10) -> nn.Module:
+    return ResNet20(n_classes)
+
+
+def mlp(n_in: int = 30, n_classes: int = 2, width: int = 16) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(n_in, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, n_classes)
+    )
+
+
+def convnet(n_classes: int = 3, n_channels: int = 3) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(n_channels, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 36, n_classes)
+    )
+
+
+def with_layer_norm() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(432, 20), nn.LayerNorm(20), nn.ReLU(), nn.Linear(20, 3))
+
+
+def no_module() -> int:
+    return 3
+
+
+def breast_cancer() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    return data.data.astype(np.float32), data.target
+
+
+def named_parts() -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    parts = {}
+    for name, n in (("fit", 60), ("check", 20), ("field", 40)):
+        parts[f"{name}_images"] = generator.integers(0, 256, (n, 12, 12, 3), dtype=np.uint8)
+        parts[f"{name}_labels"] = np.arange(n) % 3
+        parts[f"{name}_site"] = np.where(np.arange(n) % 4 == 0, "north", "south")
+    return parts
+
+
+def scaled_wrongly() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(200, 3, 12, 12)).astype(np.float32), np.arange(200) % 3
+
+
+def just_a_list() -> list[int]:
+    return [1, 2]
