@@ -19,16 +19,16 @@ from analysis.statistics import Interval
 
 def markdown(document: Document) -> str:
     """The document as Markdown with pipe tables; figures as their tables."""
-    lines = [f"# {_md(document.title)}", "", _md(" · ".join(document.facts)), "", "## Which fixer to use", ""]
+    lines = [f"# {md_text(document.title)}", "", md_text(" · ".join(document.facts)), "", "## Which fixer to use", ""]
     for answer in document.answers:
-        lines += [f"### For {_md(answer.subject)}", "", f"**{_md(answer.lead)}**", ""]
-        lines += [f"- {_md(detail)}" for detail in (*answer.details, *answer.others)]
+        lines += [f"### For {md_text(answer.subject)}", "", f"**{md_text(answer.lead)}**", ""]
+        lines += [f"- {md_text(detail)}" for detail in (*answer.details, *answer.others)]
         lines.append("")
-    lines += [_md(document.rule), ""]
+    lines += [md_text(document.rule), ""]
     if document.warnings:
-        lines += ["## Before you rely on it", "", *(f"- {_md(warning)}" for warning in document.warnings), ""]
+        lines += ["## Before you rely on it", "", *(f"- {md_text(warning)}" for warning in document.warnings), ""]
     for section in document.sections:
-        lines += [f"## {_md(section.title)}", "", *_md_blocks(section.blocks, 3)]
+        lines += [f"## {md_text(section.title)}", "", *_md_blocks(section.blocks, 3)]
         if section.queries:
             lines += [f"Rows from the queries {', '.join(section.queries)}.", ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -42,13 +42,13 @@ def _md_blocks(blocks: Sequence[Block], level: int) -> list[str]:
                 lines += _md_table(block)
             case Plots():
                 for plot in block.plots:
-                    lines += [_md(plot.description), "", *_md_table(plot.data)]
+                    lines += [md_text(plot.description), "", *_md_table(plot.data)]
             case Fold():
-                lines += [f"{'#' * min(level, 6)} {_md(block.title)}", "", *_md_blocks(block.blocks, level + 1)]
+                lines += [f"{'#' * min(level, 6)} {md_text(block.title)}", "", *_md_blocks(block.blocks, level + 1)]
             case Paragraph():
-                lines += [_md(block.text), ""]
+                lines += [md_text(block.text), ""]
             case Settings():
-                lines += [*(f"- {_md(name)}: {_md(value)}" for name, value in block.entries), ""]
+                lines += [*(f"- {md_text(name)}: {md_text(value)}" for name, value in block.entries), ""]
             case _:
                 # Legends explain figures; code and trials are what SQL is for.
                 pass
@@ -56,23 +56,24 @@ def _md_blocks(blocks: Sequence[Block], level: int) -> list[str]:
 
 
 def _md_table(table: Table) -> list[str]:
-    heads = [_md(column.title + (f" ({column.note})" if column.note else "")) for column in table.columns]
+    heads = [md_text(column.title + (f" ({column.note})" if column.note else "")) for column in table.columns]
     rules = ["---:" if column.numeric else "---" for column in table.columns]
-    lines = [f"{_md(table.caption)}.", "", _md_row(heads), _md_row(rules)]
+    lines = [f"{md_text(table.caption)}.", "", md_row(heads), md_row(rules)]
     for row in table.rows:
         cells: list[str] = []
         for value in row:
             said = value.text + (f" ({value.small})" if value.small else "")
-            cells += [_md(said), *[""] * (value.span - 1)]
-        lines.append(_md_row(cells))
+            cells += [md_text(said), *[""] * (value.span - 1)]
+        lines.append(md_row(cells))
     return [*lines, ""]
 
 
-def _md_row(cells: Sequence[str]) -> str:
+def md_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _md(text: str) -> str:
+def md_text(text: str) -> str:
     """Text that Markdown and the HTML inside it leave alone, on one line."""
     plain = " ".join(text.split())
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -113,7 +113,12 @@ def test_ranks_of_the_report_equal_the_query(write_study, tmp_path):
 def test_the_page_answers_first(study, tmp_path):
     text = _text(_page(study.folder, tmp_path))
     first = text.index("Which fixer to use")
-    assert first < text.index("For digits") < text.index("The rule:") < text.index("RR is the share of the failures", first)
+    assert (
+        first
+        < text.index("For digits")
+        < text.index("The rule:")
+        < text.index("RR is the share of the failures", first)
+    )
     for words in ("UNADAPTABLE", "Needs 3 consecutive fully connected layers", "McNemar", "SELECT", "split-digits"):
         assert words in text
 

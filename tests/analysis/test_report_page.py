@@ -182,7 +182,7 @@ def test_text_stands_out_from_its_background(visit, scheme):
               const parse = (c) => c.match(/[\\d.]+/g).map(Number);
               const over = (a, b) => { const k = a[3] ?? 1; return [0, 1, 2].map((i) => a[i] * k + b[i] * (1 - k)); };
               const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255;
-                return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); 
+                return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
                 return .2126 * r + .7152 * g + .0722 * b; };
               const bad = new Map();
               for (const node of document.querySelectorAll('main *, header *, nav *, footer *')) {

@@ -1,0 +1,60 @@
+"""Two studies side by side."""
+
+import json
+
+import pytest
+
+from analysis.compare import compare
+from analysis.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def other(write_study, tmp_path_factory):
+    outcomes = {("apricot", "digits", seed): "FAILURE" for seed in (0, 1)}
+    folder = tmp_path_factory.mktemp("other") / "b"
+    return write_study(
+        folder,
+        subjects=("digits", "new"),
+        fixers=("apricot", "arachne"),
+        outcomes=outcomes,
+        study="other",
+        random_seed=1,
+    )
+
+
+def test_every_cell_of_either_study_has_a_verdict(study, other):
+    result = compare(study.folder, other.folder)
+    verdict = {(pair.subject, pair.fixer): pair.verdict for pair in result.pairs}
+    assert verdict["digits", "apricot"] == "OK became FAILURE"
+    assert verdict["digits", "arachne"] == "agrees"
+    assert verdict["digits", "three_m_dnn"] == "only in the first"
+    assert verdict["new", "arachne"] == "only in the second"
+    assert (result.first, result.second) == ("synthetic", "other")
+    text = str(result)
+    assert "1 of them agree" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_the_difference_is_second_minus_first_and_turns_with_them(study, other):
+    forth = {(p.subject, p.fixer): p for p in compare(study.folder, other.folder).pairs}["digits", "arachne"]
+    back = {(p.subject, p.fixer): p for p in compare(other.folder, study.folder).pairs}["digits", "arachne"]
+    assert forth.repair_rate.estimate == pytest.approx(
+        forth.second.repair_rate.estimate - forth.first.repair_rate.estimate
+    )
+    assert tuple(forth.repair_rate) == pytest.approx(tuple(-v for v in reversed(back.repair_rate)))
+
+
+def test_other_data_under_the_same_name_is_said(study, other):
+    for row in other.subjects:
+        row["fingerprint"] = "changed"
+    for path in (other.folder / "subjects").glob("*"):
+        path.unlink()
+    other.subjects[:] = other.subjects[:1]
+    other.write()
+    assert any("not the same in both" in note for note in compare(study.folder, other.folder).notes)
+
+
+def test_a_study_is_not_compared_with_itself(study):
+    with pytest.raises(UserError, match="two different"):
+        compare(study.folder, study.folder)
