@@ -59,14 +59,17 @@ class StyleTransfer:
             (N, C, H, W) in [0, 1].
         """
         choice = choice.to(contents.device)
-        bands = []
+        bands: list[Tensor] = []
         for band, look in zip(_analyse(contents, self._levels), self._looks, strict=True):
             flat = band.flatten(2).double()
             means = flat.mean(dim=2, keepdim=True)
             whitened = self._root(_covariance(flat, means), inverse=True) @ (flat - means)
-            bands.append((look.colouring[choice] @ whitened + look.means[choice]).to(contents.dtype).view_as(band))
+            # Details keep their mean, which is the slope of the image: moving it would draw a grid of stairs.
+            target = means if bands else look.means[choice]
+            bands.append((look.colouring[choice] @ whitened + target).to(contents.dtype).view_as(band))
         styled = _synthesise(bands, self._levels)[..., : contents.shape[-2], : contents.shape[-1]]
-        return torch.clamp(torch.lerp(contents, styled, self._strength), 0, 1)
+        mixed: Tensor = torch.lerp(contents, styled, self._strength)
+        return mixed.clamp(0, 1)
 
     def _look(self, band: Tensor) -> _Look:
         flat = band.flatten(2).double()
@@ -79,7 +82,8 @@ class StyleTransfer:
             variances = covariance.diagonal(dim1=-2, dim2=-1)
             return torch.diag_embed(_root_of(variances, inverse=inverse))
         values, vectors = torch.linalg.eigh(covariance)
-        return (vectors * _root_of(values, inverse=inverse)[:, None]) @ vectors.mT
+        root: Tensor = (vectors * _root_of(values, inverse=inverse)[:, None]) @ vectors.mT
+        return root
 
 
 def _root_of(variances: Tensor, *, inverse: bool) -> Tensor:
