@@ -22,6 +22,8 @@ class Summary:
     outcomes: Mapping[str, int]
     """Rows of the whole study by outcome."""
     seconds: float
+    subject_loads: Mapping[str, int]
+    """How often each subject was read from its files, over the whole cluster."""
 
 
 def default_results(study: Study) -> str:
@@ -78,10 +80,11 @@ def run_study(
                 )
             run.run()
             planned = run.plan.planned if run.plan else 0
+            loads = ray.get(run.monitor.loads.remote())
         if study.keep_models == "best":
             keep_best_models(store)
         store.compact()
-    return Summary(store.uri, planned, len(rows), count_outcomes(store), time.monotonic() - began)
+    return Summary(store.uri, planned, len(rows), count_outcomes(store), time.monotonic() - began, loads)
 
 
 def count_outcomes(store: Store) -> dict[str, int]:

@@ -126,6 +126,8 @@ class TrialWorker(tune.Trainable):
         if name not in self._loaded:
             # The arrays inside stay in shared memory; this maps them, it doesn't copy them.
             self._loaded[name] = ray.get(self._context.subjects[name])
+            # Building a model for the first time makes torch import for seconds: loading, not anybody's fixing time.
+            self._loaded[name][0].model()
         return self._loaded[name]
 
     def _store(self, record: TrialRecord) -> None:

@@ -1,0 +1,50 @@
+"""One Ray cluster and one cache of originals for all tests that run studies."""
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A cluster of one node with two cores, shared by all tests; drivers in other processes can join it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 500_000_000},
+    )
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Originals are trained once per test session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own cache is left alone."""
+    monkeypatch.setenv("FIXSTUDY_CACHE", str(shared_cache))
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a study file that can use the misbehaving fixers of the examples."""
+
+    def write(text: str, name: str = "study.yaml") -> Path:
+        path = tmp_path / name
+        plugin = f"plugins: ['{EXAMPLES / 'misbehaving_fixers.py'}']\n"
+        path.write_text(plugin + textwrap.dedent(text))
+        return path
+
+    return write
