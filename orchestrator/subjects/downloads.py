@@ -106,7 +106,7 @@ def download(
     if dataset in BY_HAND:
         raise UserError(f"{BY_HAND[dataset]}, so it can't be downloaded here; put it into {root / dataset}.")
     if dataset not in remotes:
-        raise UserError(f"There is nothing to download for {name}; with --download: {', '.join(sorted(remotes))}.")
+        raise UserError(f"There is nothing to download for {name}; there is for {', '.join(sorted(remotes))}.")
     folder = root / dataset
     folder.mkdir(parents=True, exist_ok=True)
     for remote in remotes[dataset]:

@@ -111,6 +111,8 @@ class OwnSubject(_Strict):
     epsilon: float | None = Field(default=None, gt=0)
     classes: list[str] = Field(default_factory=list)
     recipe: dict[str, Any] | None = None
+    limit: int | None = Field(default=None, ge=4)
+    """At most this many samples over all four splits."""
 
 
 DEFAULT_EPSILON = 8 / 255
@@ -127,12 +129,13 @@ def own_subject(
         spec: the mapping.
         named: the catalogue, whose data and architectures can be used.
         base_dir: where relative paths start and modules are looked for.
-        limit: at most this many samples over all four splits.
+        limit: at most this many samples over all four splits; what the mapping says when not given.
 
     Raises:
         UserError: one sentence on the first thing that's wrong.
     """
     own = _validated(spec)
+    limit = own.limit if limit is None else limit
     recipe = None if own.recipe is None else _recipe(own)
     if own.data is None:
         return _on_catalogue_data(own, named, base_dir, limit, recipe)

@@ -151,7 +151,7 @@ def test_what_may_not_be_given_on_says_where_to_get_it(tmp_path: Path) -> None:
     for name in ("utkface", "imagenet"):
         with pytest.raises(UserError, match=f"put it into .*{name}"):
             download(name, tmp_path)
-    with pytest.raises(UserError, match=r"nothing to download for digits; with --download: cifar10, fashion_mnist"):
+    with pytest.raises(UserError, match=r"nothing to download for digits; there is for cifar10, fashion_mnist"):
         download("digits", tmp_path)
 
 

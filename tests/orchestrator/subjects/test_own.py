@@ -337,6 +337,13 @@ def test_weights_for_a_subject_of_the_catalogue(tmp_path: Path) -> None:
     assert all((subject.state[name] == tensor.numpy()).all() for name, tensor in base.state_dict().items())
 
 
+def test_a_limited_subject_of_the_catalogue_in_a_study_file() -> None:
+    definition = resolve({"name": "digits", "limit": 600})
+    assert definition == resolve("digits", limit=600)
+    assert resolve({"name": "digits", "limit": 600}, limit=300).limit == 300
+    assert resolve({"name": "small", "dataset": "digits", "limit": 600}).name == "small"
+
+
 def test_torchvision_weights_for_densenet(tmp_path: Path) -> None:
     from torchvision import models
 
