@@ -142,7 +142,7 @@ def run(study: str, address: str | None, results: str | None, data_root: str | N
         click.echo(f"Report: {write_report(summary.results)}")
 
 
-@cli.command()
+@cli.command(short_help="Show the trials a study would run, and run nothing.")
 @click.argument("study", type=click.Path())
 @_RESULTS
 @_DATA_ROOT
@@ -158,7 +158,7 @@ def _print_plan(study: str, results: str | None, data_root: str | None) -> None:
     print_preview(preview(study, results=results, data_root=data_root))
 
 
-@cli.command()
+@cli.command(short_help="Progress, outcomes, failures with reasons.")
 @click.argument("results")
 @click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True)
 @click.option("--watch", is_flag=True, help="Refresh every two seconds until interrupted.")
@@ -177,7 +177,7 @@ def status(results: str, form: Any, watch: bool) -> None:
         time.sleep(2)
 
 
-@cli.command()
+@cli.command(short_help="Ask a study in SQL; without a query, a prompt.")
 @click.argument("results")
 @click.argument("query", required=False)
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
@@ -237,16 +237,42 @@ def advise(results: str, subject: str, max_nfr: str, max_asr_rise: str, max_time
 
 
 @cli.command()
+@click.argument("first")
+@click.argument("second")
+@click.option("--format", "form", type=click.Choice(("md", "json")), default="md", show_default=True)
+def compare(first: str, second: str, form: str) -> None:
+    """Compare two studies, cell by cell."""
+    import json
+
+    from analysis.compare import compare as ask
+
+    comparison = ask(first, second)
+    click.echo(json.dumps(comparison.to_json(), indent=2) if form == "json" else str(comparison))
+
+
+@cli.command(short_help="Write a DuckDB file of views, or a kept model as ONNX.")
 @click.argument("results")
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
-def export(results: str, target: Path) -> None:
-    """Write a DuckDB file of views on a study, for notebooks and BI tools."""
+@click.option("--trial", metavar="ID", help="Write this trial's fixed model as ONNX in place of the views.")
+@_DATA_ROOT
+def export(results: str, target: Path, trial: str | None, data_root: str | None) -> None:
+    """Write a DuckDB file of views on a study, for notebooks and BI tools; or a fixed model as ONNX."""
+    if trial is not None:
+        _export_model(results, trial, target, data_root)
+        return
     from analysis.commands import export_command
 
     export_command(results, target)
 
 
-@cli.command("import-published")
+@_needs_torch
+def _export_model(results: str, trial: str, target: Path, data_root: str | None) -> None:
+    from orchestrator.fix import export_trial
+
+    export_trial(results, trial, target, data_root)
+
+
+@cli.command("import-published", short_help="The study's published tables as results.")
 @click.argument("target", type=click.Path(file_okay=False, path_type=Path))
 def import_published(target: Path) -> None:
     """Write the study's published tables (16 fixers, 5 subjects) as a results folder."""
@@ -258,7 +284,7 @@ def import_published(target: Path) -> None:
 # ---- single models --------------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(short_help="Fix one model, outside a study.")
 @click.option("--model", help="ONNX file, package.module:factory, or the name of a subject.")
 @click.option("--data", help="Folder, .parquet, .npz, package.module:function, or the name of a subject.")
 @click.option("--subject", help="In place of model and data: a subject's name or YAML file.")
@@ -278,7 +304,7 @@ def fix(**options: Any) -> None:
     fix_command(**options)
 
 
-@cli.command()
+@cli.command(short_help="Train the original model of a subject.")
 @click.argument("subject")
 @click.option("--keep-history", is_flag=True, help="Also keep the weights after each epoch.")
 @_DATA_ROOT
@@ -293,7 +319,7 @@ def train(subject: str, keep_history: bool, data_root: str | None) -> None:
 # ---- what exists ----------------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(short_help="List the approaches, or tell all about one.")
 @click.argument("name", required=False)
 @_needs_torch
 def fixers(name: str | None) -> None:
@@ -303,15 +329,30 @@ def fixers(name: str | None) -> None:
     fixers_command(name)
 
 
-@cli.command()
+@cli.command(short_help="List the subjects, or tell all about one.")
 @click.argument("name", required=False)
+@click.option("--download", is_flag=True, help="Fetch the dataset into the data root; checksums are verified.")
 @_DATA_ROOT
 @_needs_torch
-def subjects(name: str | None, data_root: str | None) -> None:
+def subjects(name: str | None, download: bool, data_root: str | None) -> None:
     """List the subjects; with a name, its data, splits and architecture."""
-    from orchestrator.describe import subjects_command
+    from orchestrator.describe import download_command, subjects_command
 
+    if download:
+        download_command(name, data_root)
     subjects_command(name, data_root)
+
+
+@cli.command(short_help="What is wrong or unwise about a subject.")
+@click.argument("subject")
+@_DATA_ROOT
+@_needs_torch
+def doctor(subject: str, data_root: str | None) -> None:
+    """Say what is wrong or unwise about a subject: a name or a YAML file. Exit code 1 on an error."""
+    from orchestrator.describe import doctor_command
+
+    if not doctor_command(subject, data_root):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

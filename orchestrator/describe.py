@@ -121,3 +121,51 @@ def train_command(subject: str, *, keep_history: bool, data_root: str | None, co
     accuracy = make_baseline(prepared, device).accuracy
     console.print("  ".join(f"{name} {value:.2%}" for name, value in accuracy.items()), highlight=False)
     console.print(Text(f"kept in {cache_file(definition, prepared.data, folder)}"))
+
+
+def download_command(name: str | None, data_root: str | None, console: Console | None = None) -> None:
+    """Fetch the dataset of a subject."""
+    from rich.progress import Progress
+
+    from orchestrator.subjects.downloads import download
+
+    root = session.data_root(data_root)
+    if name is None or root is None:
+        raise UserError("Name the subject, and say where to put it with --data-root or FIXSTUDY_DATA.")
+    console = console or Console()
+    with Progress(console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(file: str, done: int, total: int | None) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file)
+            bar.update(tasks[file], completed=done, total=total)
+
+        folder = download(name, root, on_progress=on_progress)
+    console.print(Text(f"{name} is in {folder}"))
+
+
+def doctor_command(subject: str, data_root: str | None, console: Console | None = None) -> bool:
+    """Print what is wrong or unwise about a subject.
+
+    Returns:
+        Whether the subject can be used.
+    """
+    from orchestrator.fix import subject_from
+    from orchestrator.subjects.doctor import examine
+
+    console = console or Console()
+    definition = subject_from(subject)
+    root = session.data_root(data_root)
+    findings = examine(definition, root, cache_dir=session.cache_dir() / "originals")
+    if not findings:
+        console.print(f"{definition.name}: nothing to complain about, and every fixer can be applied.")
+        return True
+    table = Table(title=f"Subject {definition.name}", show_lines=True)
+    for column in ("severity", "finding"):
+        table.add_column(column, overflow="fold")
+    styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    for finding in findings:
+        table.add_row(Text(finding.severity, style=styles[finding.severity]), Text(finding.message))
+    console.print(table)
+    return all(finding.severity != "error" for finding in findings)

@@ -97,10 +97,7 @@ def _definition(model: str | None, data: str | None, subject: str | None, weight
     if subject is not None:
         if model or data or weights:
             raise UserError("Give either --subject or --model with --data, not both.")
-        path = Path(subject)
-        if path.suffix in (".yaml", ".yml"):
-            return resolve(_subject_file(path), base_dir=path.parent)
-        return resolve(subject)
+        return subject_from(subject)
     if model is None:
         raise UserError("Give --model with --data, or --subject.")
     named = catalogue()
@@ -116,6 +113,18 @@ def _definition(model: str | None, data: str | None, subject: str | None, weight
     else:
         spec |= {"data": data, "splits": DEFAULT_SPLITS}
     return resolve(spec)
+
+
+def subject_from(text: str) -> SubjectDefinition:
+    """The subject of a catalogue name or of a YAML file with a ``subject`` mapping.
+
+    Raises:
+        UserError: there is none of that name, or the file can't be read.
+    """
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml"):
+        return resolve(_subject_file(path), base_dir=path.parent)
+    return resolve(text)
 
 
 def _subject_file(path: Path) -> dict[str, Any]:
@@ -182,3 +191,33 @@ def _write(record: TrialRecord, subject: Subject, out: Path, console: Console) -
     }  # fmt: skip
     difference = export_onnx(model, out, input_shape=subject.definition.input_shape, metadata=facts)
     console.print(f"wrote {out} (differs from the fixed model by at most {difference:.1e} in onnxruntime)")
+
+
+def export_trial(results: str, trial: str, target: Path, data_root: str | None, console: Console | None = None) -> None:
+    """Write the fixed model that a study kept as ONNX.
+
+    Raises:
+        UserError: the study has no such trial, or didn't keep its model.
+    """
+    from safetensors.torch import load as load_tensors
+
+    from orchestrator.study import parse_study
+    from orchestrator.subjects.onnx_export import export_onnx
+
+    store = Store(results)
+    columns = ["subject", "fixer", "params", "seed", "outcome", "accuracy_original", "accuracy_fixed"]
+    row = next((row for row in store.rows(columns) if row["trial_id"] == trial), None)
+    if row is None:
+        raise UserError(f"{results} has no trial '{trial}'; fixstudy sql shows trial_id.")
+    weights = store.read_bytes(f"models/{trial}.safetensors")
+    if weights is None:
+        raise UserError(f"The model of trial {trial} wasn't kept; set keep_models: all in the study file.")
+    text = (store.read_bytes("study.yaml") or b"").decode()
+    folder = Path(json.loads(store.read_bytes(session.ORIGIN) or b'{"folder": "."}')["folder"])
+    study = parse_study(text, f"{results}/study.yaml", folder)
+    definition = session.definitions(study, folder)[row["subject"]]
+    model = definition.build_model()
+    model.load_state_dict(load_tensors(weights))
+    facts = {name: str(value) for name, value in row.items()}
+    difference = export_onnx(model, target, input_shape=definition.input_shape, metadata=facts)
+    (console or Console()).print(f"wrote {target} (differs by at most {difference:.1e} in onnxruntime)")

@@ -57,7 +57,7 @@ def run_study(
     store = Store(results or default_results(study))
     store.create()
     with session.sole_driver(store):
-        session.freeze(study, Path(path).read_text(encoding="utf-8"), store)
+        session.freeze(study, Path(path), store)
         store.tidy()
         with session.ray_running(address):
             import ray

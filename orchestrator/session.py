@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from orchestrator.study import Study, subject_name
 from orchestrator.subjects.subject import SubjectDefinition
 
 FROZEN_SETTINGS = "settings.json"
+ORIGIN = "origin.json"
 
 
 def cache_dir() -> Path:
@@ -106,14 +108,17 @@ def sole_driver(store: Store) -> Iterator[None]:
         yield
 
 
-def freeze(study: Study, text: str, store: Store) -> None:
+def freeze(study: Study, path: Path, store: Store) -> None:
     """Keep the study file with its results, and refuse to mix rows that were made under different settings.
+
+    Args:
+        study: expanded.
+        path: its file.
+        store: its results.
 
     Raises:
         UserError: the folder has rows of another study, attack, threshold or time limit.
     """
-    import json
-
     now = json.dumps(study.settings_of_rows(), sort_keys=True, indent=1).encode()
     before = store.read_bytes(FROZEN_SETTINGS)
     if before is not None and before != now:
@@ -124,4 +129,6 @@ def freeze(study: Study, text: str, store: Store) -> None:
             "choose another --results, or put the settings back."
         )
     store.write_bytes(FROZEN_SETTINGS, now)
-    store.write_bytes("study.yaml", text.encode())
+    store.write_bytes("study.yaml", path.read_bytes())
+    # Paths inside the file are relative to where it was.
+    store.write_bytes(ORIGIN, json.dumps({"folder": str(path.resolve().parent)}).encode())
