@@ -3,7 +3,7 @@
 Three walls, each enough for most attacks:
 
 1. The statement: exactly one SELECT, over the study's views, with no function that reads files, settings or a clock.
-2. The connection: `analysis.open(untrusted=True)`, which reaches nothing outside its own memory.
+2. The connection: locked, without access to anything but its memory and, read by read, the study's Parquet files.
 3. The process: the kernel lets it write no file and limits its memory, and it is killed when the time is over. Both
    must come from outside: DuckDB's `memory_limit` doesn't count the strings that an expression builds, and no
    interrupt reaches an expression that is folded while planning.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Self
 
 from analysis.answers import Rows, fetch
+from analysis.confinement import forbid_file_content, forbid_writing, limit_memory
 from analysis.errors import QueryError, ResultsError
 from analysis.folder import first_line
 
@@ -267,11 +268,13 @@ def serve() -> None:
 
     Results are opened at the first request, and again when a later one needs another dataset.
     """
-    from analysis.warehouse import datasets_of, open
+    from analysis.warehouse import datasets_of, open_confined
 
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     settings = json.loads(requests.readline())
-    _limit_process(settings.pop("bytes"))
+    limit_memory(settings.pop("bytes"))
+    forbid_file_content()
+    cannot_write = forbid_writing()
     con, opened = None, frozenset[str]()
     for line in requests:
         request = json.loads(line)
@@ -279,7 +282,7 @@ def serve() -> None:
             tables = check_statement(request["sql"])
             needed = frozenset(datasets_of(tables)) | opened
             if con is None or needed != opened:
-                con = open(**settings, untrusted=True, datasets=datasets_of(needed))
+                con = open_confined(**settings, cannot_write=cannot_write, datasets=datasets_of(needed))
                 opened = needed
             _send(answers, {"status": "ok", "length": 0})
             payload = _answer(con, request["sql"], request["form"])
@@ -331,17 +334,6 @@ def _as_rows(con: "duckdb.DuckDBPyConnection", sql: str) -> bytes:
 def _check_size(size: int) -> None:
     if size > MAX_RESULT_BYTES:
         raise QueryError(f"The answer is larger than {MAX_RESULT_BYTES >> 20} MiB; aggregate, or add a LIMIT.")
-
-
-def _limit_process(size: int) -> None:
-    """Let the kernel refuse any byte written to a file, and memory beyond what the query may use."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 def _bytes(text: str) -> int:

@@ -12,6 +12,9 @@
 WITH counted AS MATERIALIZED (
     SELECT * FROM tallies
 ),
+fixers AS MATERIALIZED (
+    SELECT subject, fixer, stage, n_seeds FROM cells
+),
 evaluated AS (
     SELECT
         *,
@@ -144,16 +147,16 @@ findings AS (
     HAVING count(DISTINCT (stage, params, seed)) < count(DISTINCT trial_id)
     UNION ALL
     SELECT
-        'warning', 'seeds', subject, fixer, NULL, (SELECT max(n_seeds) FROM cells WHERE stage = 'final'), n_seeds,
+        'warning', 'seeds', subject, fixer, NULL, (SELECT max(n_seeds) FROM fixers WHERE stage = 'final'), n_seeds,
         'The fixer has fewer seeds here than elsewhere in the study.'
-    FROM cells
-    WHERE stage = 'final' AND n_seeds < (SELECT max(n_seeds) FROM cells WHERE stage = 'final')
+    FROM fixers
+    WHERE stage = 'final' AND n_seeds < (SELECT max(n_seeds) FROM fixers WHERE stage = 'final')
     UNION ALL
     SELECT
         'warning', 'missing cell', s.subject, f.fixer, NULL, NULL, NULL, 'The fixer has no result on this subject.'
-    FROM (SELECT DISTINCT subject FROM cells) AS s
-    CROSS JOIN (SELECT DISTINCT fixer FROM cells) AS f
-    ANTI JOIN cells ON cells.subject = s.subject AND cells.fixer = f.fixer
+    FROM (SELECT DISTINCT subject FROM fixers) AS s
+    CROSS JOIN (SELECT DISTINCT fixer FROM fixers) AS f
+    ANTI JOIN fixers AS c ON c.subject = s.subject AND c.fixer = f.fixer
 )
 SELECT * FROM findings
 ORDER BY severity, "check", subject, fixer, trial_id, detail;

@@ -1,6 +1,7 @@
 """SQL from anyone reads the study and nothing else, writes nothing, and ends."""
 
 import hashlib
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -256,18 +257,59 @@ def test_an_untrusted_connection_alone_reaches_nothing(place, sql, tmp_path, mon
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits there")
-def test_the_process_alone_writes_nothing(place, tmp_path):
+@pytest.mark.parametrize("limit", ["forbid_writing", "forbid_file_content"])
+def test_the_process_alone_writes_nothing(place, tmp_path, limit):
     """The third wall stands without the others: even plain Python writes no byte there."""
-    import subprocess
-
-    target = tmp_path / "written"
-    program = (
-        "from analysis.sandbox import _limit_process; _limit_process(10**9)\n"
-        f"open({str(target)!r}, 'w').write('x' * 10_000)\n"
+    before = snapshot(place[0])
+    victim = next((place[1].folder / "trials").iterdir())
+    attacks = [
+        f"open({str(tmp_path / 'new')!r}, 'w').write('x' * 10_000)",
+        f"os.mkdir({str(tmp_path / 'folder')!r})",
+        f"os.unlink({str(victim)!r})",
+        f"os.rename({str(victim)!r}, {str(tmp_path / 'moved')!r})",
+        f"os.truncate({str(victim)!r}, 0)",
+        f"open({str(victim)!r}, 'w')",
+    ]
+    if limit == "forbid_file_content":
+        attacks = attacks[:1]
+    program = f"import os\nfrom analysis.confinement import {limit}\nprint({limit}())\n" + "".join(
+        f"try:\n    {attack}\nexcept OSError:\n    pass\nelse:\n    print('succeeded')\n" for attack in attacks
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert not target.exists() or target.stat().st_size == 0
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    if done.stdout.startswith("False"):
+        pytest.skip("this kernel has no Landlock")
+    assert "succeeded" not in done.stdout
+    assert snapshot(place[0]) == before
+    assert all(path.stat().st_size == 0 for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cannot_write", [True, False])
+def test_large_predictions_are_answered_and_stay(place, tmp_path, cannot_write):
+    """DuckDB reads large files itself only where it cannot write them, not even past its own temporary file."""
+    target = next((place[1].folder / "predictions").iterdir())
+    before = snapshot(place[0])
+    program = f"""
+import duckdb
+from analysis import warehouse
+from analysis.confinement import forbid_writing
+confined = {cannot_write} and forbid_writing()
+warehouse.IN_MEMORY_ROWS = 0
+con = warehouse.open_confined({str(place[1].folder)!r}, cannot_write=confined)
+print(confined == {cannot_write}, con.sql("SELECT count(*) FROM predictions").fetchall(), end=" ")
+for target in ({str(target)!r}, {str(tmp_path / "new.parquet")!r}):
+    for option in ("", ", USE_TMP_FILE false"):
+        try:
+            con.execute(f"COPY (SELECT 1 AS a) TO '{{target}}' (FORMAT parquet{{option}})")
+            print("written")
+        except duckdb.Error:
+            print("refused", end=" ")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    if done.stdout.startswith("False"):
+        pytest.skip("this kernel has no Landlock")
+    assert done.stdout.split(" ", 1)[1].strip() == "[(20,)]" + " refused" * 4
+    assert snapshot(place[0]) == before
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_process_has_no_secrets_in_its_environment(place, monkeypatch):
@@ -314,14 +356,6 @@ def test_query_returns_arrow(place):
     table = analysis.query(place[1].folder, "SELECT trial_id, max(started_at) AS t FROM trials GROUP BY 1 ORDER BY 1")
     assert table.column("trial_id").to_pylist() == sorted(row["trial_id"] for row in place[1].trials)
     assert str(table.schema.field("t").type) == "timestamp[us, tz=UTC]"
-
-
-def test_query_over_large_predictions_is_streamed_through_arrow(place, monkeypatch):
-    monkeypatch.setattr("analysis.warehouse.IN_MEMORY_ROWS", 0)
-    con = analysis.open(place[1].folder, untrusted=True)
-    assert con.sql("SELECT count(*) FROM predictions").fetchall()[0][0] == 20
-    with pytest.raises(duckdb.Error):
-        con.execute(f"COPY (SELECT 1) TO '{next((place[1].folder / 'predictions').iterdir())}'")
 
 
 def test_results_that_cannot_be_read(tmp_path):

@@ -203,12 +203,19 @@ def test_hive_folders_carry_no_data(tmp_path):
     assert con.sql("SELECT DISTINCT fixer FROM trials").fetchall() == [("care",)]
 
 
-def test_names_with_the_characters_of_sql_and_globs(tmp_path):
+def test_names_with_the_characters_of_sql_and_globs(tmp_path, monkeypatch):
     folder = tmp_path / "it's [1] * a {study}?"
     study = write_study(folder, subjects=("digits",), fixers=("care",), n_test=20, adapt=0)
     shutil.copytree(folder, tmp_path / "it's 1 and a {study}x")
-    for untrusted in (False, True):
-        assert count(analysis.open(folder, untrusted=untrusted), "trials") == len(study.trials)
+    for rows in (0, 10**9):
+        monkeypatch.setattr(warehouse, "IN_MEMORY_ROWS", rows)
+        for con in (
+            analysis.open(folder),
+            analysis.open(folder, untrusted=True),
+            warehouse.open_confined(folder, cannot_write=True),
+        ):
+            assert count(con, "trials") == len(study.trials)
+            assert count(con, "predictions") == 20
 
 
 def test_damaged_files_are_named(small):
