@@ -27,7 +27,7 @@ class Clustering:
     wicd: float
     """Weighted intra-cluster distance at k; lower is better."""
     curve: FloatArray
-    """WICD for 2, 3, ... clusters."""
+    """WICD for 1, 2, 3, ... clusters."""
 
 
 def distances(first: Tensor, second: Tensor, *, rows_at_once: int = 1024) -> FloatArray:
@@ -56,13 +56,13 @@ def cluster(matrix: FloatArray, most: int) -> Clustering:
     between = (between + between.T) / 2
     np.fill_diagonal(between, 0.0)
     tree = linkage(squareform(between, checks=False), "ward")
-    curve = _wicd_curve(rows, tree)[: most - 1]
-    k = 2 + _knee(curve)
-    return Clustering(cut_tree(tree, n_clusters=k).ravel(), k, float(curve[k - 2]), curve)
+    curve = _wicd_curve(rows, tree)[:most]
+    k = _knee(curve)
+    return Clustering(cut_tree(tree, n_clusters=k).ravel(), k, float(curve[k - 1]), curve)
 
 
 def _wicd_curve(rows: FloatArray, tree: FloatArray) -> FloatArray:
-    """WICD (n - 2,) for 2 to n - 1 clusters, from n - 1 merges of cluster sums: O(n^2) in all.
+    """WICD (n - 1,) for 1 to n - 1 clusters, from n - 1 merges of cluster sums: O(n^2) in all.
 
     ``WICD(k) = 1/k * sum over clusters of more than one of mean distance inside * share of the failures``.
     """
@@ -85,22 +85,26 @@ def _wicd_curve(rows: FloatArray, tree: FloatArray) -> FloatArray:
         total += inside[keep]
         left = n - 1 - merge
         curve[left] = total / left
-    return curve[2:]
+    return curve[1:]
 
 
 def _knee(curve: FloatArray) -> int:
-    """Where the slope of a falling curve stops rising: the point of the gradient farthest above its own chord.
+    """The number of clusters, at least 2, after which splitting on no longer lowers WICD much.
 
-    Satopaa et al., "Finding a Kneedle in a Haystack", ICDCS workshops 2011, on the gradient as in HUDD.
+    The knee (Satopaa et al., "Finding a Kneedle in a Haystack", ICDCS workshops 2011) of the slope from k to k + 1:
+    the point farthest above the line from the steepest to the flattest. One cluster can't be the answer but must be
+    in the curve, or two causes could never be told from three. Of many causes of equal size several are merged, since
+    the factor 1/k flattens the curve before all of them are split.
+
+    Args:
+        curve: WICD for 1, 2, ... clusters, at least 2 values.
     """
-    if len(curve) < 3:
-        return 0
-    gradient = np.gradient(curve)
-    span = gradient.max() - gradient.min()
-    if span == 0:
-        return 0
-    height = (gradient - gradient.min()) / span
-    return int(np.argmax(height - np.linspace(0, 1, len(curve))))
+    slopes = np.diff(curve)
+    span = slopes.max() - slopes.min()
+    if len(slopes) < 2 or span == 0:
+        return 2
+    above = (slopes - slopes.min()) / span - np.linspace(0, 1, len(slopes))
+    return 2 + int(np.argmax(above[1:]))
 
 
 def assign(to_members: FloatArray, clusters: IntArray, quotas: IntArray) -> tuple[IntArray, FloatArray]:
