@@ -191,7 +191,7 @@ class PatchEvaluator:
             _replace(self._suffix, name, _Patched(layer, index.to(self._problem.device)))
         sizes = _LargestValue(self._suffix)
         with torch.no_grad():
-            example = [f[:1] if self._count else f.new_zeros(1, *f.shape[1:]) for f in self._features]
+            example = [f[:1].clone() if self._count else f.new_zeros(1, *f.shape[1:]) for f in self._features]
             sizes.run(*example)
         patched = [module for module in self._suffix.modules() if isinstance(module, _Patched)]
         stacked = sum(module.stacked_bytes for module in patched)

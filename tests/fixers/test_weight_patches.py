@@ -1,10 +1,11 @@
 import copy
+import operator
 
 import pytest
 import torch
 from torch import nn
 
-from fixers import RepairProblem, TensorSplit
+from fixers import RepairProblem, TensorSplit, network
 from fixers.weight_patches import PatchEvaluator, Places, most_accurate, places_in
 
 
@@ -87,7 +88,7 @@ class Awkward(nn.Module):
     def forward(self, x):
         x = self.stem(x)
         y = self.main(x)
-        y += self.short(x)
+        y = y + self.short(x.mul_(0.5))
         y = torch.nn.functional.relu(y, inplace=True)
         return self.head(self.relu(y).flatten(1))
 
@@ -97,6 +98,17 @@ class Awkward(nn.Module):
 def test_in_place_operations_groups_and_padding_modes(make_problem, layers, count):
     torch.manual_seed(0)
     assert_equals_full_forward(make_problem(Awkward()), layers, count)
+
+
+@pytest.mark.parametrize("layers", [["main"], ["short"]], ids=" ".join)
+def test_graphs_that_add_in_place(make_problem, layers):
+    torch.manual_seed(0)
+    graph = network.as_graph(Awkward())
+    for node in graph.graph.nodes:
+        if node.target is operator.add:
+            node.target = operator.iadd
+    graph.recompile()
+    assert_equals_full_forward(make_problem(graph), layers, 5)
 
 
 def test_linear_layers_on_sequences(make_problem):
