@@ -4,6 +4,7 @@
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from fixers.requirements import SubjectFacts
 from fixers.training import train
 
 PRESET = "quick"
+DEVICE = os.environ.get("FIXSTUDY_TEST_DEVICE", "cpu")
+"""Set to cuda to hold the approaches to their contract on a GPU."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -84,6 +87,7 @@ class Bench:
             "recipe": RECIPE,
             "history": self.history,
             "fingerprint": "conformance",
+            "device": DEVICE,
         }
         return RepairProblem(self.model, **{**arguments, **changes})
 
@@ -101,11 +105,15 @@ class Run:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
+def repeatable() -> Iterator[None]:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
+    if DEVICE != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +132,7 @@ def _bench(make: Callable[[], nn.Module], splits: dict[str, TensorSplit]) -> Ben
         torch.manual_seed(0)
         model = make()
         bench = Bench(model, [], splits)
-        problem = bench.problem(history=[])
+        problem = bench.problem(history=[], device="cpu")
         train(
             model,
             splits["train"],

@@ -74,7 +74,7 @@ def test_an_unmet_requirement_stops_a_fix(fixer: type[Fixer], instance: Fixer, b
 
 def test_the_given_model_is_untouched_bit_for_bit(instance: Fixer, bench: Bench, run: Run) -> None:
     for name, value in bench.model.state_dict().items():
-        assert torch.equal(value, run.problem.original.state_dict()[name]), f"problem.original changed in '{name}'"
+        assert torch.equal(value, run.problem.original.state_dict()[name].cpu()), f"problem.original changed in '{name}'"
     assert not run.problem.original.training, "problem.original must stay in eval mode"
 
 
@@ -84,7 +84,7 @@ def test_the_result_loads_into_the_same_architecture(bench: Bench, run: Run) -> 
     assert not run.fixed.training, "the fixed model comes back in eval mode"
     inputs = bench.splits["valid"].batch().inputs
     with torch.no_grad():
-        torch.testing.assert_close(template.eval()(inputs), run.fixed(inputs))
+        torch.testing.assert_close(template.eval()(inputs), copy.deepcopy(run.fixed).cpu()(inputs))
 
 
 def test_every_weight_is_finite(run: Run) -> None:
