@@ -95,10 +95,8 @@ SELECT
     (n_test - n_wrong + n_repaired - n_broken) / n_test AS accuracy_fixed,
     n_repaired / nullif(n_wrong, 0) AS repair_rate,
     n_broken / n_test AS negative_flip_rate,
-    -- Whether the sample ids go from 0 to n_test - 1. That none is there twice shows in the mark.
-    min(sample_id) = 0 AND max(sample_id) = count(*) - 1 AS is_complete,
-    -- Equal for trials that were judged on the same samples, labels and original predictions.
-    sum(hash(sample_id, label, original)) AS split_mark
+    -- That none is there twice shows where trials of a subject are compared, in the query `baseline_drift`.
+    min(sample_id) = 0 AND max(sample_id) = count(*) - 1 AS is_complete
 FROM predictions
 GROUP BY trial_id;
 

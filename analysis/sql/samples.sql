@@ -12,36 +12,33 @@
 -- column n_broken: of these, trials that break it [trials]
 -- column fixers: fixers with at least one such trial, in alphabetical order
 WITH judged AS (
-    SELECT subject, min(trial_id) AS trial_id, count(*) AS n_trials
+    SELECT trial_id, subject, fixer, count(*) OVER (PARTITION BY subject) AS n_trials
     FROM selected
     WHERE outcome = 'OK' AND n_repaired IS NOT NULL
-    GROUP BY subject
 ),
-changed AS (
+touched AS (
     SELECT
-        subject, sample_id,
-        count(*) FILTER (repaired) AS n_repaired,
-        count(*) FILTER (broken) AS n_broken,
-        list_sort(list(DISTINCT fixer)) AS fixers
-    FROM changes
-    GROUP BY subject, sample_id
+        j.subject, j.fixer, j.n_trials, p.sample_id, p.label, p.original,
+        count(*) FILTER (p.fixed = p.label) AS n_repaired,
+        count(*) FILTER (p.original = p.label) AS n_broken
+    FROM predictions AS p
+    JOIN judged AS j USING (trial_id)
+    WHERE p.original <> p.label OR p.fixed <> p.label
+    GROUP BY j.subject, j.fixer, j.n_trials, p.sample_id, p.label, p.original
 ),
 samples AS (
-    -- The original's predictions are the same in every trial of a subject, so one trial has them.
     SELECT
-        j.subject, p.sample_id, p.label, p.original, j.n_trials,
-        coalesce(c.n_repaired, 0) AS n_repaired,
-        coalesce(c.n_broken, 0) AS n_broken,
-        coalesce(c.fixers, []) AS fixers,
+        subject, n_trials, sample_id, label, original,
+        sum(n_repaired)::BIGINT AS n_repaired,
+        sum(n_broken)::BIGINT AS n_broken,
+        coalesce(list(fixer ORDER BY fixer) FILTER (n_repaired + n_broken > 0), []) AS fixers,
         CASE
-            WHEN c.n_repaired > 0 THEN 'repaired'
-            WHEN c.n_broken > 0 THEN 'broken'
+            WHEN original = label THEN 'broken'
+            WHEN sum(n_repaired) > 0 THEN 'repaired'
             ELSE 'never repaired'
         END AS kind
-    FROM judged AS j
-    JOIN predictions AS p USING (trial_id)
-    LEFT JOIN changed AS c ON c.subject = j.subject AND c.sample_id = p.sample_id
-    WHERE c.sample_id IS NOT NULL OR p.original <> p.label
+    FROM touched
+    GROUP BY subject, n_trials, sample_id, label, original
 )
 SELECT
     subject, kind,

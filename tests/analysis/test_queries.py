@@ -353,8 +353,8 @@ def _one_seed_less(study, row):
         (_row(aaod_fixed=None), {"recomputed"}),
         (_row(asr_fixed=57.0), {"range"}),
         (_no_predictions, {"predictions"}),
-        (_columns(_duplicate_sample), {"samples", "test split", "recomputed"}),
-        (_columns(_other_labels), {"test split", "recomputed"}),
+        (_columns(_duplicate_sample), {"samples", "recomputed"}),
+        (_columns(_other_labels), {"recomputed"}),
         (_copied_row, {"duplicate"}),
         (_row(outcome="FINE"), {"outcome"}),
         (_row(outcome="CORRUPTED"), {"outcome"}),
@@ -368,9 +368,19 @@ def test_integrity_notices(study, tmp_path, change, expected):
     assert expected <= found
     # Damage shows where it is, and in what depends on it.
     assert not expected or found
-    assert found <= expected | {"recomputed", "identity", "test split"}
+    assert found <= expected | {"recomputed", "identity"}
     if not expected:
         assert not found
+
+
+@pytest.mark.parametrize("change", [_duplicate_sample, _other_labels])
+def test_trials_judged_on_other_samples_are_drift(tmp_path, change):
+    study = write_study(tmp_path / "s", subjects=("digits-s",), fixers=("care",), n_test=40, adapt=0, outcomes={})
+    assert [row["n_references"] for row in rows(analysis.open(study.folder), "baseline_drift")] == [1]
+    _columns(change)(study, study.trials[0])
+    [row] = rows(analysis.open(study.folder), "baseline_drift")
+    assert row["n_references"] == 2
+    assert row["has_drifted"]
 
 
 def test_baseline_drift(study, tmp_path):
