@@ -167,6 +167,29 @@ def test_the_constriction_factor_is_the_published_one():
     assert constriction(4.1) == pytest.approx(0.7298, abs=5e-5)
 
 
+def test_moves_follow_the_equations_particle_by_particle():
+    seen = []
+
+    def watch(x):
+        seen.append(x.clone())
+        return rastrigin(x)
+
+    start = torch.randn(5, 2, generator=torch.Generator().manual_seed(3)).double()
+    particle_swarm(watch, start, generations=12, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    positions, velocities, own = list(start), [torch.zeros(2).double() for _ in start], list(start)
+    for after in seen[1:]:
+        draws = 2.05 * torch.rand(2, 5, 1, generator=generator, dtype=torch.float64)
+        best = max(own, key=lambda x: rastrigin(x[None]).item())
+        for i, position in enumerate(positions):
+            pull = draws[0, i] * (own[i] - position) + draws[1, i] * (best - position)
+            velocities[i] = constriction(4.1) * (velocities[i] + pull)
+            positions[i] = position + velocities[i]
+            if rastrigin(positions[i][None]) > rastrigin(own[i][None]):
+                own[i] = positions[i]
+        torch.testing.assert_close(after, torch.stack(positions))
+
+
 def test_speeds_stay_in_their_range_and_the_first_move_is_downwards():
     seen = []
 
