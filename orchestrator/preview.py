@@ -10,9 +10,9 @@ from rich.text import Text
 
 from orchestrator import session
 from orchestrator.loading import LoadedSubject, load
+from orchestrator.plan import Cell, CostModel, Plan, estimate, make_plan, needs_history
 from orchestrator.progress import duration
 from orchestrator.run import default_results
-from orchestrator.scheduler import Cell, CostModel, Plan, estimate, make_plan, needs_history
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study
 from orchestrator.subjects.originals import cache_file

@@ -11,8 +11,7 @@ import logging
 import os
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,177 +23,20 @@ import ray.exceptions
 from ray import tune
 from ray.tune.search import Searcher
 
-import fixers
-from fixers.requirements import TrainingHistory, Unmet
 from orchestrator import outcomes
 from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject, load
 from orchestrator.monitor import Monitor, Sighting
 from orchestrator.outcomes import Verdict
+from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history
 from orchestrator.store import Store
-from orchestrator.study import FixerEntry, Study, TrialSpec, configurations, trial_specs
+from orchestrator.study import Study, TrialSpec
 from orchestrator.subjects.subject import SubjectDefinition
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
 from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config
 
 MOST_RUNS_OF_A_TRIAL = 3
 """A trial whose node is lost, or that Ray's memory monitor killed perhaps for a neighbour's memory, runs again."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry of a study on one subject."""
-
-    entry: FixerEntry
-    subject: str
-    unmet: Unmet | None
-    """Why the approach can't be applied."""
-    adapt: tuple[TrialSpec, ...]
-    """Trials of the sweep; empty without adaptation."""
-    final: tuple[TrialSpec, ...]
-    """Trials whose settings are known already; those of an adaptation follow from its sweep."""
-    n_final: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All trials of a study."""
-
-    cells: tuple[Cell, ...]
-    done: frozenset[str]
-    """Ids of trials that have a row."""
-
-    @property
-    def planned(self) -> int:
-        """Trials of the whole study, those of adaptations included."""
-        return sum(len(cell.adapt) + cell.n_final for cell in self.cells)
-
-
-def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterable[str]) -> Plan:
-    """What the study means for its loaded subjects."""
-    cells = []
-    for entry in study.fixers:
-        for name, subject in subjects.items():
-            unmet = fixers.get(entry.name).unmet(subject.facts)
-            adapting = entry.adapt is not None and unmet is None
-            cells.append(
-                Cell(
-                    entry,
-                    name,
-                    unmet,
-                    adapt=tuple(trial_specs(study, entry, name, subject.fingerprint, "adapt")) if adapting else (),
-                    final=() if adapting else tuple(trial_specs(study, entry, name, subject.fingerprint, "final")),
-                    n_final=len(study.seeds) * (1 if adapting else len(configurations(entry, "final"))),
-                )
-            )
-    return Plan(tuple(cells), frozenset(done))
-
-
-def needs_history(study: Study) -> bool:
-    """Whether a fixer of the study needs the weights after each epoch of the original training."""
-    return any(
-        isinstance(requirement, TrainingHistory)
-        for entry in study.fixers
-        for requirement in fixers.get(entry.name).requirements
-    )
-
-
-@dataclass
-class _Sweep:
-    """The trials of an adaptation that are still open, and what the finished ones gave on valid."""
-
-    cell: Cell
-    open: set[str]
-    scores: dict[str, float] = field(default_factory=dict)
-
-
-class TrialQueue:
-    """Which trial is next. Trials of a sweep release the final ones of its best configuration.
-
-    Args:
-        study: the expanded study.
-        plan: its trials.
-        subjects: by name.
-        scores: accuracy on valid of the sweep's trials that ran before, by trial.
-        cost: expected seconds of a trial; expensive ones go first, so that none is left alone at the end.
-        on_chosen: told which configuration an adaptation chose: cell, best trial, scores.
-    """
-
-    def __init__(
-        self,
-        study: Study,
-        plan: Plan,
-        subjects: Mapping[str, LoadedSubject],
-        scores: Mapping[str, float],
-        cost: Callable[[TrialSpec], float],
-        on_chosen: Callable[[Cell, TrialSpec, Mapping[str, float]], None] = lambda cell, spec, scores: None,
-    ) -> None:
-        self._study = study
-        self._subjects = subjects
-        self._cost = cost
-        self._on_chosen = on_chosen
-        self._done = set(plan.done)
-        self._sweeps: list[_Sweep] = []
-        self.in_flight: dict[str, TrialSpec] = {}
-        self.runs: dict[str, int] = {}
-        waiting: list[TrialSpec] = []
-        for cell in plan.cells:
-            if cell.unmet is None:
-                waiting += [spec for spec in (*cell.adapt, *cell.final) if spec.trial_id not in self._done]
-            if cell.adapt:
-                ids = {spec.trial_id for spec in cell.adapt}
-                known = {trial: score for trial, score in scores.items() if trial in ids}
-                self._sweeps.append(_Sweep(cell, ids - self._done, known))
-        self._waiting = deque(sorted(waiting, key=cost, reverse=True))
-        self._release_finished_sweeps()
-
-    def next(self) -> TrialSpec | None:
-        """The next trial, now in flight; None when there is none at the moment."""
-        if not self._waiting:
-            return None
-        spec = self._waiting.popleft()
-        self.in_flight[spec.trial_id] = spec
-        self.runs[spec.trial_id] = self.runs.get(spec.trial_id, 0) + 1
-        return spec
-
-    def finish(self, trial_id: str, valid_score: float | None) -> None:
-        """A trial has its row."""
-        self.in_flight.pop(trial_id, None)
-        self._done.add(trial_id)
-        for sweep in self._sweeps:
-            if trial_id in sweep.open:
-                sweep.open.remove(trial_id)
-                if valid_score is not None:
-                    sweep.scores[trial_id] = valid_score
-        self._release_finished_sweeps()
-
-    def again(self, trial_id: str) -> None:
-        """A trial has to run again; it goes to the end, where it has the most room."""
-        self._waiting.append(self.in_flight.pop(trial_id))
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether no trial is waiting, in flight or still to come from a sweep."""
-        return not self._waiting and not self.in_flight
-
-    @property
-    def left(self) -> int:
-        """Trials known by now that have no row."""
-        return len(self._waiting) + len(self.in_flight)
-
-    def _release_finished_sweeps(self) -> None:
-        for sweep in [sweep for sweep in self._sweeps if not sweep.open]:
-            self._sweeps.remove(sweep)
-            cell = sweep.cell
-            # The first of equals is the earliest of the sweep, which starts with the default configuration.
-            best = max(cell.adapt, key=lambda spec: sweep.scores.get(spec.trial_id, float("-inf")))
-            self._on_chosen(cell, best, sweep.scores)
-            fingerprint = self._subjects[cell.subject].fingerprint
-            chosen = trial_specs(
-                self._study, cell.entry, cell.subject, fingerprint, "final", [json.loads(best.params)]
-            )  # fmt: skip
-            ready = [spec for spec in chosen if spec.trial_id not in self._done]
-            self._waiting = deque(sorted([*self._waiting, *ready], key=self._cost, reverse=True))
 
 
 class _Stateless:
@@ -526,44 +368,3 @@ def _lanes(resources: Mapping[str, float]) -> int:
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
         raise UserError(f"A trial needs {wanted}, more than the whole cluster has; lower resources in the study file.")
     return lanes
-
-
-_WEIGHT_OF_LEVEL = {"model": 10.0, "layer": 2.0, "neuron": 1.0}
-
-
-class CostModel:
-    """Expected seconds of a trial: from rows of the same fixer and subject, else a guess that only orders.
-
-    Args:
-        store: results so far.
-        subjects: by name.
-    """
-
-    def __init__(self, store: Store, subjects: Mapping[str, LoadedSubject]) -> None:
-        self._subjects = subjects
-        self._measured: dict[tuple[str, str], float] = {}
-        for row in store.rows(["fixer", "subject", "fix_seconds", "evaluate_seconds"]):
-            if row["fix_seconds"] is not None:
-                key = row["fixer"], row["subject"]
-                seconds = row["fix_seconds"] + (row["evaluate_seconds"] or 0.0)
-                self._measured[key] = max(seconds, self._measured.get(key, 0.0))
-
-    def measured(self, fixer: str, subject: str) -> float | None:
-        """Longest time seen, in seconds; None when the pair never ran."""
-        return self._measured.get((fixer, subject))
-
-    def __call__(self, spec: TrialSpec) -> float:
-        """Seconds, or the guess."""
-        seconds = self.measured(spec.fixer, spec.subject)
-        if seconds is not None:
-            return seconds
-        row = self._subjects[spec.subject].row
-        size = (row["n_train"] + row["n_repair"]) * row["n_parameters"]
-        return float(_WEIGHT_OF_LEVEL[fixers.get(spec.fixer).level] * size / 1e8)
-
-
-def estimate(queue_left: Sequence[TrialSpec], cost: CostModel, lanes: int) -> tuple[float, list[str]]:
-    """Seconds that the remaining trials take on ``lanes`` lanes, and the pairs of which nothing is known yet."""
-    known = [cost.measured(spec.fixer, spec.subject) for spec in queue_left]
-    unknown = sorted({f"{s.fixer} on {s.subject}" for s, c in zip(queue_left, known, strict=True) if c is None})
-    return sum(seconds for seconds in known if seconds is not None) / max(lanes, 1), unknown
