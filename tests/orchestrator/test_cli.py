@@ -1,0 +1,87 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from analysis.published import import_published
+
+
+def fixstudy(*arguments, **options):
+    command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_help_imports_neither_torch_nor_ray_nor_duckdb():
+    script = "import sys; from orchestrator.cli import cli; cli(['--help'], standalone_mode=False); "
+    script += (
+        "print([name for name in ('torch', 'ray', 'duckdb', 'pyarrow', 'rich', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize("command", ["status", "sql", "report"])
+def test_reading_results_imports_neither_torch_nor_ray(command, tmp_path):
+    import_published(tmp_path / "published")
+    query = ["select 1"] if command == "sql" else []
+    script = (
+        f"import sys; from orchestrator.cli import cli; cli({[command, str(tmp_path / 'published'), *query]!r}, "
+        "standalone_mode=False); print([name for name in ('torch', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu"], "did you mean 'run'"),
+        (["run", "nowhere.yaml"], "There is no study file nowhere.yaml."),
+        (["plan"], "Missing argument 'STUDY'"),
+        (["status", "nowhere"], "nowhere"),
+        (["sql", "nowhere", "select 1"], "nowhere"),
+        (["fixers", "arachn"], "did you mean 'arachne'?"),
+        (["subjects", "digit"], "did you mean 'digits'"),
+        (["fix", "--model", "digits", "--fixer", "arachne", "--param", "populaton=3"], "did you mean 'population'?"),
+        (["fix", "--model", "nowhere.onnx", "--fixer", "arachne"], "--data is missing"),
+        (["fix", "--fixer", "arachne"], "Give --model with --data, or --subject."),
+        (["advise", "x", "--max-nfr", "much"], "A share is written"),
+        (["train", "imagenet", "--data-root", "nowhere"], "imagenet"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, said, tmp_path):
+    done = fixstudy(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_the_plan_of_a_study_runs_nothing(tmp_path):
+    study = tmp_path / "s.yaml"
+    study.write_text(
+        "study: s\nsubjects: [digits]\nfixers: [arachne, {name: finetune, grid: {epochs: [1, 2]}}]\nseeds: 2"
+    )
+    done = fixstudy("plan", study, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6 trials" in done.stdout
+    assert not (tmp_path / "results").exists()
+    assert fixstudy("run", study, "--dry-run", cwd=tmp_path).stdout == done.stdout
+
+
+def test_fix_prints_before_and_after_and_writes_onnx(tmp_path, data_root=None):
+    out = tmp_path / "fixed.onnx"
+    done = fixstudy("fix", "--model", "digits", "--fixer", "arachne", "--preset", "quick", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "repaired" in done.stdout
+    assert "accuracy" in done.stdout
+    import onnx
+
+    facts = {item.key: item.value for item in onnx.load(out).metadata_props}
+    assert facts["fixer"] == "arachne"
+    assert json.loads(facts["params"])["population"] > 0
+    again = fixstudy("fix", "--model", out, "--data", "digits", "--fixer", "finetune", "--preset", "quick")
+    assert again.returncode == 0, again.stderr
+    assert f"{float(facts['accuracy_fixed']):.2%}" in again.stdout, "the written model is the fixed one"

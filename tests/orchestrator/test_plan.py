@@ -1,0 +1,135 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.loading import LoadedSubject
+from orchestrator.plan import CostModel, Plan, TrialQueue, estimate, make_plan
+from orchestrator.store import Store
+from orchestrator.study import Adaptation, FixerEntry, Study
+from orchestrator.subjects.catalogue import resolve
+
+
+def loaded(name):
+    definition = resolve(name)
+    data = definition.load_data()
+    row = {"n_train": len(data.train), "n_repair": len(data.repair), "n_test": len(data.test), "n_parameters": 10_000}
+    return LoadedSubject(definition, f"fingerprint-of-{name}", row, definition.facts(data=data), {"test": 0.9})
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    return {name: loaded(name) for name in ("digits", "digits-s")}
+
+
+def study(*fixers, seeds=(0, 1)):
+    return Study(study="t", subjects=["digits", "digits-s"], fixers=list(fixers), seeds=list(seeds))
+
+
+def drain(queue):
+    order = []
+    while (spec := queue.next()) is not None:
+        order.append(spec)
+        queue.finish(spec.trial_id, None)
+    return order
+
+
+def test_every_trial_comes_once_and_the_expensive_first(subjects):
+    plan = make_plan(study(FixerEntry(name="arachne"), FixerEntry(name="finetune")), subjects, done=())
+    queue = TrialQueue(study(FixerEntry(name="arachne")), plan, subjects, {}, lambda spec: len(spec.fixer) + spec.seed)
+    order = drain(queue)
+    assert queue.exhausted
+    assert len(order) == len({spec.trial_id for spec in order}) == plan.planned == 8
+    costs = [len(spec.fixer) + spec.seed for spec in order]
+    assert costs == sorted(costs, reverse=True)
+
+
+@given(st.sets(st.integers(0, 7)))
+def test_what_has_a_row_is_left_out(subjects, done_numbers):
+    entries = study(FixerEntry(name="arachne"), FixerEntry(name="finetune"))
+    ids = [spec.trial_id for cell in make_plan(entries, subjects, ()).cells for spec in cell.final]
+    done = {ids[number] for number in done_numbers}
+    queue = TrialQueue(entries, make_plan(entries, subjects, done), subjects, {}, lambda spec: 0.0)
+    assert {spec.trial_id for spec in drain(queue)} == set(ids) - done
+
+
+def test_a_trial_that_runs_again_goes_to_the_end(subjects):
+    entries = study(FixerEntry(name="arachne"), FixerEntry(name="finetune"))
+    queue = TrialQueue(entries, make_plan(entries, subjects, ()), subjects, {}, lambda spec: 0.0)
+    first = queue.next()
+    queue.again(first.trial_id)
+    assert not queue.exhausted
+    order = drain(queue)
+    assert order[-1] == first
+    assert queue.runs[first.trial_id] == 2
+
+
+def test_a_sweep_releases_the_final_trials_of_its_best_configuration(subjects):
+    entry = FixerEntry(name="arachne", adapt=Adaptation(space={"alpha": [1.0, 2.0, 4.0]}))
+    chosen = []
+    entries = study(entry)
+    plan = make_plan(entries, {"digits": subjects["digits"]}, ())
+    queue = TrialQueue(
+        entries, plan, subjects, {}, lambda spec: 0.0, lambda cell, best, scores: chosen.append((best, dict(scores)))
+    )
+    sweep = [queue.next() for _ in range(4)]
+    assert {spec.stage for spec in sweep} == {"adapt"}
+    assert queue.next() is None
+    assert not queue.exhausted, "the sweep is in flight and its final trials are to come"
+    scores = {spec.trial_id: {1.0: 0.5, 2.0: 0.8}.get(json.loads(spec.params)["alpha"], 0.1) for spec in sweep}
+    for spec in sweep:
+        queue.finish(spec.trial_id, scores[spec.trial_id])
+    final = drain(queue)
+    assert [spec.seed for spec in final] == [0, 1]
+    assert {json.loads(spec.params)["alpha"] for spec in final} == {2.0}
+    assert chosen[0][1] == scores
+
+
+def test_a_sweep_that_ran_before_is_not_run_again(subjects):
+    entry = FixerEntry(name="arachne", adapt=Adaptation(space={"alpha": [1.0, 2.0]}))
+    only = {"digits": subjects["digits"]}
+    sweep = make_plan(study(entry), only, ()).cells[0].adapt
+    scores = {spec.trial_id: float(json.loads(spec.params)["alpha"] == 1.0) for spec in sweep}
+    plan = make_plan(study(entry), only, scores)
+    order = drain(TrialQueue(study(entry), plan, only, scores, lambda spec: 0.0))
+    assert [spec.stage for spec in order] == ["final", "final"]
+    assert {json.loads(spec.params)["alpha"] for spec in order} == {1.0}
+
+
+def test_a_sweep_in_which_everything_failed_still_runs_the_default(subjects):
+    entry = FixerEntry(name="arachne", adapt=Adaptation(space={"alpha": [1.0]}))
+    only = {"digits": subjects["digits"]}
+    queue = TrialQueue(study(entry), make_plan(study(entry), only, ()), only, {}, lambda spec: 0.0)
+    order = drain(queue)
+    assert [spec.stage for spec in order] == ["adapt", "adapt", "final", "final"]
+    assert order[2].params == order[0].params
+
+
+def test_an_unadaptable_cell_is_in_the_plan_and_not_in_the_queue(subjects):
+    facts = replace(subjects["digits"].facts, train_class_counts={})
+    only = {"digits": replace(subjects["digits"], facts=facts)}
+    entries = study(FixerEntry(name="apricot"))
+    plan = make_plan(entries, only, ())
+    assert plan.cells[0].unmet.code == "training_samples"
+    assert plan.planned == 2
+    assert TrialQueue(entries, plan, only, {}, lambda spec: 0.0).exhausted
+
+
+def test_measured_times_beat_guesses(subjects, tmp_path):
+    store = Store(tmp_path)
+    store.create()
+    store.write_trial(
+        {"trial_id": "a", "fixer": "arachne", "subject": "digits", "fix_seconds": 50.0, "evaluate_seconds": 10.0}
+    )
+    cost = CostModel(store, subjects)
+    specs = [spec for cell in make_plan(study(FixerEntry(name="arachne")), subjects, ()).cells for spec in cell.final]
+    assert [cost(spec) for spec in specs if spec.subject == "digits"] == [60.0, 60.0]
+    seconds, unknown = estimate(specs, cost, lanes=2)
+    assert seconds == 60.0
+    assert unknown == ["arachne on digits-s"]
+
+
+def test_an_empty_plan_is_exhausted(subjects):
+    assert TrialQueue(study(FixerEntry(name="arachne")), Plan((), frozenset()), subjects, {}, lambda s: 0.0).exhausted
