@@ -244,6 +244,22 @@ def test_samples(con, study):
     assert max(r["position"] for r in rows(con, "samples", per_kind=3)) == 3
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6))
+def test_pareto_front_with_ties(points):
+    import duckdb
+
+    con = duckdb.connect()
+    con.execute(
+        "CREATE TABLE cells (subject VARCHAR, fixer VARCHAR, repair_rate DOUBLE, negative_flip_rate DOUBLE, n_ok INT)"
+    )
+    con.executemany("INSERT INTO cells VALUES ('s', ?, ?, ?, 1)", [[f"f{i}", r, n] for i, (r, n) in enumerate(points)])
+    found = {row["fixer"]: row for row in rows(con, "pareto_front")}
+    for i, (r, n) in enumerate(points):
+        better = sum(1 for q, m in points if q >= r and m <= n and (q, m) != (r, n))
+        assert (found[f"f{i}"]["dominated_by"], found[f"f{i}"]["on_front"]) == (better, better == 0)
+
+
 def test_tradeoff_classes(tmp_path):
     study = write_study(tmp_path / "s", subjects=("digits",), seeds=(0,), adapt=0, outcomes={}, n_test=100)
     changes = {

@@ -376,6 +376,13 @@ def test_a_sandbox_survives_errors_of_results(place, tmp_path):
         assert sandbox.rows("SELECT count(*) FROM predictions").rows == [(20,)]
 
 
+@pytest.mark.parametrize("sql", WRITES + READS[:12])
+def test_the_statement_alone_is_refused(place, sql):
+    """The first wall stands without the others."""
+    with pytest.raises(QueryError):
+        check_statement(sql.replace("{root}", str(place[0])))
+
+
 def test_check_statement_names_the_tables():
     assert check_statement("SELECT * FROM trials JOIN (FROM Changes) USING (trial_id)") == {"trials", "changes"}
 
