@@ -115,6 +115,28 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Example:
+    """One test image.
+
+    Attributes:
+        image: a data URI, empty when the results have no picture of it.
+        text: which image it is and what became of it.
+    """
+
+    image: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Test images of one kind."""
+
+    title: str
+    examples: Sequence[Example]
+    kind: str = "gallery"
+
+
+@dataclass(frozen=True)
 class Trials:
     """Where all trials are shown page by page."""
 
@@ -132,7 +154,7 @@ class Fold:
     kind: str = "fold"
 
 
-Block = Table | Plots | Paragraph | Legend | Code | Settings | Trials | Fold
+Block = Table | Plots | Paragraph | Legend | Code | Settings | Gallery | Trials | Fold
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from analysis import words
 from analysis.advise import decide, interval_json
-from analysis.document import Block, Document, Fold, Paragraph, Plots, Settings, Table
+from analysis.document import Block, Document, Fold, Gallery, Paragraph, Plots, Settings, Table
 from analysis.findings import Cell, Comparison, Findings
 from analysis.schema import SCHEMA_VERSION
 from analysis.statistics import Interval
@@ -47,6 +47,8 @@ def _md_blocks(blocks: Sequence[Block], level: int) -> list[str]:
                 lines += [f"{'#' * min(level, 6)} {md_text(block.title)}", "", *_md_blocks(block.blocks, level + 1)]
             case Paragraph():
                 lines += [md_text(block.text), ""]
+            case Gallery():
+                lines += [f"{md_text(block.title)}:", "", *(f"- {md_text(e.text)}" for e in block.examples), ""]
             case Settings():
                 lines += [*(f"- {md_text(name)}: {md_text(value)}" for name, value in block.entries), ""]
             case _:

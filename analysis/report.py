@@ -30,13 +30,17 @@ FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 _ENDINGS: Final[Mapping[Format, str]] = {"html": "html", "md": "md", "json": "json", "latex": "tex"}
 
 
-def write_report(results: str | Path, target: Path | None = None, format: str = "html") -> Path:
+def write_report(
+    results: str | Path, target: Path | None = None, format: str = "html", *, pictures: bool = True
+) -> Path:
     """Write the report of a study.
 
     Args:
         results: the study's folder, or a URI of one.
         target: file to write; `report.html` (.md, .json, .tex) in the results folder when not given.
         format: html, md, json or latex.
+        pictures: whether the page shows test images, where the results folder has any. Turn it off for data that must
+            not leave the folder.
 
     Returns:
         The file written. It appears whole or not at all.
@@ -53,8 +57,8 @@ def write_report(results: str | Path, target: Path | None = None, format: str = 
     with open_results(results) as con:
         findings = find(con)
         renderers: dict[Format, Callable[[], str]] = {
-            "html": lambda: render_html(con, findings, study_file(results)),
-            "md": lambda: formats.markdown(build(con, findings, study_file(results))),
+            "html": lambda: render_html(con, findings, results, pictures=pictures),
+            "md": lambda: formats.markdown(build(con, findings, results)),
             "json": lambda: formats.as_json(findings, _warnings(con, findings)),
             "latex": lambda: formats.latex(findings),
         }
@@ -79,23 +83,27 @@ def _write(target: Path, text: str) -> None:
         raise UserError(f"The report can't be written to {target}: {error.strerror}.") from error
 
 
-def study_file(results: str | Path) -> str | None:
-    """The study as run, when the folder is local and has it."""
-    path = Path(results) / "study.yaml"
+def study_file(folder: Path) -> str | None:
+    """The study as run, when the folder has it."""
+    path = folder / "study.yaml"
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 # --- the document ------------------------------------------------------------------------------------------------
 
 
-def build(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str | None = None) -> Document:
+def build(
+    con: "duckdb.DuckDBPyConnection", findings: Findings, results: str | Path = "", *, pictures: bool = False
+) -> Document:
     """Everything that the page says.
 
     Args:
         con: from `analysis.open`.
         findings: of the same study.
-        study: the study file as run.
+        results: the results folder, for the study file and pictures; they are left out where it isn't local.
+        pictures: whether to show test images.
     """
+    folder = Path(results) if results and Path(results).is_dir() else None
     advices = [advise.decide(subject) for subject in findings.subjects]
     body = [
         sections.outcomes(findings),
@@ -104,10 +112,11 @@ def build(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str | Non
         sections.efficiency(findings),
         sections.complementarity(findings, con),
         sections.classes(findings, con),
+        sections.examples(findings, con, folder if pictures else None),
         sections.comparison(findings),
         sections.seeds(findings),
         sections.adaptation(findings, con),
-        *_appendix(con, findings, study),
+        *_appendix(con, findings, study_file(folder) if folder else None),
     ]
     answers = [Answer(a.subject, a.lead, a.details, a.others, a.chosen is not None) for a in advices]
     if not answers:
@@ -273,9 +282,11 @@ def _plain(value: object) -> str:
 # --- HTML --------------------------------------------------------------------------------------------------------
 
 
-def render_html(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str | None = None) -> str:
+def render_html(
+    con: "duckdb.DuckDBPyConnection", findings: Findings, results: str | Path = "", *, pictures: bool = False
+) -> str:
     """The page: one file, scripts and styles inside, no request to anywhere."""
-    document = build(con, findings, study)
+    document = build(con, findings, results, pictures=pictures)
     figures = document.figures()
     js = _template("report.js")
     plotly = _plotly() if figures else ""

@@ -1,8 +1,10 @@
 """The sections of a report, built from findings and from the answers of named queries."""
 
+import base64
 import math
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -11,7 +13,9 @@ from analysis import plots, statistics, words
 from analysis.document import (
     Block,
     Column,
+    Example,
     Fold,
+    Gallery,
     Legend,
     Paragraph,
     Plot,
@@ -1111,6 +1115,62 @@ def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         "fall below the original."
     )
     return Section("adaptation", "Adaptation", [lead, table], ("adaptation_sensitivity", "adaptation_parameters"))
+
+
+_LARGEST_PICTURE: Final = 40_000
+
+
+def examples(findings: Findings, con: "duckdb.DuckDBPyConnection", results: Path | None) -> Section:
+    """Images that most fixes repair, break, or never repair.
+
+    Args:
+        findings: of the study.
+        con: from `analysis.open`.
+        results: the results folder, for pictures `examples/<fingerprint of the subject>/<sample_id>.png`; None for
+            none.
+    """
+    titles = {
+        "repaired": "Repaired by most",
+        "broken": "Broken by most",
+        "never repaired": "Repaired by none",
+    }
+    rows = _by_subject(answer(con, "samples").to_pylist())
+    blocks: list[Block] = []
+    for subject in findings.subjects:
+        galleries = []
+        for kind, title in titles.items():
+            own = [row for row in rows.get(subject.name, []) if row["kind"] == kind]
+            folder = results / "examples" / str(subject.info.get("fingerprint")) if results else None
+            if own:
+                galleries.append(Gallery(title, [Example(_picture(folder, row), _story(row)) for row in own]))
+        if galleries:
+            blocks.append(Fold(subject.name, galleries, open=not blocks))
+    if not blocks:
+        return Section("examples", "Examples", [], ())
+    lead = Paragraph(
+        "From the test split, clearest first. A sample's number is its position in the subject's test split."
+    )
+    return Section("examples", "Examples", [lead, *blocks], ("samples",))
+
+
+def _story(row: Mapping[str, Any]) -> str:
+    said = f"no. {row['sample_id']}: class {row['label']}, the original says {row['original']}"
+    n = row["n_trials"]
+    if row["kind"] == "never repaired":
+        return f"{said}; none of {n} fixes mends it"
+    verb, count = ("repair", row["n_repaired"]) if row["kind"] == "repaired" else ("break", row["n_broken"])
+    return f"{said}; {count} of {n} fixes {verb} it"
+
+
+def _picture(folder: Path | None, row: Mapping[str, Any]) -> str:
+    """A small PNG as a data URI; empty when there is none."""
+    path = folder / f"{int(row['sample_id'])}.png" if folder else None
+    if path is None or not path.is_file() or path.stat().st_size > _LARGEST_PICTURE:
+        return ""
+    content = path.read_bytes()
+    if not content.startswith(b"\x89PNG"):
+        return ""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def _names(findings: Findings) -> dict[str, str]:

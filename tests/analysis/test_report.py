@@ -35,6 +35,11 @@ def _page(results, tmp_path, name="page.html"):
     return report.write_report(results, tmp_path / name).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def page(study, tmp_path_factory):
+    return _page(study.folder, tmp_path_factory.mktemp("page"))
+
+
 def _without_scripts(page):
     return re.sub(r"<script.*?</script>", "", page, flags=re.S)
 
@@ -110,8 +115,8 @@ def test_ranks_of_the_report_equal_the_query(write_study, tmp_path):
 # --- the page ----------------------------------------------------------------------------------------------------
 
 
-def test_the_page_answers_first(study, tmp_path):
-    text = _text(_page(study.folder, tmp_path))
+def test_the_page_answers_first(page):
+    text = _text(page)
     first = text.index("Which fixer to use")
     assert (
         first
@@ -123,22 +128,27 @@ def test_the_page_answers_first(study, tmp_path):
         assert words in text
 
 
-def test_every_trial_is_in_the_appendix(study, tmp_path):
-    page = _page(study.folder, tmp_path)
+def test_every_trial_is_in_the_appendix(study, page):
     data = json.loads(re.search(r'id="trial-data">(.*?)</script>', page, flags=re.S)[1])
     ids = data["columns"][0]
     assert data["n"] == len(study.trials)
     assert sorted(ids["values"][i] for i in ids["index"]) == sorted(row["trial_id"] for row in study.trials)
 
 
-def test_the_same_results_give_the_same_bytes(study, tmp_path):
-    for form in report.FORMATS:
-        first = report.write_report(study.folder, tmp_path / "a", form).read_bytes()
-        assert first == report.write_report(study.folder, tmp_path / "b", form).read_bytes()
+def test_the_same_results_give_the_same_bytes(study, page, tmp_path):
+    # In another process, where hashes of strings and so the order of sets differ.
+    code = (
+        "import sys; from pathlib import Path; from analysis.report import write_report\n"
+        f"for form in ('html', 'json', 'md'): write_report({str(study.folder)!r}, Path({str(tmp_path)!r}, form), form)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "html").read_text(encoding="utf-8") == page
+    for form in ("json", "md"):
+        again = report.write_report(study.folder, tmp_path / "again", form)
+        assert again.read_bytes() == (tmp_path / form).read_bytes()
 
 
-def test_one_file_and_no_address_that_could_be_loaded(study, tmp_path):
-    page = _page(study.folder, tmp_path)
+def test_one_file_and_no_address_that_could_be_loaded(page):
     assert page.count("plotly.js v") == 1
     outside = _without_scripts(page)
     assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", outside)
@@ -149,11 +159,10 @@ def test_one_file_and_no_address_that_could_be_loaded(study, tmp_path):
     assert "script-src &#39;sha256-" in page
 
 
-def test_the_policy_names_exactly_the_scripts_of_the_page(study, tmp_path):
+def test_the_policy_names_exactly_the_scripts_of_the_page(page):
     import base64
     import hashlib
 
-    page = _page(study.folder, tmp_path)
     scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
     assert len(scripts) == 2
     for script in scripts:
@@ -189,8 +198,7 @@ def test_everything_from_the_data_is_escaped(write_study, tmp_path, monkeypatch)
     assert r"\textless{}img" in tables
 
 
-def test_headings_landmarks_and_labels(study, tmp_path):
-    page = _page(study.folder, tmp_path)
+def test_headings_landmarks_and_labels(page):
     outside = _without_scripts(page)
     for landmark in ("<header", "<nav aria-label", "<main", "<footer", 'lang="en"', "<title>"):
         assert landmark in outside
@@ -212,6 +220,23 @@ def test_numbers_of_the_published_study(published, tmp_path):
     assert "5 subjects are too few" in text
     assert "Not to be trusted: hybridrepair on cifar10, reassure on cifar10" in text
     assert "No trial has predictions" in text
+
+
+def test_pictures_are_shown_and_can_be_left_out(write_study, tmp_path):
+    folder = write_study(tmp_path / "s", subjects=("digits",)).folder
+    with analysis.open(folder) as con:
+        rows = analysis.run(con, "samples").to_pylist()
+    pictures = folder / "examples" / "fp-digits"
+    pictures.mkdir(parents=True)
+    (pictures / f"{rows[0]['sample_id']}.png").write_bytes(b"\x89PNG\r\n\x1a\n small")
+    (pictures / f"{rows[1]['sample_id']}.png").write_bytes(b"<svg onload='alert(1)'>")
+    page = _page(folder, tmp_path)
+    assert re.findall(r"<img[^>]*src=.data:image/png;base64,(\w+)", _without_scripts(page)) == ["iVBORw0KGgogc21hbGw"]
+    assert page.count("<img") == 1
+    assert "Repaired by none" in page
+    plain = report.write_report(folder, tmp_path / "plain.html", pictures=False).read_text()
+    assert "<img" not in plain
+    assert "Repaired by none" in plain
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
@@ -320,8 +345,6 @@ def test_the_default_target_is_in_the_results_folder(write_study, tmp_path):
     folder = write_study(tmp_path / "s", subjects=("digits",)).folder
     assert report.write_report(folder) == folder / "report.html"
     assert report.write_report(folder, format="latex") == folder / "report.tex"
-    # The report in the folder is no result: reading again gives the same.
-    assert report.write_report(folder).stat().st_size > 10_000
 
 
 def test_a_report_needs_nothing_heavy(study, tmp_path):
@@ -374,7 +397,7 @@ def test_a_study_with_nothing_usable(write_study, tmp_path, outcome):
     n_test=st.sampled_from([1, 2, 30]),
     adapt=st.integers(0, 2),
 )
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_study_gives_a_page(write_study, tmp_path_factory, data, subjects, fixers, seeds, classes, n_test, adapt):
     outcomes = {
         (fixer, subject, seed): data.draw(st.sampled_from(["OK", "OK", "CORRUPTED", "FAILURE", "UNADAPTABLE"]))
