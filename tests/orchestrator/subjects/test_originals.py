@@ -117,9 +117,13 @@ def test_a_damaged_cache_file_is_trained_anew(content: bytes | None, tmp_path: P
 def test_the_history_has_every_epoch_and_ends_with_the_original(tmp_path: Path) -> None:
     plain = prepare(definition(), data_root=None, cache_dir=tmp_path)
     assert not plain.history and not plain.facts().has_history
-    # Interrupted on the way: the history must be complete all the same.
-    with pytest.raises(Killed):
-        prepare(definition(), data_root=None, cache_dir=tmp_path, keep_history=True, on_progress=killed_after(2))
+    # Interrupted on the way, without history and with it: the history must be complete all the same.
+    cache_file(definition(), plain.data, tmp_path).unlink()
+    for keep, epoch in ((False, 1), (True, 2)):
+        with pytest.raises(Killed):
+            prepare(
+                definition(), data_root=None, cache_dir=tmp_path, keep_history=keep, on_progress=killed_after(epoch)
+            )
     subject = prepare(definition(), data_root=None, cache_dir=tmp_path, keep_history=True)
     assert len(subject.history) == 4 and subject.facts().has_history
     assert subject.fingerprint == plain.fingerprint
@@ -162,13 +166,19 @@ def test_augmentation_mirrors_and_shifts_whole_images() -> None:
     assert moved.shape == images.shape
     assert torch.equal(moved, augmented(images, recipe, draw()))
     assert not torch.equal(moved, augmented(images, recipe, draw(1)))
+    found: list[tuple[int, int, int]] = []
     for before, after in zip(images, moved, strict=True):
         padded = [nn.functional.pad(form, (4,) * 4) for form in (before, before.flip(-1))]
         places = [
-            torch.equal(after, form[:, row : row + 12, column : column + 12])
-            for form in padded for row in range(9) for column in range(9)
+            (form, row, column)
+            for form in (0, 1) for row in range(9) for column in range(9)
+            if torch.equal(after, padded[form][:, row : row + 12, column : column + 12])
         ]  # fmt: skip
-        assert sum(places) == 1
+        assert len(places) == 1
+        found += places
+    # All shifts occur, down independently of across.
+    assert {row for _, row, _ in found} == {column for _, _, column in found} == set(range(9))
+    assert sum(row == column for _, row, column in found) < 20
 
 
 def test_two_processes_train_an_original_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
