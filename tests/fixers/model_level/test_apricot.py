@@ -246,6 +246,16 @@ def test_it_retrains_on_the_training_set_every_few_batches(make_problem, monkeyp
     assert calls == expected
 
 
+def test_an_improvement_starts_the_patience_anew(make_problem, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *_, **__: 0.0)
+    problem = make_problem()
+    scores = iter([0.5, 0.6, 0.6, 0.7, 0.7, 0.7, 0.7])
+    problem.score = lambda model, split: next(scores)
+    fix(dataclasses.replace(QUICK, nudges=False, patience=2), problem)
+    assert problem.notes["batches"] == 5
+    assert problem.notes["stopped_by"] == "patience"
+
+
 def test_epochs_of_retraining_are_capped(make_problem):
     problem = make_problem()
     fix(dataclasses.replace(QUICK, retrain_epochs=3, max_epochs=7, patience=100), problem)

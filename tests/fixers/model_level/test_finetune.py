@@ -180,6 +180,15 @@ def test_it_stops_after_patience_epochs_without_improvement(make_problem):
     assert problem.notes["epochs"] == 4
 
 
+def test_an_improvement_starts_the_patience_anew(make_problem):
+    problem = make_problem()
+    scores = iter([0.0, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2])
+    on_correct = len(divide(problem, QUICK.holdout, "repair").correct_valid)
+    problem.score = lambda model, split: 1.0 if len(split) == on_correct else next(scores)
+    fix(dataclasses.replace(QUICK, epochs=50, patience=2), problem)
+    assert problem.notes["epochs"] == 5
+
+
 def test_failures_of_weight_zero_change_nothing(make_problem):
     problem = make_problem()
     seen = states_when_scored(problem)
