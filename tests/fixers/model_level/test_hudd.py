@@ -9,7 +9,8 @@ from torch import fx, nn
 
 from fixers import DeadlineExceededError, TensorSplit, fix, get
 from fixers import training as training_module
-from fixers.model_level.hudd import HUDD
+from fixers.heatmaps import heatmaps
+from fixers.model_level.hudd import HUDD, RootCauses
 
 QUICK = HUDD.build({"epochs": 4}, "quick")
 
@@ -123,6 +124,20 @@ def test_discovery_and_pool_are_disjoint_halves_unless_reused(make_problem):
     clustered = np.flatnonzero(np.bincount(causes.clusters)[causes.clusters] > 1)
     positions = problem.wrong.nonzero().squeeze(1)
     assert {int(positions[i]) for i in clustered} <= taken
+
+
+@pytest.mark.parametrize(("clusters", "in_bag"), [([0, 0, 1, 2, 2], 2), ([0, 1, 2], 3)])
+def test_a_failure_alone_in_its_cluster_gets_no_images_unless_all_are_alone(clusters, in_bag, make_problem):
+    problem = make_problem()
+    maps = heatmaps(problem.original, problem.failures, ["classifier.5"], problem)["classifier.5"][: len(clusters)]
+    clusters = np.array(clusters)
+    causes = RootCauses("classifier.5", clusters, maps, {})
+    bag = HUDD(factor=1.0)._bag(causes, problem.repair, problem)
+    sizes = np.bincount(clusters)
+    assert len(bag) == in_bag * sizes.max()
+    # Every failure is in the pool here, and is its own nearest neighbour.
+    alone = problem.wrong.nonzero().squeeze(1)[np.flatnonzero(sizes[clusters] == 1)]
+    assert set(alone.tolist()).isdisjoint(bag.tolist()) == (in_bag == 2)
 
 
 def test_it_repairs_and_the_look_alikes_matter(make_problem, digits):
