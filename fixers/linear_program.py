@@ -35,6 +35,8 @@ class Method(Enum):
     """Keeps its basis when costs change: for many objectives over one polytope."""
     INTERIOR_POINT = "IPX"
     """Interior point without crossover, no exact zeros: for L-infinity and mixed objectives."""
+    BRANCH_AND_BOUND = "branch and bound"
+    """Heeds :meth:`Solver.require_integers`, to a gap of zero; no duals."""
 
 
 class Status(Enum):
@@ -165,6 +167,11 @@ class Solver:
         """Replace the costs of the first ``len(cost)`` columns."""
         self._check(self._highs.changeColsCost(len(cost), np.arange(len(cost), dtype=np.int32), cost))
 
+    def require_integers(self, columns: IntArray) -> None:
+        """Let the columns at these positions take whole numbers only; for ``Method.BRANCH_AND_BOUND``."""
+        kinds = np.full(len(columns), int(highspy.HighsVarType.kInteger), dtype=np.uint8)
+        self._check(self._highs.changeColsIntegrality(len(columns), columns.astype(np.int32), kinds))
+
     def solve(self, seconds: float = math.inf) -> Solution:
         """Run, from the last basis if there is one.
 
@@ -236,6 +243,9 @@ class Solver:
     def _use(self, method: Method) -> None:
         if method is Method.INTERIOR_POINT:
             self._option(solver="ipx")
+        elif method is Method.BRANCH_AND_BOUND:
+            # With any other value HiGHS ignores integrality.
+            self._option(solver="choose", mip_rel_gap=0.0, mip_feasibility_tolerance=1e-9)
         else:
             self._option(solver="simplex", simplex_strategy=1 if method is Method.DUAL_SIMPLEX else 4)
 
