@@ -203,8 +203,7 @@ def check_statement(sql: str) -> frozenset[str]:
         statements = con.extract_statements(sql)
         if len(statements) != 1:
             raise QueryError(f"One SELECT statement at a time, please; this is {len(statements) or 'no'} statements.")
-        if statements[0].type != duckdb.StatementType.SELECT:
-            kind = statements[0].type.name.replace("_", " ")
+        if (kind := _kind(statements[0])) != "SELECT":
             raise QueryError(
                 f"Only SELECT is allowed on results, and this is {kind}; results are never changed by SQL."
             )
@@ -221,6 +220,14 @@ def check_statement(sql: str) -> frozenset[str]:
             f"The SQL can't be checked ({tree.get('error_message', 'unknown form')}); write a plain SELECT."
         )
     return _check_tree(tree)
+
+
+def _kind(statement: "duckdb.Statement") -> str:
+    try:
+        return str(statement.type.name).replace("_", " ")
+    except ValueError:
+        # DuckDB has statements that its Python client has no name for, such as UPDATE EXTENSIONS.
+        return "something else"
 
 
 def _check_tree(tree: dict[str, Any]) -> frozenset[str]:
