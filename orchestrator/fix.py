@@ -49,6 +49,9 @@ def fix_command(
         UserError: an argument is off, the model can't be imported, the fix failed, or the file can't be written.
     """
     console = console or Console()
+    cls = fixers.get(fixer)
+    built = cls.build(_values(parameters), preset)
+    limit = units.seconds(time_limit)
     definition = _definition(model, data, subject, weights)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
@@ -58,21 +61,19 @@ def fix_command(
             store=store,
             data_root=session.data_root(data_root),
             cache_dir=session.cache_dir() / "originals",
-            keep_history=any(item.code == "training_history" for item in fixers.get(fixer).requirements),
+            keep_history=any(item.code == "training_history" for item in cls.requirements),
         )
     console.print(Text(loaded.data.description, style="dim"))
-    cls = fixers.get(fixer)
     unmet = cls.unmet(loaded.facts())
     if unmet is not None:
         raise UserError(unmet.reason)
-    built = cls.build(_values(parameters), preset)
     params, version = built.canonical_parameters(), code_version(cls)
     spec = TrialSpec(
         trial_id(cls.name, params, loaded.fingerprint, seed, version, "final"),
         "fix", "final", definition.name, cls.name, params, seed, loaded.fingerprint, version,
     )  # fmt: skip
     settings = TrialSettings(
-        time_limit=units.seconds(time_limit),
+        time_limit=limit,
         corrupted_drop=0.10,
         attack=Attack().model_dump(exclude={"epsilon"}),
         keep_models=True,

@@ -36,7 +36,7 @@ class StudyDisplay:
         self._planned = 0
         self._before = 0
         self._began: float | None = None
-        self._event = "starting Ray"
+        self._event = "reading the study"
         self._last_line = 0.0
         self._running: Callable[[], list[Sighting]] = list
         self._bar = Progress(
@@ -53,7 +53,6 @@ class StudyDisplay:
     def shown(self) -> Iterator["StudyDisplay"]:
         """Show it until the block ends."""
         if not self._console.is_terminal:
-            self._say(f"{self._title}: {self._event}")
             yield self
             return
         stop = threading.Event()

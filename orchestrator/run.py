@@ -59,6 +59,8 @@ def run_study(
     with session.sole_driver(store):
         session.freeze(study, Path(path), store)
         store.tidy()
+        if display is not None:
+            display.event("starting Ray" if address is None else f"joining Ray at {address}")
         with session.ray_running(address):
             import ray
 

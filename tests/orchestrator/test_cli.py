@@ -1,15 +1,34 @@
 import json
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
 from analysis.published import import_published
+from orchestrator import cli
 
 
-def fixstudy(*arguments, **options):
-    command = [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def fixstudy(monkeypatch, capsys, tmp_path):
+    """The command in this process, as its entry point runs it; saves importing torch for every case."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fixstudy", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return Done(stop.code, *capsys.readouterr())
+        return Done(0, *capsys.readouterr())
+
+    return call
 
 
 def test_help_imports_neither_torch_nor_ray_nor_duckdb():
@@ -50,8 +69,8 @@ def test_reading_results_imports_neither_torch_nor_ray(command, tmp_path):
         (["train", "imagenet", "--data-root", "nowhere"], "imagenet"),
     ],
 )
-def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, said, tmp_path):
-    done = fixstudy(*arguments, cwd=tmp_path)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, said, fixstudy):
+    done = fixstudy(*arguments)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -59,19 +78,19 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, said, tmp_pa
     assert done.stdout == ""
 
 
-def test_the_plan_of_a_study_runs_nothing(tmp_path):
+def test_the_plan_of_a_study_runs_nothing(fixstudy, tmp_path):
     study = tmp_path / "s.yaml"
     study.write_text(
         "study: s\nsubjects: [digits]\nfixers: [arachne, {name: finetune, grid: {epochs: [1, 2]}}]\nseeds: 2"
     )
-    done = fixstudy("plan", study, cwd=tmp_path)
+    done = fixstudy("plan", study)
     assert done.returncode == 0, done.stderr
     assert "6 trials" in done.stdout
     assert not (tmp_path / "results").exists()
-    assert fixstudy("run", study, "--dry-run", cwd=tmp_path).stdout == done.stdout
+    assert fixstudy("run", study, "--dry-run").stdout == done.stdout
 
 
-def test_fix_prints_before_and_after_and_writes_onnx(tmp_path, data_root=None):
+def test_fix_prints_before_and_after_and_writes_onnx(fixstudy, tmp_path):
     out = tmp_path / "fixed.onnx"
     done = fixstudy("fix", "--model", "digits", "--fixer", "arachne", "--preset", "quick", "--out", out)
     assert done.returncode == 0, done.stderr
