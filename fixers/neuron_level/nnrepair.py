@@ -73,7 +73,7 @@ class NNrepair(Fixer):
     combination: Literal["weights", "best", "naive", "prec", "conf", "votes", "pvc", "average", "full"] = parameter(
         "weights",
         grid=("weights", "naive", "prec", "conf", "votes", "pvc", "average"),
-        help="how experts and original decide; weights: best on valid of one network's weights; best: of everything",
+        help="how experts and original decide; weights: best on valid of original, average, full; best: of all",
     )
     experts: Literal["all", "f1"] = parameter(
         "all", grid=("all", "f1"), help="f1: only experts with a larger F1 on train than the original's for that class"
@@ -86,7 +86,7 @@ class NNrepair(Fixer):
 
         Raises:
             UnadaptableError: too many classes, or no dense layer in front of a ReLU to edit.
-            FixFailedError: no program was solved in time.
+            FixFailedError: no program was solved in time, or ``full`` was asked for together with patterns.
         """
         if problem.task.n_classes > self.max_classes:
             raise UnadaptableError(
@@ -94,6 +94,10 @@ class NNrepair(Fixer):
                 f"{self.max_classes} (max_classes)."
             )
         layer = self._layer(problem)
+        if self.combination == "full" and self.layer != "last":
+            raise FixFailedError(
+                "combination=full solves for the labels of all classes at once; use it with layer=last."
+            )
         if len(problem.failures) == 0:
             problem.note(nothing_to_fix=True)
             return problem.new_model()

@@ -341,6 +341,11 @@ def test_a_model_without_a_dense_layer_before_a_relu_has_only_its_last(make_prob
     apply.fix(NNrepair(), make_problem(resnet))
 
 
+def test_one_joint_solution_is_for_labels_only(make_problem):
+    with pytest.raises(FixFailedError, match="use it with layer=last"):
+        apply.fix(NNrepair(combination="full", layer="second_last"), make_problem())
+
+
 def test_patterns_are_pure_and_the_largest():
     generator = torch.Generator().manual_seed(0)
     on = torch.rand(400, 6, generator=generator) > 0.5
