@@ -54,8 +54,8 @@ def load(
         kept = store.read_folder("originals", prefix=name)
         if kept:
             with tempfile.TemporaryDirectory() as folder:
-                for file, content in kept.items():
-                    Path(folder, file).write_bytes(content)
+                for file_name, content in kept.items():
+                    Path(folder, file_name).write_bytes(content)
                 subject = prepare(definition, cache_dir=Path(folder), **options)
         else:
             subject = prepare(definition, cache_dir=cache_dir, **options)

@@ -111,6 +111,7 @@ class TrialQueue:
         self._sweeps: list[_Sweep] = []
         self.in_flight: dict[str, TrialSpec] = {}
         self.runs: dict[str, int] = {}
+        self._alone: set[str] = set()
         waiting: list[TrialSpec] = []
         for cell in plan.cells:
             if cell.unmet is None:
@@ -124,7 +125,9 @@ class TrialQueue:
 
     def next(self) -> TrialSpec | None:
         """The next trial, now in flight; None when there is none at the moment."""
-        if not self._waiting:
+        if not self._waiting or self._alone & self.in_flight.keys():
+            return None
+        if self._waiting[0].trial_id in self._alone and self.in_flight:
             return None
         spec = self._waiting.popleft()
         self.in_flight[spec.trial_id] = spec
@@ -143,8 +146,17 @@ class TrialQueue:
         self._release_finished_sweeps()
 
     def again(self, trial_id: str) -> None:
-        """A trial has to run again; it goes to the end, where it has the most room."""
+        """A trial has to run again; it goes to the end."""
         self._waiting.append(self.in_flight.pop(trial_id))
+
+    def again_alone(self, trial_id: str) -> None:
+        """A trial has to run again at the end, with no other beside it: then what happens is its own doing."""
+        self._alone.add(trial_id)
+        self.again(trial_id)
+
+    def ran_alone(self, trial_id: str) -> bool:
+        """Whether the latest run of a trial had no other beside it."""
+        return trial_id in self._alone
 
     @property
     def exhausted(self) -> bool:
@@ -168,7 +180,9 @@ class TrialQueue:
                 self._study, cell.entry, cell.subject, fingerprint, "final", [json.loads(best.params)]
             )  # fmt: skip
             ready = [spec for spec in chosen if spec.trial_id not in self._done]
-            self._waiting = deque(sorted([*self._waiting, *ready], key=self._cost, reverse=True))
+            rest = [spec for spec in self._waiting if spec.trial_id not in self._alone]
+            last = [spec for spec in self._waiting if spec.trial_id in self._alone]
+            self._waiting = deque([*sorted([*rest, *ready], key=self._cost, reverse=True), *last])
 
 
 _WEIGHT_OF_LEVEL = {"model": 10.0, "layer": 2.0, "neuron": 1.0}

@@ -36,7 +36,7 @@ from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
 from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config
 
 MOST_RUNS_OF_A_TRIAL = 3
-"""A trial whose node is lost, or that Ray's memory monitor killed perhaps for a neighbour's memory, runs again."""
+"""A trial whose node is lost runs again, until it has taken this many nodes with it."""
 
 
 class _Stateless:
@@ -129,13 +129,7 @@ class _Collector(_Stateless, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         spec = TrialSpec(**trial.config["spec"])
-        error = self._log.last_error or RuntimeError("Ray gave no reason.")
-        verdict = self._run.judge_lost_trial(spec, error, self._queue.runs[spec.trial_id])
-        if verdict is None:
-            self._queue.again(spec.trial_id)
-        else:
-            self._queue.finish(spec.trial_id, None)
-            self._run.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
+        self._run.settle_lost_trial(spec, self._log.last_error or RuntimeError("Ray gave no reason."), self._queue)
 
 
 @dataclass
@@ -207,34 +201,41 @@ class StudyRun:
             self.on_event(f"running {queue.left} trials")
             self._tune(queue, references)
 
-    def judge_lost_trial(self, spec: TrialSpec, error: BaseException, runs: int) -> Verdict | None:
-        """What to make of a trial whose worker is gone.
+    def settle_lost_trial(self, spec: TrialSpec, error: BaseException, queue: TrialQueue) -> None:
+        """Give a trial whose worker is gone its row, or another run where it wasn't to blame.
 
-        Returns:
-            Its outcome, whose row exists now; None when the trial has to run again.
+        Ray's memory monitor may kill a bystander, so what it killed runs again, alone; if it is killed again the
+        memory was its own. A trial whose node is lost runs again on another.
         """
-        existing = self._row_of(spec.trial_id)
-        if existing is not None:
-            # The worker stored the row before it ended itself (watchdog) or was discarded (broken device).
-            return existing
-        seen: Sighting | None = ray.get(self.monitor.last_seen.remote(spec.trial_id))
-        blameless = isinstance(error, ray.exceptions.OutOfMemoryError) or _is_lost(seen)
-        if blameless and runs < MOST_RUNS_OF_A_TRIAL:
-            self.on_event(f"{spec.fixer} on {spec.subject} lost its node or its memory and runs again")
-            return None
+        verdict = self._row_of(spec.trial_id)
+        if verdict is None:
+            seen: Sighting | None = ray.get(self.monitor.last_seen.remote(spec.trial_id))
+            runs = queue.runs[spec.trial_id]
+            if isinstance(error, ray.exceptions.OutOfMemoryError) and not queue.ran_alone(spec.trial_id):
+                self.on_event(
+                    f"{spec.fixer} on {spec.subject} was in the way when memory ran out and runs again, alone"
+                )
+                queue.again_alone(spec.trial_id)
+                return
+            if _is_lost(seen) and runs < MOST_RUNS_OF_A_TRIAL:
+                self.on_event(f"{spec.fixer} on {spec.subject} lost its node and runs again")
+                queue.again(spec.trial_id)
+                return
+            verdict = self._judge_lost_trial(error, seen)
+            columns = {"phase": seen.phase if seen else None, "attempts": runs}
+            self.store.write_trial(self._driver_row(spec, verdict) | columns)
+        queue.finish(spec.trial_id, None)
+        self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
+
+    def _judge_lost_trial(self, error: BaseException, seen: Sighting | None) -> Verdict:
         cause = getattr(error, "cause", None)
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, Exception):
             # Raised outside run_trial: storing the row failed, or the subject couldn't be mapped.
-            verdict = outcomes.judge_exception(cause, seen.phase if seen else "load")
-        elif seen is not None and time.time() - seen.since > self.study.time_limit and seen.phase == "fix":
-            verdict = outcomes.judge_killed_by_watchdog(seen.phase, time.time() - seen.since)
-        else:
-            kills = oom_kills() - seen.oom_kills if seen is not None and _is_here(seen) else 0
-            verdict = outcomes.judge_dead_worker(error, seen.phase if seen else None, kills)
-        self.store.write_trial(
-            self._driver_row(spec, verdict) | {"phase": seen.phase if seen else None, "attempts": runs}
-        )
-        return verdict
+            return outcomes.judge_exception(cause, seen.phase if seen else "load")
+        if seen is not None and time.time() - seen.since > self.study.time_limit and seen.phase == "fix":
+            return outcomes.judge_killed_by_watchdog(seen.phase, time.time() - seen.since)
+        kills = oom_kills() - seen.oom_kills if seen is not None and _is_here(seen) else 0
+        return outcomes.judge_dead_worker(error, seen.phase if seen else None, kills)
 
     def _row_of(self, trial_id: str) -> Verdict | None:
         if trial_id not in self.store.done():
@@ -314,6 +315,20 @@ class StudyRun:
         # Tune's loggers and its experiment checkpoints are of no use: results are rows, and rows are the state.
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * lanes)
+        while not queue.exhausted:
+            try:
+                self._fit(queue, context, resources)
+            except RuntimeError as error:
+                # Tune gives up as a whole when Ray's memory monitor kills a worker: it only expects actor errors.
+                cause = error.__cause__
+                if not isinstance(cause, ray.exceptions.OutOfMemoryError):
+                    raise
+                for spec in list(queue.in_flight.values()):
+                    self.settle_lost_trial(spec, cause, queue)
+            else:
+                return
+
+    def _fit(self, queue: TrialQueue, context: WorkerContext, resources: Mapping[str, float]) -> None:
         log = _TuneLog()
         with tempfile.TemporaryDirectory(prefix="fixstudy-tune-") as scratch, log.attached():
             tuner = tune.Tuner(

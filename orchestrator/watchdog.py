@@ -40,7 +40,7 @@ class Watchdog:
         with self._condition:
             self._expires = time.monotonic() + seconds
             self._condition.notify()
-        faulthandler.dump_traceback_later(seconds + SECONDS_FOR_THE_THREAD, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(seconds + SECONDS_FOR_THE_THREAD, exit=True)
 
     def disarm(self) -> None:
         """Stop the clock. After it expired this never returns: the process is about to end."""

@@ -35,17 +35,20 @@ def public(item: Any) -> list[str]:
 def reachable(start: Any) -> list[np.ndarray]:
     seen: set[int] = set()
     found: list[np.ndarray] = []
+    alive: list[Any] = []  # an object that is gone could give its id to another
     waiting = [start]
     while waiting:
         item = waiting.pop()
         if id(item) in seen or isinstance(item, (str, bytes, int, float, type, nn.Module)):
             continue
         seen.add(id(item))
+        alive.append(item)
         if isinstance(item, torch.Tensor):
-            waiting.append(item.detach().cpu().numpy())
+            found.append(item.detach().cpu().numpy())
         elif isinstance(item, np.ndarray):
             found.append(item)
-            waiting.append(item.base)
+            if isinstance(item.base, np.ndarray):
+                waiting.append(item.base)
         elif isinstance(item, dict):
             waiting += item.values()
         elif isinstance(item, (list, tuple, set)):

@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import analysis
 import duckdb
 import numpy as np
 import pytest
 
+import analysis
 from orchestrator.errors import UserError
 from orchestrator.run import Summary, run_study
 from orchestrator.subjects.catalogue import resolve
@@ -99,7 +99,8 @@ def test_predictions_give_the_same_figures_as_the_rows(provoked):
         recomputed = con.sql("""
             select t.fixer, t.accuracy_fixed, t.negative_flip_rate,
                    avg((p.fixed = p.label)::double) as accuracy,
-                   avg((p.original = p.label and p.fixed <> p.label)::double) as nfr, count(*) as n, any_value(t.n_test) as n_test
+                   avg((p.original = p.label and p.fixed <> p.label)::double) as nfr,
+                   count(*) as n, any_value(t.n_test) as n_test
             from trials t join predictions p using (trial_id) group by all
         """).to_arrow_table().to_pylist()  # fmt: skip
     assert {row["fixer"] for row in recomputed} == {"does_nothing", "runs_out_of_memory_once", "ruins_accuracy"}
