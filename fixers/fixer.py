@@ -70,6 +70,9 @@ class Fixer(ABC):
     """Authors, title, venue, year, DOI or arXiv number."""
     requirements: ClassVar[tuple[Requirement, ...]] = ()
     """What a subject must have; where one is unmet the outcome is UNADAPTABLE."""
+    extends_architecture: ClassVar[bool] = False
+    """Whether the fixed model is the original with something added: a module of its own whose ``state_dict`` has more
+    keys than the original's. Its weights don't load into the original's architecture; export the module itself."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named sets of hyper-parameters: ``quick`` for seconds on small subjects, ``study`` as the study ran it."""
 
@@ -81,7 +84,7 @@ class Fixer(ABC):
         ``problem.generator(...)``, calls ``problem.report`` or ``problem.check_deadline`` between units of work.
 
         Returns:
-            The fixed model, of the original's architecture.
+            The fixed model, of the original's architecture unless the approach extends it.
 
         Raises:
             DeadlineExceededError: the time limit has passed.

@@ -180,17 +180,15 @@ def _print(record: TrialRecord, console: Console) -> None:
 def _write(record: TrialRecord, subject: Subject, out: Path, console: Console) -> None:
     from orchestrator.subjects.onnx_export import export_onnx
 
-    if record.state is None:
+    if record.fixed is None:
         raise UserError("There is no fixed model to write.")
-    model = subject.model()
-    model.load_state_dict(record.state)
     row = record.row
     facts = {
         "trial_id": row["trial_id"], "fixer": row["fixer"], "params": row["params"], "seed": str(row["seed"]),
         "accuracy_original": f"{row['accuracy_original']:.6f}", "accuracy_fixed": f"{row['accuracy_fixed']:.6f}",
         "n_repaired": str(row["n_repaired"]), "n_broken": str(row["n_broken"]), "outcome": row["outcome"],
     }  # fmt: skip
-    difference = export_onnx(model, out, input_shape=subject.definition.input_shape, metadata=facts)
+    difference = export_onnx(record.fixed, out, input_shape=subject.definition.input_shape, metadata=facts)
     console.print(f"wrote {out} (differs from the fixed model by at most {difference:.1e} in onnxruntime)")
 
 
@@ -217,8 +215,13 @@ def export_trial(results: str, trial: str, target: Path, data_root: str | None, 
     folder = Path(json.loads(store.read_bytes(session.ORIGIN) or b'{"folder": "."}')["folder"])
     study = parse_study(text, f"{results}/study.yaml", folder)
     definition = session.definitions(study, folder)[row["subject"]]
-    model = definition.build_model()
-    model.load_state_dict(load_tensors(weights))
+    model, state = definition.build_model(), load_tensors(weights)
+    if state.keys() != model.state_dict().keys():
+        raise UserError(
+            f"{row['fixer']} adds to the architecture, so the kept weights of trial {trial} don't load into "
+            f"{row['subject']}; run fixstudy fix with its parameters and --out."
+        )
+    model.load_state_dict(state)
     facts = {name: str(value) for name, value in row.items()}
     difference = export_onnx(model, target, input_shape=definition.input_shape, metadata=facts)
     (console or Console()).print(f"wrote {target} (differs by at most {difference:.1e} in onnxruntime)")

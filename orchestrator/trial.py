@@ -72,13 +72,15 @@ class Baseline:
 
 @dataclass
 class TrialRecord:
-    """Everything that is stored of a trial."""
+    """Everything that comes out of a trial."""
 
     row: dict[str, Any]
     predictions: dict[str, Any] | None = None
     curves: dict[str, list[Any]] | None = None
     state: dict[str, Tensor] | None = None
     """Weights of the fixed model."""
+    fixed: nn.Module | None = None
+    """The fixed model itself, which may have more than the original's architecture; not stored."""
     device_broken: bool = False
     """Whether the process must not take another trial."""
 
@@ -199,6 +201,7 @@ def run_trial(
             verdict = _evaluate(record, spec, subject, baseline, settings, fixed, device, cache, attempts)
             row["evaluate_seconds"] = time.monotonic() - started
             if settings.keep_models and spec.stage == "final":
+                record.fixed = fixed
                 record.state = {name: value.detach().cpu().contiguous() for name, value in fixed.state_dict().items()}
     except Exception as error:
         # The one place that catches broadly: whatever a fixer raises becomes a row, and the study goes on.
@@ -218,7 +221,8 @@ def run_trial(
 
 _MEASURED = (
     "accuracy_fixed", "repair_rate", "negative_flip_rate", "asr_original", "asr_fixed", "aaod_fixed", "n_repaired",
-    "n_broken", "n_attacked", "masked_original", "masked_fixed", "accuracy_valid_fixed", "repair_rate_valid", "negative_flip_rate_valid",
+    "n_broken", "n_attacked", "masked_original", "masked_fixed", "accuracy_valid_fixed",
+    "repair_rate_valid", "negative_flip_rate_valid",
 )  # fmt: skip
 
 

@@ -74,12 +74,17 @@ def test_an_unmet_requirement_stops_a_fix(fixer: type[Fixer], instance: Fixer, b
 
 def test_the_given_model_is_untouched_bit_for_bit(instance: Fixer, bench: Bench, run: Run) -> None:
     for name, value in bench.model.state_dict().items():
-        assert torch.equal(value, run.problem.original.state_dict()[name].cpu()), f"problem.original changed in '{name}'"
+        after = run.problem.original.state_dict()[name].cpu()
+        assert torch.equal(value, after), f"problem.original changed in '{name}'"
     assert not run.problem.original.training, "problem.original must stay in eval mode"
 
 
-def test_the_result_loads_into_the_same_architecture(bench: Bench, run: Run) -> None:
+def test_the_result_loads_into_the_same_architecture(fixer: type[Fixer], bench: Bench, run: Run) -> None:
     template = copy.deepcopy(bench.model)
+    if fixer.extends_architecture:
+        missing = bench.model.state_dict().keys() - run.fixed.state_dict().keys()
+        assert not missing, f"an extended model keeps what the original has under its name, but {missing} are gone"
+        template = copy.deepcopy(run.fixed).cpu()
     template.load_state_dict(run.fixed.state_dict(), strict=True)
     assert not run.fixed.training, "the fixed model comes back in eval mode"
     inputs = bench.splits["valid"].batch().inputs
