@@ -104,3 +104,13 @@ def test_fix_prints_before_and_after_and_writes_onnx(fixstudy, tmp_path):
     again = fixstudy("fix", "--model", out, "--data", "digits", "--fixer", "finetune", "--preset", "quick")
     assert again.returncode == 0, again.stderr
     assert f"{float(facts['accuracy_fixed']):.2%}" in again.stdout, "the written model is the fixed one"
+
+
+def test_fix_writes_a_model_that_the_fixer_extended(fixstudy, tmp_path):
+    import onnx
+
+    out = tmp_path / "fixed.onnx"
+    done = fixstudy("fix", "--model", "digits", "--fixer", "reassure", "--preset", "quick", "--out", out)
+    assert done.returncode == 0, done.stderr
+    weights = {item.name for item in onnx.load(out).graph.initializer}
+    assert any(name.startswith("patch.") for name in weights)
