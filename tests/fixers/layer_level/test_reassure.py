@@ -156,6 +156,18 @@ def test_every_patched_point_and_all_of_its_region_get_the_label(sharpness):
         assert margins.min() >= MARGIN - 1e-9
 
 
+@pytest.mark.parametrize("margin", [0.05, 3.0])
+def test_the_margin_is_met_at_the_worst_corner(margin):
+    problem = tail_problem((2, 8, 6, 4), failing=1)
+    patch = fix(Reassure(margin=margin, selection="all"), problem).patch
+    layers, point = find_tail(problem.original).layers(), problem.repair.batch().inputs[0].double()
+    where = region(layers, point, patch.low, patch.high)
+    corners = vertices(where)
+    outputs = corners @ (where.gain + patch.gain[0].numpy()).T + where.offset + patch.offset[0].numpy()
+    worst = (outputs @ rivals(int(problem.repair.labels[0]), 4).T).max()
+    assert worst == pytest.approx(-margin, abs=1e-3)
+
+
 @pytest.mark.parametrize("correction", ["scaled", "minimal"])
 @given(seed=st.integers(0, 10_000), label=st.integers(0, 3), span=st.sampled_from([0.3, 2.0, np.inf]))
 @settings(max_examples=15, deadline=None)
@@ -440,9 +452,10 @@ def test_it_repairs_digits_and_keeps_the_rest(make_problem, digits):
     assert (before != after).any(dim=1).float().mean() < 0.05
 
 
-def test_the_selected_prefix_is_what_the_scores_say(make_problem):
+@pytest.mark.parametrize("sharpness", [0.5, 100.0])
+def test_the_selected_prefix_is_what_the_scores_say(make_problem, sharpness):
     problem = make_problem()
-    fixed = fix(Reassure(points=12, sharpness=0.5), problem)
+    fixed = fix(Reassure(points=10, sharpness=sharpness), problem)
     scores, kept = problem.notes["valid_scores"], problem.notes["patches_kept"]
     assert len(scores) == problem.notes["patches_made"] + 1
     assert scores[0] == problem.score(problem.original, problem.valid)
