@@ -30,7 +30,8 @@ boundaries: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not ray" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and ray"
 
 test-slow: $(STAMP)  ## the tests that take minutes each
 	$(BIN)/pytest -m slow
