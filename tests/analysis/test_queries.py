@@ -8,9 +8,9 @@ import json
 
 import numpy as np
 import pytest
-from conftest import FIXERS, brute_force, write_study
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from synthetic_study import FIXERS, brute_force, write_study
 
 import analysis
 from analysis import commands
@@ -347,7 +347,7 @@ def _no_predictions(study, row):
 
 
 def _copied_row(study, row):
-    from conftest import write_table
+    from synthetic_study import write_table
 
     write_table(study.folder / "trials" / "copy.parquet", "trials", [row])
 

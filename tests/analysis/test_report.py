@@ -171,9 +171,9 @@ def test_the_policy_names_exactly_the_scripts_of_the_page(page):
 
 
 def test_everything_from_the_data_is_escaped(write_study, tmp_path, monkeypatch):
-    import conftest
+    import synthetic_study
 
-    monkeypatch.setitem(conftest.FIXERS, NASTY, ("<img src=x onerror=1>", "neuron", 0.4, 0.01))
+    monkeypatch.setitem(synthetic_study.FIXERS, NASTY, ("<img src=x onerror=1>", "neuron", 0.4, 0.01))
     folder = write_study(
         tmp_path / "nasty",
         subjects=("a<script><b>", "b"),

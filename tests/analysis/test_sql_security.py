@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from conftest import write_study
+from synthetic_study import write_study
 
 import analysis
 from analysis.errors import QueryError, ResultsError

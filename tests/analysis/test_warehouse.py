@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic_study import write_study
 
 import analysis
 from analysis import warehouse
@@ -390,7 +390,7 @@ def test_import_is_light():
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_tallies_equal_the_slow_way(tmp_path_factory, data):
-    from conftest import brute_force, to_columns, to_table
+    from synthetic_study import brute_force, to_columns, to_table
 
     n_classes, n = data.draw(st.integers(2, 4)), data.draw(st.integers(1, 30))
     draw = lambda low: np.array(data.draw(st.lists(st.integers(low, n_classes - 1), min_size=n, max_size=n)))  # noqa: E731
