@@ -9,13 +9,11 @@ import time
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pytest
 
 import analysis
 from orchestrator.errors import UserError
 from orchestrator.run import Summary, run_study
-from orchestrator.subjects.catalogue import resolve
 
 pytestmark = pytest.mark.ray
 
@@ -141,27 +139,7 @@ def test_other_settings_are_refused_in_the_same_folder(provoked, ray_address, st
         run_study(changed, results=str(provoked[0]), address=ray_address)
 
 
-def test_the_test_split_is_unreachable_for_a_fixer(ray_address, study_file, tmp_path, monkeypatch):
-    found = tmp_path / "found.json"
-    study = study_file("study: greedy\nsubjects: [digits]\nfixers: [greedy]\nattack: none\n")
-    plugin = Path(__file__).parent / "greedy_fixers.py"
-    study.write_text(study.read_text().replace("plugins: [", f"plugins: ['{plugin}', "))
-    # The fixer runs in a worker that was started by another process: it gets the name of the file this way.
-    plugin_copy = tmp_path / "greedy.py"
-    plugin_copy.write_text(plugin.read_text().replace('os.environ["GREEDY_FILE"]', repr(str(found))))
-    study.write_text(study.read_text().replace(str(plugin), str(plugin_copy)))
-    run_study(study, results=str(tmp_path / "results"), address=ray_address)
-    seen = json.loads(found.read_text())
-    assert not [name for name in seen["attributes"] if "test" in name.lower()]
-    data = resolve("digits").load_data()
-
-    def contents(split):
-        return {row.tobytes().hex() for row in (split.batch().inputs.numpy() * 255).round().astype(np.uint8)}
-
-    assert contents(data.repair) <= set(seen["rows"]), "the search found what it may find, so it works"
-    assert not contents(data.test) & set(seen["rows"])
-
-
+@pytest.mark.slow
 def test_an_adaptation_chooses_on_valid_and_runs_the_choice_with_all_seeds(ray_address, study_file, tmp_path):
     study = study_file("""
         study: adapted
