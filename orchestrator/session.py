@@ -21,7 +21,7 @@ def cache_dir() -> Path:
     """Folder for originals and intermediate results: ``FIXSTUDY_CACHE``, else the user's cache folder."""
     given = os.environ.get("FIXSTUDY_CACHE")
     if given:
-        return Path(given)
+        return Path(given).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fixstudy"
 
 

@@ -35,9 +35,10 @@ class Store:
     """
 
     def __init__(self, uri: str | Path) -> None:
-        self.uri = str(uri)
-        self._fs, self._root = _open(self.uri)
+        self._fs, self._root = _open(str(uri))
         self._local = isinstance(self._fs, pafs.LocalFileSystem)
+        # Absolute, because workers open it again and have a working directory of their own.
+        self.uri = self._root if self._local else str(uri)
 
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (self.uri,)

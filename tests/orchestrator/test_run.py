@@ -31,7 +31,7 @@ def provoked(ray_address, shared_cache, tmp_path_factory) -> tuple[Path, Summary
     """The example study in which every approach goes wrong in its own way."""
     os.environ["FIXSTUDY_CACHE"] = str(shared_cache)
     results = tmp_path_factory.mktemp("provoked")
-    return results, run_study(EXAMPLES / "outcomes.yaml", results=str(results), address=ray_address)
+    return results, run_study(EXAMPLES / "outcomes.yaml", results=os.path.relpath(results), address=ray_address)
 
 
 def test_the_study_goes_on_whatever_a_fixer_does(provoked):

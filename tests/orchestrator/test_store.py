@@ -1,5 +1,6 @@
 import json
 import os
+import pickle  # noqa: TID251  # Ray pickles the store, so the test does.
 import subprocess
 import sys
 import textwrap
@@ -48,6 +49,17 @@ def test_what_is_written_is_read_back(store):
         "trial0001": 1,
         "trial0002": 2,
     }
+
+
+def test_a_relative_folder_stays_the_same_in_a_worker_with_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = Store("results/mine")
+    store.create()
+    content = pickle.dumps(store)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write(pickle.loads(content), 1)  # noqa: S301  # our own bytes
+    assert (tmp_path / "results/mine/trials/trial0001.parquet").exists()
 
 
 def test_writing_twice_is_one_row(store):
