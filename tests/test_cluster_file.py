@@ -19,7 +19,7 @@ def cluster():
 
 def test_it_follows_rays_own_schema(cluster):
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    jsonschema.validate(cluster, schema)
+    assert not list(jsonschema.Draft7Validator(schema).iter_errors(cluster))
 
 
 def test_workers_start_from_zero_and_the_head_is_on_demand(cluster):
