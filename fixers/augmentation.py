@@ -97,6 +97,7 @@ def mix(
     *,
     alpha: float = 1.0,
     chain_weights: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """Mix the ends of several chains, and that with the image.
 
@@ -106,6 +107,7 @@ def mix(
         generator: draws the weights.
         alpha: parameter of the Dirichlet and the Beta distribution.
         chain_weights: (N, width) that sum to 1, in place of a draw from the Dirichlet distribution.
+        shares: (N,) in [0, 1], in place of a draw from the Beta distribution.
 
     Returns:
         ``(1 - m) * image + m * sum of w_i * chain_i`` with m from Beta(alpha, alpha) for each image.
@@ -113,9 +115,10 @@ def mix(
     count, width = chained.shape[:2]
     if chain_weights is None:
         chain_weights = dirichlet(count, width, alpha, generator)
-    share = beta(count, alpha, generator)
+    if shares is None:
+        shares = beta(count, alpha, generator)
     inner = torch.einsum("nk,nkchw->nchw", chain_weights.to(images), chained)
-    return torch.lerp(images, inner, share.to(images)[:, None, None, None])
+    return torch.lerp(images, inner, shares.to(images)[:, None, None, None])
 
 
 def augmix(

@@ -128,5 +128,15 @@ class TensorSplit(Split):
         return TensorSplit(self._inputs, self._all_labels, self._indices[indices.cpu().numpy()])
 
 
+def at_most_per_class(split: Split, count: int, generator: torch.Generator) -> Split:
+    """At most ``count`` random samples of each class, in the order of the split; all with 0."""
+    if count == 0:
+        return split
+    order = torch.randperm(len(split), generator=generator)
+    own = split.labels[order, None] == split.labels.unique()
+    place_in_class = (own.cumsum(dim=0) * own).sum(dim=1)
+    return split.select(order[place_in_class <= count].sort().values)
+
+
 def _array(values: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values

@@ -86,6 +86,20 @@ class StyleTransfer:
         return root
 
 
+def band_statistics(images: Tensor) -> Tensor:
+    """What an image looks like, in a few numbers: mean and deviation of each channel in each Haar band.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+
+    Returns:
+        (N, 2 * C * (1 + 3 * levels)) of the images' dtype, with as many levels as the style transfer uses.
+    """
+    bands = _analyse(images, _levels(images.shape[-2:]))
+    moments = [(band.mean((-2, -1)), band.std((-2, -1), correction=0)) for band in bands]
+    return torch.cat([moment for pair in moments for moment in pair], dim=1)
+
+
 def _root_of(variances: Tensor, *, inverse: bool) -> Tensor:
     return variances.clamp_min(_EMPTY).rsqrt() if inverse else variances.clamp_min(0).sqrt()
 

@@ -10,7 +10,8 @@ from torch.nn import functional
 from fixers import training
 from fixers.augmentation import OPERATIONS, apply_chains, draw_chains, mix
 from fixers.clustering import k_means
-from fixers.data import Batch, Split
+from fixers.consistency import jensen_shannon
+from fixers.data import Batch, Split, at_most_per_class
 from fixers.fixer import Fixer, Level, parameter
 from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
@@ -22,18 +23,6 @@ STYLE = "style"
 _FINAL_RATE = 1e-6
 _VIEWS = 2
 _LARGEST_SIDE = 32
-# AugMix's bound on probabilities before the logarithm.
-_SMALLEST = 1e-7
-
-
-def jensen_shannon(outputs: Tensor) -> Tensor:
-    """Jensen-Shannon divergence (N,) in nats of the distributions that logits (N, V, K) stand for.
-
-    The mean, over the V views of a sample, of the Kullback-Leibler divergence from their mean distribution.
-    """
-    shares = outputs.softmax(dim=-1)
-    centre = shares.mean(dim=1, keepdim=True).clamp_min(_SMALLEST).log()
-    return (shares * (outputs.log_softmax(dim=-1) - centre)).sum(dim=-1).mean(dim=1)
 
 
 def style_references(failures: Split, per_class: int, problem: RepairProblem) -> tuple[Tensor, Tensor]:
@@ -192,7 +181,7 @@ class DeepRepair(Fixer):
         if len(problem.failures) == 0:
             problem.note(nothing_to_fix=True)
             return model
-        failures = _at_most(problem.failures, self.failures_per_class, problem.generator("failures"))
+        failures = at_most_per_class(problem.failures, self.failures_per_class, problem.generator("failures"))
         chosen, _ = style_references(failures, self.clusters_per_class, problem)
         problem.note(
             style_backend=self.style_backend,
@@ -257,13 +246,3 @@ def _small(split: Split, problem: RepairProblem) -> Tensor:
         problem.check_deadline()
         parts.append(functional.adaptive_avg_pool2d(batch.inputs, size).flatten(1).cpu())
     return torch.cat(parts).double()
-
-
-def _at_most(split: Split, per_class: int, generator: torch.Generator) -> Split:
-    """At most ``per_class`` random samples of each class, in the order of the split; all with 0."""
-    if per_class == 0:
-        return split
-    order = torch.randperm(len(split), generator=generator)
-    own = split.labels[order, None] == split.labels.unique()
-    place_in_class = (own.cumsum(dim=0) * own).sum(dim=1)
-    return split.select(order[place_in_class <= per_class].sort().values)

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from fixers import DeadlineExceededError, RepairProblem, TensorSplit, TrainingRecipe, fix, get
-from fixers.model_level.deeprepair import DeepRepair, StyledViews, _at_most, jensen_shannon, style_references
+from fixers.consistency import jensen_shannon
+from fixers.data import at_most_per_class
+from fixers.model_level.deeprepair import DeepRepair, StyledViews, style_references
 from fixers.style import StyleTransfer
 from fixers.training import train
 
@@ -118,7 +120,7 @@ def test_classes_with_few_failures_are_clustered_together(make_problem):
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=40), most=st.integers(0, 5))
 def test_at_most_so_many_failures_of_a_class(labels, most):
     split = TensorSplit(torch.arange(len(labels)).float()[:, None], torch.tensor(labels))
-    kept = _at_most(split, most, torch.Generator().manual_seed(0))
+    kept = at_most_per_class(split, most, torch.Generator().manual_seed(0))
     expected = torch.bincount(split.labels)
     assert torch.bincount(kept.labels).tolist() == (expected.clamp(max=most) if most else expected).tolist()
     positions = kept.batch().inputs[:, 0].long()
