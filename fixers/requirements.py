@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import nn
 
 from fixers import network
@@ -139,6 +140,40 @@ class Traceable(Requirement):
         """Trace the model."""
         reason = network.why_untraceable(facts.model)
         return None if reason is None else f"it cuts the model at a layer, and the model can't be traced ({reason})."
+
+
+@dataclass(frozen=True)
+class TwiceDifferentiable(Requirement):
+    """Outputs have second derivatives with respect to the weights."""
+
+    code: ClassVar[str] = "twice_differentiable"
+
+    def unmet(self, facts: SubjectFacts) -> str | None:
+        """Differentiate the outputs of one random input twice."""
+        reason = _why_not_twice(facts.model, facts.input_shape)
+        if reason is None:
+            return None
+        return f"it differentiates through gradient steps, and the model can't be differentiated twice ({reason})."
+
+
+def _why_not_twice(model: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+    modes = {module: module.training for module in model.modules()}
+    weights = {name: weight.detach().requires_grad_(True) for name, weight in model.named_parameters()}
+    device = next(iter(weights.values())).device if weights else torch.device("cpu")
+    inputs = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        with torch.enable_grad():
+            outputs = torch.func.functional_call(model.eval(), weights, (inputs,))
+            leaves = list(weights.values())
+            first = torch.autograd.grad(outputs.square().sum(), leaves, create_graph=True, materialize_grads=True)
+            # Into .grad of these leaves: a search for paths to them wouldn't meet the nodes that refuse.
+            torch.stack([gradient.square().sum() for gradient in first]).sum().backward()
+    except RuntimeError as error:
+        return str(error).splitlines()[0].rstrip(".")
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return None
 
 
 @dataclass(frozen=True)
