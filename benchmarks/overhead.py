@@ -9,6 +9,8 @@ the first finished trial to the last, and the ratios; and how often the subject 
 """
 
 import argparse
+import contextlib
+import io
 import os
 import tempfile
 import time
@@ -65,12 +67,18 @@ class Clock(tune.Callback):
 def bare(trials):
     """Wall seconds per trial of bare Tune: (whole run, steady state)."""
     clock, started = Clock(), time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
+    # Tune prints its tables whatever its verbosity is.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         tune.Tuner(
             tune.with_resources(Bare, {"cpu": 1}),
             param_space={"seed": tune.grid_search(list(range(trials)))},
             tune_config=tune.TuneConfig(reuse_actors=True),
-            run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[clock]),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[clock],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
         ).fit()
     return per_trial(started, clock.ends, trials)
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.cluster.hierarchy import cut_tree, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
@@ -48,6 +46,10 @@ def cluster(matrix: FloatArray, most: int) -> Clustering:
         matrix: distances (n, n) between heatmaps, n at least 4.
         most: largest number of clusters considered, at least 2.
     """
+    # Imported here because every worker imports every approach, and few cluster.
+    from scipy.cluster.hierarchy import cut_tree, linkage
+    from scipy.spatial.distance import squareform
+
     largest = matrix.max(axis=1, keepdims=True)
     rows = matrix / np.where(largest > 0, largest, 1.0)
     table = torch.from_numpy(rows)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from orchestrator.outcomes import Verdict
 from orchestrator.study import Study, TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 
+Result = TypeVar("Result")
 Phase = Literal["load", "fix", "evaluate", "store"]
 MICRO_BATCHES = (512, 128, 32)
 """Tried in turn: an out-of-memory is answered by a smaller one, at most twice."""
@@ -129,9 +130,14 @@ def identity_columns(spec: TrialSpec, definition: SubjectDefinition) -> dict[str
         "seed": spec.seed,
         "subject_fingerprint": spec.subject_fingerprint,
         "code_version": spec.code_version,
-        "fixstudy_version": version("fixstudy"),
+        "fixstudy_version": _own_version(),
         "torch_version": torch.__version__,
     }
+
+
+@cache
+def _own_version() -> str:
+    return version("fixstudy")
 
 
 def verdict_columns(verdict: Verdict) -> dict[str, Any]:
@@ -238,23 +244,33 @@ def _fix(
     """The fixed model, its problem (for the notes) and the seconds of the attempt that succeeded."""
     fixer = fixers.get(spec.fixer).build(json.loads(spec.params))
     limit = time.monotonic() + settings.time_limit
-    for number, micro_batch in enumerate(MICRO_BATCHES):
+
+    def attempt(micro_batch: int) -> tuple[nn.Module, fixers.RepairProblem, float]:
         started = time.monotonic()
         problem = _problem(spec, subject, limit - started, device, cache, micro_batch, report)
+        return fixers.fix(fixer, problem), problem, time.monotonic() - started
+
+    return _with_smaller_batches(attempt, "fix", attempts, device)
+
+
+def _with_smaller_batches(
+    attempt: Callable[[int], Result], phase: Phase, attempts: _Attempts, device: torch.device
+) -> Result:
+    """What ``attempt`` returns for the largest micro-batch that fits into memory."""
+    for micro_batch in MICRO_BATCHES:
+        started = time.monotonic()
         try:
-            fixed = fixers.fix(fixer, problem)
+            result = attempt(micro_batch)
         except Exception as error:
-            attempts.add("fix", micro_batch, time.monotonic() - started, error)
-            last = number == len(MICRO_BATCHES) - 1
-            if last or not outcomes.is_out_of_memory(error):
+            attempts.add(phase, micro_batch, time.monotonic() - started, error)
+            if micro_batch == MICRO_BATCHES[-1] or not outcomes.is_out_of_memory(error):
                 raise
         else:
-            seconds = time.monotonic() - started
-            attempts.add("fix", micro_batch, seconds, None)
-            return fixed, problem, seconds
+            attempts.add(phase, micro_batch, time.monotonic() - started, None)
+            return result
         # Outside the except block, so that the exception no longer keeps the failed attempt's tensors alive.
-        del problem
-        _free(device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -298,20 +314,13 @@ def _evaluate(
     attempts: _Attempts,
 ) -> Verdict:
     """Fill in the metrics; an out-of-memory here is ours, not the fixer's, and answered the same way."""
-    for number, micro_batch in enumerate(MICRO_BATCHES):
-        started = time.monotonic()
-        try:
-            if spec.stage == "final":
-                _judge_on_test(record, spec, subject, baseline, settings, fixed, device, cache, micro_batch)
-            _judge_on_valid(record, subject, baseline, fixed, device, micro_batch)
-        except Exception as error:
-            attempts.add("evaluate", micro_batch, time.monotonic() - started, error)
-            last = number == len(MICRO_BATCHES) - 1
-            if last or not outcomes.is_out_of_memory(error):
-                raise
-        else:
-            break
-        _free(device)
+
+    def attempt(micro_batch: int) -> None:
+        if spec.stage == "final":
+            _judge_on_test(record, spec, subject, baseline, settings, fixed, device, cache, micro_batch)
+        _judge_on_valid(record, subject, baseline, fixed, device, micro_batch)
+
+    _with_smaller_batches(attempt, "evaluate", attempts, device)
     row = record.row
     if spec.stage == "adapt":
         return outcomes.judge_accuracy(
@@ -452,11 +461,6 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
         host = None if match is None else int(match[1]) * 1024
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {"peak_host_bytes": host, "peak_device_bytes": on_device}
-
-
-def _free(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _json(value: Any) -> str:

@@ -303,9 +303,12 @@ def without_weights(model: nn.Module) -> nn.Module:
 
 def _with_new_parameters(model: nn.Module, device: str) -> nn.Module:
     """A copy of a model with uninitialised parameters on a device; tied parameters stay tied."""
-    # deepcopy takes what its memo already holds for an object in place of a copy.
+    # deepcopy takes what its memo already holds for an object in place of a copy. (empty_like of a meta tensor imports
+    # all of torch's symbolic shapes, which takes seconds in each new process.)
     memo: dict[int, Any] = {
-        id(parameter): nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
+        id(parameter): nn.Parameter(
+            torch.empty(parameter.shape, dtype=parameter.dtype, device=device), parameter.requires_grad
+        )
         for parameter in model.parameters()
     }
     return copy.deepcopy(model, memo).eval()
