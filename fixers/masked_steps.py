@@ -11,6 +11,9 @@ from fixers.problem import RepairProblem
 Term = Callable[[Tensor, Tensor], Tensor]
 """A sum over samples (scalar) of outputs (B, K) and targets (B,)."""
 
+Loss = Callable[[Tensor], Tensor]
+"""Summed loss (scalar) of the samples at some positions (B,)."""
+
 
 def summed_gradients(
     model: nn.Module, split: Split, parameters: Sequence[Tensor], terms: Sequence[Term], problem: RepairProblem
@@ -57,6 +60,42 @@ def masked_step(
     with torch.no_grad():
         for own, old, opened in zip(parameters, before, masks, strict=True):
             own.copy_(torch.where(opened, own, old))
+
+
+def descend(
+    layer: nn.Module,
+    weight_mask: Tensor,
+    count: int,
+    loss: Loss,
+    problem: RepairProblem,
+    *,
+    learning_rate: float,
+    batch_size: int,
+) -> None:
+    """One pass of plain SGD over samples, in order, on the open weights of a layer and on its bias.
+
+    Args:
+        layer: its own parameters are the only ones that change; they require no gradient before and after.
+        weight_mask: bool, in the shape of ``layer.weight``: what is open.
+        count: number of samples; batches are ranges of positions.
+        loss: summed; batches are cut into micro-batches, the gradients of which are added up.
+        problem: micro-batch and deadline.
+        learning_rate: of the mean loss of a batch.
+        batch_size: samples of a step.
+    """
+    named = dict(layer.named_parameters(recurse=False))
+    parameters = [own.requires_grad_(True) for own in named.values()]
+    masks = [weight_mask if name == "weight" else torch.ones_like(own, dtype=torch.bool) for name, own in named.items()]
+    optimizer = torch.optim.SGD(parameters, lr=learning_rate)
+    for batch in torch.arange(count).split(batch_size):
+        sums = [torch.zeros_like(own) for own in parameters]
+        for rows in batch.split(problem.micro_batch):
+            problem.check_deadline()
+            for total, slope in zip(sums, torch.autograd.grad(loss(rows), parameters), strict=True):
+                total += slope / len(batch)
+        masked_step(optimizer, parameters, sums, masks)
+    for own in parameters:
+        own.requires_grad_(False)
 
 
 def step_mode(model: nn.Module) -> None:
