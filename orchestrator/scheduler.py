@@ -22,21 +22,26 @@ import ray
 import ray.exceptions
 from ray import tune
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import outcomes
 from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject, load
 from orchestrator.monitor import Monitor, Sighting
 from orchestrator.outcomes import Verdict
+from orchestrator.pictures import store_pictures, wanted
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history
 from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
-from orchestrator.subjects.subject import SubjectDefinition
+from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
 from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config
 
 MOST_RUNS_OF_A_TRIAL = 3
 """A trial whose node is lost runs again, until it has taken this many nodes with it."""
+MOST_RUNS_AFTER_A_DEATH = 2
+"""A trial whose process ended without a trace runs again, until it has ended this many: the kill may have come from
+outside, and Ray can't tell that from a crash."""
 
 
 class _Stateless:
@@ -185,7 +190,9 @@ class StudyRun:
 
     def run(self) -> None:
         """Run what is missing. Ray must be initialised."""
-        self.monitor = ray.remote(num_cpus=0)(Monitor).remote()
+        # Beside the driver: a lost worker node must not take the monitor with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self.monitor = ray.remote(num_cpus=0, max_restarts=-1)(Monitor).options(scheduling_strategy=here).remote()
         self.on_event("loading subjects, training missing originals")
         references = self.load_subjects()
         plan = self.plan = make_plan(self.study, self.subjects, self.store.done())
@@ -200,28 +207,33 @@ class StudyRun:
         if not queue.exhausted:
             self.on_event(f"running {queue.left} trials")
             self._tune(queue, references)
+        if self.study.pictures:
+            self._store_pictures(references)
 
     def settle_lost_trial(self, spec: TrialSpec, error: BaseException, queue: TrialQueue) -> None:
         """Give a trial whose worker is gone its row, or another run where it wasn't to blame.
 
         Ray's memory monitor may kill a bystander, so what it killed runs again, alone; if it is killed again the
-        memory was its own. A trial whose node is lost runs again on another.
+        memory was its own. A trial whose node is lost runs again on another, and one whose process ended without a
+        trace runs again once.
         """
         verdict = self._row_of(spec.trial_id)
         if verdict is None:
             seen: Sighting | None = ray.get(self.monitor.last_seen.remote(spec.trial_id))
-            runs = queue.runs[spec.trial_id]
+            runs, name = queue.runs[spec.trial_id], f"{spec.fixer} on {spec.subject}"
+            verdict = self._judge_lost_trial(error, seen)
             if isinstance(error, ray.exceptions.OutOfMemoryError) and not queue.ran_alone(spec.trial_id):
-                self.on_event(
-                    f"{spec.fixer} on {spec.subject} was in the way when memory ran out and runs again, alone"
-                )
+                self.on_event(f"{name} was in the way when memory ran out and runs again, alone")
                 queue.again_alone(spec.trial_id)
                 return
             if _is_lost(seen) and runs < MOST_RUNS_OF_A_TRIAL:
-                self.on_event(f"{spec.fixer} on {spec.subject} lost its node and runs again")
+                self.on_event(f"{name} lost its node and runs again")
                 queue.again(spec.trial_id)
                 return
-            verdict = self._judge_lost_trial(error, seen)
+            if verdict.reason_code == outcomes.ReasonCode.WORKER_DIED and runs < MOST_RUNS_AFTER_A_DEATH:
+                self.on_event(f"{name} lost its process and runs again")
+                queue.again(spec.trial_id)
+                return
             columns = {"phase": seen.phase if seen else None, "attempts": runs}
             self.store.write_trial(self._driver_row(spec, verdict) | columns)
         queue.finish(spec.trial_id, None)
@@ -264,6 +276,12 @@ class StudyRun:
                 if spec.trial_id not in plan.done:
                     self.store.write_trial(self._driver_row(spec, verdict) | {"attempts": 0})
                     self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
+
+    def _store_pictures(self, references: Mapping[str, Any]) -> None:
+        """Keep the samples that the report shows; drawn where the data are, which may be out of the driver's reach."""
+        task = ray.remote(num_cpus=0)(_picture_task)
+        samples = {name: ids for name, ids in wanted(self.store.uri).items() if name in references}
+        ray.get([task.remote(references[name], ids, self.store) for name, ids in samples.items()])
 
     def _scores_on_valid(self) -> dict[str, float]:
         if not any(entry.adapt for entry in self.study.fixers):
@@ -361,6 +379,10 @@ def _load_task(
     return load(
         definition, store=store, data_root=data_root, cache_dir=cache_dir / "originals", keep_history=keep_history
     )
+
+
+def _picture_task(loaded: tuple[Subject, Any], samples: list[int], store: Store) -> int:
+    return store_pictures(loaded[0], samples, store)
 
 
 def _is_lost(seen: Sighting | None) -> bool:

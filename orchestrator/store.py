@@ -110,7 +110,9 @@ class Store:
     # ---- other files ------------------------------------------------------------------------------------------
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file such as ``study.yaml`` whole."""
+        """Write a file such as ``study.yaml`` whole; its folder is made when missing."""
+        folder, _, _ = f"{self._root}/{name}".rpartition("/")
+        self._fs.create_dir(folder, recursive=True)
         self._put(f"{self._root}/{name}", content)
 
     def read_bytes(self, name: str) -> bytes | None:
@@ -127,6 +129,10 @@ class Store:
             name for name in self._list(f"{self._root}/{folder}") if name.startswith(prefix) and ".tmp-" not in name
         ]
         return {name: self.read_bytes(f"{folder}/{name}") or b"" for name in sorted(names)}
+
+    def names(self, folder: str) -> set[str]:
+        """Names of the files of a folder; none when there is no folder."""
+        return set(self._list(f"{self._root}/{folder}"))
 
     def delete(self, name: str) -> None:
         """Delete a file; nothing happens when there is none."""

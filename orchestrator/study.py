@@ -117,6 +117,8 @@ class Study(_Model):
     outcomes: OutcomeThresholds = OutcomeThresholds()
     attack: Attack | None = Attack()
     keep_models: Literal["best", "all", "none"] = "best"
+    pictures: bool = True
+    """Whether some test samples (repaired, broken, never repaired) are kept as small pictures for the report."""
     plugins: list[str] = []
     """Approaches from elsewhere: files ending in .py (relative to the study file) or importable modules."""
 

@@ -82,6 +82,11 @@ def test_a_failed_trial_has_no_metrics(provoked):
         assert row["phase"] == "fix" or row["reason_code"] == "nan"
 
 
+def test_a_process_that_ends_without_a_trace_gets_a_second_run(provoked):
+    (row,) = rows(provoked[0], where="fixer = 'ends_its_process'")
+    assert row["attempts"] == 2
+
+
 def test_a_killed_fixer_tells_where_it_was(provoked):
     (row,) = rows(provoked[0], where="fixer = 'ignores_the_deadline'")
     assert "time.sleep(3600)" in row["traceback"]
