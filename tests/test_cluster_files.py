@@ -1,0 +1,88 @@
+"""The cluster files are what Ray and KubeRay take, and open nothing to the world."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.kuberay import autoscaling_config
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[1]
+CLOUD = ROOT / "cluster.yaml"
+ON_PREMISE = ROOT / "examples" / "clusters" / "on_premise.yaml"
+KUBERNETES = ROOT / "examples" / "clusters" / "kubernetes.yaml"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    return yaml.safe_load(CLOUD.read_text())
+
+
+@pytest.fixture(scope="module")
+def job():
+    return yaml.safe_load(KUBERNETES.read_text())
+
+
+@pytest.mark.parametrize("path", [CLOUD, ON_PREMISE], ids=lambda path: path.stem)
+def test_it_follows_rays_own_schema(path):
+    # As `ray up` does: defaults of the provider are filled in, then the schema holds.
+    validate_config(prepare_config(yaml.safe_load(path.read_text())))
+
+
+def test_rays_autoscaler_reads_the_kubernetes_job(job):
+    resource = {"metadata": job["metadata"], "spec": job["spec"]["rayClusterSpec"]}
+    config = autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
+    head, gpu = config["available_node_types"]["headgroup"], config["available_node_types"]["gpu"]
+    assert head["resources"]["CPU"] == 0
+    assert (gpu["min_workers"], gpu["max_workers"]) == (0, 16)
+    assert gpu["resources"]["GPU"] == 1
+    assert config["idle_timeout_minutes"] == 10
+
+
+def test_the_kubernetes_job_has_only_fields_that_kuberay_knows(job):
+    """Names as in KubeRay's reference of ray.io/v1; Kubernetes drops what it doesn't know without a word."""
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert job["spec"].keys() <= {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec"}
+    spec = job["spec"]["rayClusterSpec"]
+    groups = {"headGroupSpec", "workerGroupSpecs"}
+    assert spec.keys() <= groups | {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"}
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["headGroupSpec"].keys() == {"rayStartParams", "template"}
+    for group in spec["workerGroupSpecs"]:
+        assert group.keys() == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+def test_workers_start_from_zero_and_the_head_is_on_demand(cluster):
+    types = cluster["available_node_types"]
+    assert types[cluster["head_node_type"]]["node_config"].get("InstanceMarketOptions") is None
+    worker = types["gpu_worker"]
+    assert worker["min_workers"] == 0
+    assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert cluster["idle_timeout_minutes"] > 0
+
+
+@pytest.mark.parametrize("path", [CLOUD, ON_PREMISE], ids=lambda path: path.stem)
+def test_nothing_is_open_to_the_world(path):
+    text = path.read_text()
+    cluster = yaml.safe_load(text)
+    assert "0.0.0.0" not in text
+    starts = [
+        command
+        for key in ("head_start_ray_commands", "worker_start_ray_commands")
+        for command in cluster[key]
+        if "ray start" in command
+    ]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in command and "RAY_AUTH_TOKEN_PATH" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+@pytest.mark.parametrize("path", [CLOUD, ON_PREMISE, KUBERNETES], ids=lambda path: path.stem)
+def test_there_is_no_secret_in_it(path):
+    assert not re.search(r"AKIA|aws_secret|BEGIN [A-Z ]*PRIVATE KEY|[0-9a-f]{40,}", path.read_text())
