@@ -25,6 +25,7 @@ from fixers.fixer import suggest
 from orchestrator.errors import UserError
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import Normalise
+from orchestrator.subjects.corruption import CorruptedData, Corruption, Kind
 from orchestrator.subjects.own_data import OwnData, SplitOrigin
 from orchestrator.subjects.splits import SPLIT_NAMES, SplitName
 from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
@@ -87,6 +88,14 @@ class Normalisation(_Strict):
     std: list[Annotated[float, Field(gt=0)]]
 
 
+class Corrupted(_Strict):
+    """What makes the images of valid, repair and test worse than those of train."""
+
+    kind: Kind
+    severity: int = Field(default=3, ge=1, le=5)
+    seed: int = 0
+
+
 class OwnSubject(_Strict):
     """A subject as a study file has it."""
 
@@ -113,6 +122,7 @@ class OwnSubject(_Strict):
     recipe: dict[str, Any] | None = None
     limit: int | None = Field(default=None, ge=4)
     """At most this many samples over all four splits."""
+    corruption: Corrupted | None = None
 
 
 DEFAULT_EPSILON = 8 / 255
@@ -135,6 +145,16 @@ def own_subject(
         UserError: one sentence on the first thing that's wrong.
     """
     own = _validated(spec)
+    definition = _uncorrupted(own, named, base_dir, limit)
+    if own.corruption is None:
+        return definition
+    data = CorruptedData(definition.data, Corruption(**own.corruption.model_dump()))
+    return dataclasses.replace(definition, data=data)
+
+
+def _uncorrupted(
+    own: OwnSubject, named: Mapping[str, SubjectDefinition], base_dir: Path, limit: int | None
+) -> SubjectDefinition:
     limit = own.limit if limit is None else limit
     recipe = None if own.recipe is None else _recipe(own)
     if own.data is None:
