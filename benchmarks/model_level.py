@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from fixers import RepairProblem, TensorSplit, TrainingRecipe, ensembles, network
+from fixers.consistency import mean_prediction, with_views
+from fixers.guided_mixes import GuidedMixes, Mixing
 
 
 class Row(NamedTuple):
@@ -90,8 +92,41 @@ def reduced_models(repeats: int) -> Iterator[Row]:
         yield Row(name, *medians(lambda: run(batch), lambda: run(10 * batch), repeats))  # noqa: B023
 
 
+def guided_mixes(repeats: int) -> Iterator[Row]:
+    """Two guided views of each of 64 images: image by image against all together."""
+    for name, shape, mixing in (
+        ("28x28x1, mix", (1, 28, 28), Mixing("mix", views=2)),
+        ("32x32x3, mix", (3, 32, 32), Mixing("mix", views=2)),
+        ("32x32x3, no guidance", (3, 32, 32), Mixing("none", views=2)),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        split = TensorSplit(torch.rand(64, *shape, generator=generator), torch.arange(64) % 10)
+        mixes = GuidedMixes(split, split, mixing, 10, generator=generator, partners=generator)
+
+        def run(size: int, mixes: GuidedMixes = mixes) -> None:
+            for rows in torch.arange(64).split(size):
+                mixes.inputs(rows, torch.device("cpu"))
+
+        yield Row(name, *medians(lambda: run(1), lambda: run(64), repeats))
+
+
+def doubt(repeats: int) -> Iterator[Row]:
+    """Mean predictions over 64 images and 8 views of each: image by image against all together."""
+    images = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    model = lenet5().eval()
+
+    def run(size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for part in images.split(size):
+            mean_prediction(model, with_views(part, 8, generator), 512)
+
+    yield Row("LeNet5 28x28, 8 views", *medians(lambda: run(1), lambda: run(64), repeats))
+
+
 CASES: dict[str, tuple[str, Callable[[int], Iterator[Row]]]] = {
     "reduced_models": ("Apricot: training 10 reduced models, one by one / together", reduced_models),
+    "guided_mixes": ("FSGMix: two views of 64 images, one by one / together", guided_mixes),
+    "doubt": ("HybridRepair: predictions on 8 views of 64 images, one by one / together", doubt),
 }
 
 
