@@ -59,7 +59,7 @@ class IRepair(Fixer):
     }
 
     gamma: float = parameter(
-        0.1,
+        10.0,
         grid=(0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
         low=0.0,
         help="weight of the influence on correct inputs; more opens fewer parameters, breaks and fixes less",

@@ -205,12 +205,12 @@ def test_with_nothing_left_it_returns_at_once_and_unchanged(make_problem):
 
 def test_it_stops_at_the_first_iteration_without_failures(make_problem, digits):
     problem = few_failures(make_problem, digits, 5)
-    fixed = fix(IRepair(learning_rate=3e-4, iterations=500, **LAST), problem)
+    fixed = fix(IRepair(gamma=0.1, learning_rate=3e-4, iterations=500, **LAST), problem)
     steps = problem.notes["iterations"]
     assert problem.notes["stopped"] == "fixed"
     assert not wrong(problem, fixed, problem.failures).any()
     again = few_failures(make_problem, digits, 5)
-    before = fix(IRepair(learning_rate=3e-4, iterations=steps - 1, **LAST), again)
+    before = fix(IRepair(gamma=0.1, learning_rate=3e-4, iterations=steps - 1, **LAST), again)
     assert wrong(again, before, again.failures).any()
     assert again.notes["stopped"] == "iterations"
 
@@ -264,7 +264,7 @@ def test_influences_are_measured_without_dropout_and_steps_taken_with_it(make_pr
     for name, model in (("plain", lenet), ("dropout", WithDropout(lenet))):
         problem = make_problem(model)
         calls = recorded(monkeypatch, "masked_step")
-        fixed = fix(IRepair(iterations=1, **LAST), problem)
+        fixed = fix(IRepair(gamma=0.1, iterations=1, **LAST), problem)
         (_, _, gradients[name], masks[name]), _ = calls[0]
         monkeypatch.undo()
     assert all(torch.equal(one, other) for one, other in zip(masks["plain"], masks["dropout"], strict=True))
@@ -305,7 +305,7 @@ def test_a_margin_goes_on_beyond_the_decision(make_problem, digits):
     leads = {}
     for margin in (0.0, 0.5):
         problem = few_failures(make_problem, digits, 4)
-        fixed = fix(IRepair(margin=margin, learning_rate=1e-3, iterations=300, **LAST), problem)
+        fixed = fix(IRepair(gamma=0.1, margin=margin, learning_rate=1e-3, iterations=300, **LAST), problem)
         shares = problem.outputs(fixed, problem.failures).softmax(-1)
         leads[margin] = problem.task.margin(shares, problem.failures.labels).min().item()
         assert problem.notes["stopped"] == "fixed"
@@ -324,10 +324,10 @@ def test_the_best_on_valid_is_returned_and_in_a_tie_the_one_that_fixes_more(make
     problem = make_problem()
     valid_scores = {}
     for iterations in (5, 10, 15, 20):
-        model = fix(IRepair(iterations=iterations, **LAST), make_problem())
+        model = fix(IRepair(gamma=0.1, iterations=iterations, **LAST), make_problem())
         valid_scores[iterations] = problem.score(model, problem.valid), problem.score(model, problem.failures)
     valid_scores[0] = problem.score(problem.original, problem.valid), 0.0
-    fixed = fix(IRepair(iterations=20, validate_every=5), problem)
+    fixed = fix(IRepair(gamma=0.1, iterations=20, validate_every=5), problem)
     assert (problem.score(fixed, problem.valid), problem.score(fixed, problem.failures)) == max(valid_scores.values())
 
 
@@ -341,7 +341,7 @@ def test_chunks_are_repaired_one_after_the_other(make_problem, digits, monkeypat
         assert not wrong(problem, run.model, failures).any()
 
     monkeypatch.setattr(i_repair._Run, "repair", recording)
-    fix(IRepair(chunk=5, learning_rate=1e-3, iterations=400, **LAST), problem)
+    fix(IRepair(gamma=0.1, chunk=5, learning_rate=1e-3, iterations=400, **LAST), problem)
     assert sizes == [5, 5, 2]
     assert problem.notes["iterations"] > 0
 
