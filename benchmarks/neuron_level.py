@@ -23,6 +23,8 @@ from fixers import RepairProblem, TensorSplit, TrainingRecipe
 from fixers.data import Split
 from fixers.localisation import impacts
 from fixers.neuron_level.arachne import Arachne, counting_fitness, loss_fitness
+from fixers.probes import Block, blocks, train_probes
+from fixers.routing import route_masks
 from fixers.search import constriction
 from fixers.training import train
 from fixers.weight_patches import Places
@@ -186,6 +188,47 @@ def one_generation(
         )
 
 
+def paths_one_by_one(model: nn.Sequential, at: int, probe: nn.Module, split: Split, steps: int) -> Tensor:
+    """Masks of INNER's paths, one input after the other, each step through all layers up to the probe."""
+    weight = model[at].get_parameter("weight")
+    original = weight.detach().clone()
+    masks = []
+    for image in split.batch().inputs.split(1):
+        decided = probe(model[: at + 2](image)).argmax(dim=1)
+        mask = torch.ones_like(original)
+        for _ in range(steps):
+            weight.data = mask * original
+            loss = nn.functional.cross_entropy(probe(model[: at + 2](image)), decided)
+            (slope,) = torch.autograd.grad(loss, weight)
+            mask = (mask - 0.009 * slope - 0.005 * mask.sign()).clamp(0, 1)
+        weight.data = original
+        masks.append(mask)
+    return torch.stack(masks)
+
+
+def routing_paths(problem: RepairProblem, inputs: Split, repeats: int, steps: int = 40) -> None:
+    """Rows for the routing paths of some inputs through a dense layer and a convolution; the masks must agree first."""
+    model = problem.original
+    if not isinstance(model, nn.Sequential):
+        raise TypeError("The plain way slices the network, which must be a Sequential.")
+    where = [block for block in blocks(model, problem.repair.shape) if block.layer in ("3", "7")]
+    probes = train_probes(problem, where, problem.train, epochs=2, learning_rate=0.01)
+    for block, label in zip(where, ("second convolution", "first dense layer"), strict=True):
+        probe = probes[block.layer]
+
+        def ours(block: Block = block, probe: nn.Module = probe) -> Tensor:
+            found = route_masks(problem, model, block, probe, inputs, steps=steps, rate=0.009, shrinkage=0.005)
+            return torch.cat(list(found))
+
+        def plain(block: Block = block, probe: nn.Module = probe) -> Tensor:
+            # What enters the next layer with weights is pooled and flattened behind the convolution.
+            tapped = nn.Sequential(nn.MaxPool2d(2), probe) if block.layer == "3" else probe
+            return paths_one_by_one(copy.deepcopy(model), int(block.layer), tapped, inputs, steps)
+
+        torch.testing.assert_close(ours(), plain(), rtol=1e-4, atol=1e-4)
+        compare(f"paths of {len(inputs)} inputs, {steps} steps, {label}", ours, plain, repeats, None)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,6 +246,7 @@ def main() -> None:
 
     for layer, label in ((LAST, "last layer"), ("9", "second last layer"), ("3", "second convolution")):
         one_generation(problem, failures, passes, layer, label, options.repeats)
+    routing_paths(problem, failures.select(torch.arange(min(32, len(failures)))), max(1, options.repeats // 2))
     fixer = Arachne(search="pso", population=options.population, generations=options.generations)
 
     def whole() -> None:
