@@ -10,6 +10,7 @@ from analysis import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 
 WIDTHS = (390, 1400)
@@ -200,6 +201,16 @@ def test_text_stands_out_from_its_background(visit, scheme):
             }"""
         )
         assert faint == []
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("study", "light"), ("study", "dark"), ("published", "light"), ("failed", "light")]
+)
+def test_axe_has_no_complaint(visit, name, scheme):
+    with visit(name, scheme=scheme) as seen:
+        seen.draw_everything()
+        found = axe.Axe().run(seen.page).response["violations"]
+        assert {item["id"]: [node["html"][:160] for node in item["nodes"][:3]] for item in found} == {}
 
 
 def test_everything_is_reached_by_keyboard(visit):

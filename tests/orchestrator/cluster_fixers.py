@@ -16,7 +16,7 @@ from fixers.fixer import Level
 
 @dataclass(frozen=True)
 class Shows(Fixer):
-    """Leaves its process and node in a file, waits, and shifts the last bias by an amount that its seed gives."""
+    """Leaves its process and node in a file, waits for a file ``go``, and shifts the last bias as its seed says."""
 
     name: ClassVar[str] = "shows"
     abbreviation: ClassVar[str] = "SHOW"
@@ -24,9 +24,9 @@ class Shows(Fixer):
     reference: ClassVar[str] = "2026"
 
     def fix(self, problem: RepairProblem) -> nn.Module:
-        node = ray.get_runtime_context().get_node_id()
-        Path(os.environ["SHOWS_FOLDER"], f"{problem.seed}-{os.getpid()}").write_text(node)
-        for _ in range(20):
+        node, folder = ray.get_runtime_context().get_node_id(), Path(os.environ["SHOWS_FOLDER"])
+        Path(folder, f"{problem.seed}-{os.getpid()}").write_text(node)
+        while not Path(folder, "go").exists():
             time.sleep(0.1)
             problem.check_deadline()
         model = problem.new_model()

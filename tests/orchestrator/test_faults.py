@@ -86,6 +86,11 @@ def add_node(cluster):
     return cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=200_000_000)
 
 
+def nodes_seen(folder):
+    """Nodes on which a trial has begun."""
+    return {path.read_text() for path in folder.glob("[0-9]*-[0-9]*")} - {""}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, shared_cache):
     """Rows of the same study when nothing happens."""
@@ -94,6 +99,7 @@ def undisturbed(tmp_path_factory, shared_cache):
     path.write_text(
         f"study: faults\nsubjects: [digits]\nplugins: ['{PLUGIN}']\nfixers: [shows]\nseeds: {SEEDS}\nattack: none\n"
     )
+    Path(folder, "go").touch()
     driver = Driver(path, folder, SHOWS_FOLDER=str(folder), FIXSTUDY_CACHE=str(shared_cache))
     driver.finish()
     rows = driver.rows()
@@ -108,6 +114,7 @@ def test_a_killed_worker_costs_nothing_but_time(undisturbed, cluster, study, tmp
     wait_for(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")), driver)
     (seen, *_) = tmp_path.glob("[0-9]*-[0-9]*")
     os.kill(int(seen.name.split("-")[1]), signal.SIGKILL)
+    Path(tmp_path, "go").touch()
     driver.finish()
     assert driver.rows() == undisturbed
     assert "lost its process and runs again" in driver.said
@@ -116,8 +123,9 @@ def test_a_killed_worker_costs_nothing_but_time(undisturbed, cluster, study, tmp
 def test_a_lost_node_costs_nothing_but_time(undisturbed, cluster, study, tmp_path):
     nodes = [add_node(cluster), add_node(cluster)]
     driver = Driver(study("shows"), tmp_path, "--address", cluster.address)
-    wait_for(lambda: len({path.read_text() for path in tmp_path.glob("[0-9]*-[0-9]*")}) == 2, driver)
+    wait_for(lambda: len(nodes_seen(tmp_path)) == 2, driver)
     cluster.remove_node(nodes[0], allow_graceful=False)
+    Path(tmp_path, "go").touch()
     driver.finish()
     assert driver.rows() == undisturbed
     assert re.search("lost its (node|process) and runs again", driver.said)
@@ -128,6 +136,8 @@ def test_a_node_that_joins_late_takes_its_share(undisturbed, cluster, study, tmp
     driver = Driver(study("shows"), tmp_path, "--address", cluster.address)
     wait_for(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")), driver)
     add_node(cluster)
+    wait_for(lambda: len(nodes_seen(tmp_path)) == 2, driver)
+    Path(tmp_path, "go").touch()
     driver.finish()
     assert driver.rows() == undisturbed
 
