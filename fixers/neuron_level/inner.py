@@ -225,11 +225,12 @@ class Repair:
     def _look(self) -> tuple[float, float]:
         """Accuracy on valid and share of the failures that are left."""
         task = self.problem.task
+        scores = []
         with torch.no_grad():
-            accuracy, fixed = (
-                task.score(torch.cat([self.tail(*part(rows)).cpu() for rows in part.micro_batches()]), split.labels)
-                for part, split in ((self.valid, self.problem.valid), (self.failing, self.failures))
-            )
+            for part, split in ((self.valid, self.problem.valid), (self.failing, self.failures)):
+                outputs = [self.tail(*part(rows)).cpu() for rows in part.micro_batches()]
+                scores.append(task.score(torch.cat([torch.empty(0, task.n_classes), *outputs]), split.labels))
+        accuracy, fixed = scores
         return accuracy, 1 - fixed
 
     def _follow_probes(self) -> None:
