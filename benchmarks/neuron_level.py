@@ -19,15 +19,19 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from fixers import RepairProblem, TensorSplit, TrainingRecipe
+from fixers import RepairProblem, TensorSplit, TrainingRecipe, network
 from fixers.data import Split
+from fixers.genetic import Mutants, evolve
 from fixers.localisation import impacts
+from fixers.neuron_bounds import dense_chain, lower_lines
 from fixers.neuron_level.arachne import Arachne, counting_fitness, loss_fitness
+from fixers.neuron_level.genmunn import GenMuNN
 from fixers.probes import Block, blocks, train_probes
 from fixers.routing import route_masks
 from fixers.search import constriction
 from fixers.training import train
 from fixers.weight_patches import Places
+from fixers.weight_pool import PoolEvaluator
 
 CANDIDATES, WEIGHTS, INPUTS = 100, 8, 327
 LAST = "11"
@@ -188,6 +192,69 @@ def one_generation(
         )
 
 
+def generation_of_mutants(problem: RepairProblem, inputs: Split, repeats: int) -> None:
+    """A row for a generation of GenMuNN, whose mutants change weights all over the model; both sides must agree."""
+    fixer = GenMuNN()
+    pool = fixer._pool(problem, inputs, torch.ones(len(inputs), dtype=torch.float64))
+    generations: list[Mutants] = []
+
+    def keep(mutants: Mutants) -> Tensor:
+        generations.append(mutants)
+        return torch.zeros(len(mutants))
+
+    evolve(
+        keep,
+        pool.origin,
+        fixer._mutation(pool),
+        population=CANDIDATES + 1,
+        generations=1,
+        mutations=fixer.mutations,
+        generator=torch.Generator().manual_seed(0),
+    )
+    mutants, batch = generations[1], inputs.batch()
+    evaluator = PoolEvaluator(problem, pool, inputs)
+
+    def plain() -> Tensor:
+        losses = []
+        for row in range(len(mutants)):
+            model = pool.mutant(problem, mutants.take(torch.tensor([row])))
+            with torch.no_grad():
+                losses.append(problem.task.loss(model(batch.inputs), batch.targets, "none"))
+        return torch.stack(losses)
+
+    torch.testing.assert_close(evaluator.judge(mutants)[1], plain(), rtol=1e-3, atol=1e-4)
+    name = f"{CANDIDATES} mutants of {len(mutants.positions)} weights in all layers, {len(inputs)} inputs"
+    compare(name, lambda: evaluator.judge(mutants), plain, repeats, None)
+
+
+def bounds_of_neurons(problem: RepairProblem, failures: Split, repeats: int, pieces: int = 10) -> None:
+    """A row for VeRe's bounds: every neuron and interval at once, or a bound call for each, as the public code does."""
+    first, *after = dense_chain(problem.original)
+    with torch.no_grad():
+        features = network.cut(problem.original, first.name).features(failures.batch().inputs)[0]
+    values, neurons = first(features), torch.arange(first.layer.out_features)
+    edges = torch.lerp(-values.amax(0)[:, None], values.amax(0)[:, None], torch.linspace(0, 1, pieces + 1))
+    low, high = edges[:, :-1], edges[:, 1:]
+    objective = nn.functional.one_hot(failures.labels, problem.task.n_classes).float()
+
+    def ours() -> Tensor:
+        return lower_lines(after, values, neurons, low, high, objective).at(low)
+
+    def plain() -> Tensor:
+        bounds = [
+            lower_lines(after, values, neuron[None], low[neuron, [k]][None], high[neuron, [k]][None], objective)
+            .at(low[neuron, [k]][None])
+            .flatten()
+            for neuron in neurons
+            for k in range(pieces)
+        ]
+        return torch.stack(bounds, dim=1).unflatten(1, (-1, pieces))
+
+    torch.testing.assert_close(ours(), plain(), rtol=1e-3, atol=1e-3)
+    name = f"bounds of {len(neurons)} neurons, {pieces} intervals, {len(failures)} inputs"
+    compare(name, ours, plain, repeats, None)
+
+
 def paths_one_by_one(model: nn.Sequential, at: int, probe: nn.Module, split: Split, steps: int) -> Tensor:
     """Masks of INNER's paths, one input after the other, each step through all layers up to the probe."""
     weight = model[at].get_parameter("weight")
@@ -246,6 +313,8 @@ def main() -> None:
 
     for layer, label in ((LAST, "last layer"), ("9", "second last layer"), ("3", "second convolution")):
         one_generation(problem, failures, passes, layer, label, options.repeats)
+    generation_of_mutants(problem, problem.repair.select(torch.arange(INPUTS)), options.repeats)
+    bounds_of_neurons(problem, failures, options.repeats)
     routing_paths(problem, failures.select(torch.arange(min(32, len(failures)))), max(1, options.repeats // 2))
     fixer = Arachne(search="pso", population=options.population, generations=options.generations)
 

@@ -137,12 +137,13 @@ def lower_lines(
         if dense.layer.bias is not None:
             offset = offset + slope @ dense.layer.bias.detach()
         slope = slope @ dense.layer.weight.detach()
-        offset = offset + (slope.clamp(max=0) * relaxation.shift).sum(-1)
-        slope = torch.where(slope >= 0, slope * relaxation.lower, slope * relaxation.upper)
+        rising, falling = slope.clamp(min=0), slope.clamp(max=0)
+        offset = offset + torch.einsum("nmkj,nmkj->nmk", falling, relaxation.shift)
+        slope = torch.addcmul(rising * relaxation.lower, falling, relaxation.upper)
     shape = (len(entering), *low.shape[:2])
     return LowerLine(
-        (slope * column[None, :, None]).sum(-1).expand(shape),
-        ((slope * fixed[:, :, None]).sum(-1) + offset).expand(shape),
+        (slope @ column[None, :, :, None]).squeeze(-1).expand(shape),
+        ((slope @ fixed[..., None]).squeeze(-1) + offset).expand(shape),
     )
 
 
@@ -159,14 +160,14 @@ _Line = tuple[Tensor, Tensor]
 
 
 def _relax(least: Tensor, most: Tensor, slope: float) -> _Relaxation:
-    chord = (most - slope * least) / (most - least)
-    unstable = (least < 0) & (most > 0)
-    one = least.new_ones(())  # of the bounds' precision, which a plain number isn't
-    stable = torch.where(least >= 0, one, slope)
-    upper = torch.where(unstable, chord, stable)
-    # Of all lower slopes the one that leaves the smaller area, as CROWN chooses.
-    lower = torch.where(unstable, torch.where(most > -least, one, slope), stable)
-    return _Relaxation(lower, upper, torch.where(unstable, (1 - chord) * most, 0.0))
+    at_most = functional.leaky_relu(most, slope)
+    chord = (at_most - functional.leaky_relu(least, slope)) / (most - least).clamp(min=torch.finfo(most.dtype).tiny)
+    # Where the ends are one, but for rounding, any line through it will do.
+    upper = chord.clamp(slope, 1)
+    # Of the lines below, the one that leaves the smaller area, as CROWN chooses; with both ends on one side of zero
+    # it is the activation itself.
+    lower = torch.where(most > -least, most.new_ones(()), slope)
+    return _Relaxation(lower, upper, torch.addcmul(at_most, upper, most, value=-1))
 
 
 def _least(line: _Line, low: Tensor, high: Tensor) -> Tensor:
