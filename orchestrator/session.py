@@ -15,6 +15,8 @@ from orchestrator.subjects.subject import SubjectDefinition
 
 FROZEN_SETTINGS = "settings.json"
 ORIGIN = "origin.json"
+STARTS_OF_RAY = 3
+"""How often Ray is started before giving up."""
 
 
 def cache_dir() -> Path:
@@ -59,7 +61,7 @@ def ray_running(address: str | None) -> Iterator[None]:
     """A Ray to run on: the cluster at ``address``, or one of this machine that ends with the command.
 
     Raises:
-        UserError: no cluster answers at the address.
+        UserError: no cluster answers at the address, or this machine is too busy to start one.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Usage statistics would be sent over the network.
@@ -69,19 +71,34 @@ def ray_running(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    try:
-        ray.init(
-            address=address,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except ConnectionError as error:
-        raise UserError(f"No Ray cluster answers at '{address}': start one with `ray up cluster.yaml`.") from error
+    _start_ray(address)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_ray(address: str | None) -> None:
+    import ray
+
+    for _ in range(STARTS_OF_RAY):
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except ConnectionError as error:
+            raise UserError(f"No Ray cluster answers at '{address}': start one with `ray up cluster.yaml`.") from error
+        except Exception as error:
+            # Ray gives its own processes 30 s and then raises a bare Exception; a busy machine needs longer.
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+        else:
+            return
+    raise UserError("Ray's own processes didn't start in time because the machine is busy; try again later.")
 
 
 @contextlib.contextmanager

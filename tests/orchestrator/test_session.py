@@ -1,0 +1,57 @@
+"""Starting Ray on machines that are busy, and joining clusters that aren't there."""
+
+import pytest
+import ray
+
+from orchestrator.errors import UserError
+from orchestrator.session import STARTS_OF_RAY, ray_running
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """Errors that ray.init raises, one per call; then it succeeds."""
+    errors = []
+    calls = []
+
+    def init(**options):
+        calls.append(options)
+        if errors:
+            raise errors.pop(0)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return errors, calls
+
+
+BUSY = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+
+
+def test_a_busy_machine_gets_another_try(starts):
+    errors, calls = starts
+    errors.append(Exception(BUSY))
+    with ray_running(None):
+        assert len(calls) == 2
+
+
+def test_a_machine_that_stays_busy_is_named_in_a_sentence(starts):
+    errors, calls = starts
+    errors += [Exception(BUSY)] * STARTS_OF_RAY
+    with pytest.raises(UserError, match="machine is busy"), ray_running(None):
+        pass
+    assert len(calls) == STARTS_OF_RAY
+
+
+def test_a_cluster_that_is_not_there_is_named(starts):
+    starts[0].append(ConnectionError("no"))
+    with (
+        pytest.raises(UserError, match=r"No Ray cluster answers at '192\.0\.2\.1:6379'"),
+        ray_running("192.0.2.1:6379"),
+    ):
+        pass
+
+
+def test_other_errors_of_ray_are_not_hidden(starts):
+    starts[0].append(Exception("disk on fire"))
+    with pytest.raises(Exception, match="disk on fire"), ray_running(None):
+        pass
