@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart demo test test-slow lint types boundaries unit format clean
+.PHONY: quickstart demo reproduction test test-slow lint types boundaries unit format clean
 .DEFAULT_GOAL := quickstart
 
 # uv lives in the private environment, nothing is installed elsewhere.
@@ -16,6 +16,14 @@ $(STAMP): pyproject.toml
 
 quickstart: $(STAMP)  ## run the quickstart study and write results/quickstart/report.html
 	$(BIN)/fixstudy run examples/quickstart.yaml
+
+demo: $(STAMP)  ## a first report in about a minute: results/demo/report.html
+	$(BIN)/fixstudy run examples/demo.yaml
+
+reproduction: $(STAMP)  ## ours against the published figures on MNIST; needs FIXSTUDY_DATA and FIXSTUDY_REFERENCE, and hours
+	$(BIN)/fixstudy run examples/reproduction.yaml
+	$(BIN)/fixstudy import-published results/published
+	$(BIN)/fixstudy compare results/reproduction results/published > docs/reproduction.md
 
 test: lint types boundaries unit  ## everything that CI runs
 

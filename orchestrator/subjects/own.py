@@ -12,6 +12,8 @@
 import dataclasses
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -429,14 +431,19 @@ def _validated(spec: Mapping[str, Any]) -> OwnSubject:
 
 
 def _path(base_dir: Path, text: str) -> Path:
-    return (base_dir / Path(text).expanduser()).resolve()
+    return (base_dir / Path(os.path.expandvars(text)).expanduser()).resolve()
 
 
 def _existing(base_dir: Path, text: str, name: str) -> Path:
     path = _path(base_dir, text)
     if not path.is_file():
-        raise UserError(f"There is no file {path}, which subject {name} names; check the path.")
+        raise UserError(f"There is no file {path}, which subject {name} names; check the path{_unset(text)}.")
     return path
+
+
+def _unset(text: str) -> str:
+    names = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
+    return f", and set {' and '.join(names)}" if names else ""
 
 
 def _file_hash(path: Path) -> str:
