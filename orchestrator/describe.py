@@ -94,15 +94,15 @@ def subjects_command(name: str | None, data_root: str | None, console: Console |
 
 
 def train_command(subject: str, *, keep_history: bool, data_root: str | None, console: Console | None = None) -> None:
-    """Train the original model of a catalogue subject and print what it reached."""
+    """Train the original model of a subject, by name or YAML file, and print what it reached."""
     import torch
 
-    from orchestrator.subjects.catalogue import resolve
+    from orchestrator.fix import subject_from
     from orchestrator.subjects.originals import cache_file, prepare
     from orchestrator.trial import make_baseline
 
     console = console or Console()
-    definition, root = resolve(subject), session.data_root(data_root)
+    definition, root = subject_from(subject), session.data_root(data_root)
     folder: Path = session.cache_dir() / "originals"
     if not definition.trains_original:
         raise UserError(f"The model of {subject} comes with its weights; there is nothing to train.")

@@ -61,7 +61,8 @@ def examine(
         cache_dir: where trained originals are kept.
 
     Returns:
-        Findings, errors first; empty for a subject without a flaw that every approach can be applied to.
+        Findings, errors first. A subject without a flaw that every approach can be applied to has one note, on the
+        accuracy and failures of its original model.
     """
     return sorted(_findings(definition, data_root, cache_dir), key=lambda finding: _ORDER.index(finding.severity))
 
@@ -98,7 +99,7 @@ def _findings(definition: SubjectDefinition, data_root: Path | None, cache_dir: 
             "note",
             "not_trained",
             f"The original model of {definition.name} isn't trained yet, so its accuracy and failures are unknown; "
-            f"run fixstudy train {definition.name} and examine again.",
+            "run fixstudy train with the same argument and examine again.",
         )
         return
     try:
@@ -128,16 +129,20 @@ def _fit(definition: SubjectDefinition, data: SubjectData) -> Iterator[Finding]:
             f"{definition.n_classes - 1}; renumber the labels or give the model that belongs to them.",
         )
         return
+    absent: dict[tuple[int, ...], list[str]] = {}
     for name, split in data.splits().items():
-        missing = sorted(set(range(definition.n_classes)) - set(split.labels.tolist()))
+        missing = tuple(sorted(set(range(definition.n_classes)) - set(split.labels.tolist())))
         if missing:
-            shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-            yield Finding(
-                "warning",
-                "classes",
-                f"The {name} split has no sample of {len(missing)} of the model's {definition.n_classes} classes "
-                f"({shown}); check that model and labels belong together.",
-            )
+            absent.setdefault(missing, []).append(name)
+    for missing, names in absent.items():
+        shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        where = f"The {names[0]} split has" if len(names) == 1 else f"The splits {', '.join(names)} have"
+        yield Finding(
+            "warning",
+            "classes",
+            f"{where} no sample of {len(missing)} of the model's {definition.n_classes} classes ({shown}); check that "
+            "model and labels belong together.",
+        )
 
 
 def _copies_across(data: SubjectData) -> Iterator[Finding]:
@@ -216,6 +221,7 @@ def _layers(definition: SubjectDefinition, model: nn.Module) -> Iterator[Finding
         size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         if size == 0:
             continue
+        share = f"{size / total:.0%}" if size >= 0.005 * total else "less than 1%"
         if not isinstance(module, REACHABLE):
             reason = f"is of type {type(module).__name__}"
         elif id(module) not in called:
@@ -225,7 +231,7 @@ def _layers(definition: SubjectDefinition, model: nn.Module) -> Iterator[Finding
         yield Finding(
             "warning",
             "unreachable_layer",
-            f"'{name or 'the model itself'}', with {size / max(total, 1):.0%} of the weights, {reason}: approaches "
+            f"'{name or 'the model itself'}', with {share} of the weights, {reason}: approaches "
             "that change single layers or neurons work on Linear, Conv2d and batch-norm layers and leave it as it is.",
         )
 
@@ -250,6 +256,13 @@ def _accuracy(subject: Subject) -> Iterator[Finding]:
     task = Classification(definition.n_classes)
     wrong = {name: _wrong(model, getattr(data, name), task) for name in ("repair", "test")}
     accuracy = 1 - wrong["test"].double().mean().item()
+    yield Finding(
+        "note",
+        "accuracy",
+        f"The original model is right on {accuracy:.1%} of the test split and has "
+        f"{int(wrong['repair'].sum()):,} failures among {len(data.repair):,} repair samples and "
+        f"{int(wrong['test'].sum()):,} among {len(data.test):,} test samples.",
+    )
     share = np.bincount(data.test.labels.numpy()).max() / len(data.test)
     if accuracy <= share + 0.02:
         yield Finding(

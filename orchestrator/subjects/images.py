@@ -83,7 +83,7 @@ def image_shape(encoded: bytes, name: str) -> tuple[int, int, int]:
 
 @contextmanager
 def _opened(encoded: bytes, name: str) -> Iterator[Any]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -91,6 +91,11 @@ def _opened(encoded: bytes, name: str) -> Iterator[Any]:
             yield image
     except UnreadableImageError:
         raise
+    except UnidentifiedImageError as error:
+        # Its own message names an object in memory.
+        raise UnreadableImageError(
+            f"Image {name} can't be read (it is in no known format); repair or remove it."
+        ) from error
     # What Pillow raises on damaged files; its own errors derive from these.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(f"Image {name} can't be read ({error}); repair or remove it.") from error

@@ -68,6 +68,22 @@ def with_layer_norm() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(432, 20), nn.LayerNorm(20), nn.ReLU(), nn.Linear(20, 3))
 
 
+class WithSpareLayer(nn.Module):
+    """A head of an earlier task that nobody removed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(432, 3)
+        self.spare = nn.Linear(187, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
+
+def with_spare_layer() -> nn.Module:
+    return WithSpareLayer()
+
+
 def no_module() -> int:
     return 3
 
