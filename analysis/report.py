@@ -116,6 +116,7 @@ def build(
         sections.comparison(findings),
         sections.seeds(findings),
         sections.adaptation(findings, con),
+        sections.settings(findings, con),
         *_appendix(con, findings, study_file(folder) if folder else None),
     ]
     answers = [Answer(a.subject, a.lead, a.details, a.others, a.chosen is not None) for a in advices]

@@ -1117,6 +1117,61 @@ def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
     return Section("adaptation", "Adaptation", [lead, table], ("adaptation_sensitivity", "adaptation_parameters"))
 
 
+def settings(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
+    """What single settings are worth: grids and ablations."""
+    rows = answer(con, "setting_effects").to_pylist()
+    if not rows:
+        return Section("settings", "Settings", [], ())
+    names = _names(findings)
+    table = Table(
+        "setting-effects",
+        "A setting in place of the one that does best on valid, same seed, all else equal",
+        [
+            Column("Fixer", numeric=False),
+            Column("Subject", numeric=False),
+            Column("Setting", numeric=False),
+            Column("Instead of", numeric=False),
+            Column("RR", "points, range over seeds", first="ascending"),
+            Column("NFR", "points"),
+            Column("ACC", "points"),
+            Column("Seeds"),
+            Column("In words", numeric=False, wide=True),
+        ],
+        [
+            [
+                Value(names.get(row["fixer"], row["fixer"]), title=row["fixer"]),
+                Value(row["subject"]),
+                Value(f"{row['parameter']} = {row['value']}"),
+                Value(row["instead_of"]),
+                Value(
+                    words.number(100 * row["repair_rate"]),
+                    small=" to ".join(words.number(100 * row[f"repair_rate_{end}"]) for end in ("low", "high")),
+                    sort=row["repair_rate"],
+                ),
+                Value(words.number(100 * row["negative_flip_rate"]), sort=row["negative_flip_rate"]),
+                Value(words.number(100 * row["accuracy"]), sort=row["accuracy"]),
+                Value(str(row["n_pairs"]), sort=row["n_pairs"]),
+                Value(_worth(row)),
+            ]
+            for row in rows
+        ],
+    )
+    lead = Paragraph(
+        "Where a study has several values of a hyper-parameter, trials that differ in it alone are compared pair by "
+        "pair. In an ablation the setting switches the approach's core step off: what it loses, the step is worth."
+    )
+    return Section("settings", "Settings", [lead, table], ("setting_effects",))
+
+
+def _worth(row: Mapping[str, Any]) -> str:
+    low, high = row["repair_rate_low"], row["repair_rate_high"]
+    if row["n_pairs"] < 2:
+        return "one seed says nothing of chance"
+    if low <= 0 <= high:
+        return "repairs as much: the seeds differ by more than the setting"
+    return "repairs less with every seed" if high < 0 else "repairs more with every seed"
+
+
 _LARGEST_PICTURE: Final = 40_000
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic_study import FIXERS, brute_force, write_study
+from synthetic_study import FIXERS, brute_force, write_study, write_table
 
 import analysis
-from analysis import commands
+from analysis import commands, report
 from analysis.errors import QueryError
 from analysis.queries import parse
 
@@ -293,6 +293,40 @@ def test_adaptation(con, study):
     parameters = rows(con, "adaptation_parameters")
     assert {r["parameter"] for r in parameters} == {"rate", "steps"}
     assert {r["n_trials"] for r in parameters} == {1}
+
+
+def test_one_setting_against_the_other_seed_by_seed(tmp_path):
+    """Three seeds with and without a step; a second parameter differs too, and never mixes into a pair."""
+    written = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), seeds=(0,), adapt=0, n_test=50)
+    (base,) = written.trials
+    (path,) = (written.folder / "trials").glob("*.parquet")
+    path.unlink()
+    settings_of_runs = [
+        (seed, step, rate, rr, valid)
+        for seed in range(3)
+        for step, rate, rr, valid in (
+            (True, 1, 0.5 + seed / 10, 0.9),
+            (False, 1, 0.4 + seed / 20, 0.8),
+            (True, 2, 0.1, 0.7),
+        )
+    ]
+    table = [
+        base
+        | {"trial_id": f"{seed}{step}{rate}", "seed": seed, "params": json.dumps({"rate": rate, "step": step})}
+        | {"outcome": "OK", "repair_rate": rr, "accuracy_valid_fixed": valid}
+        for seed, step, rate, rr, valid in settings_of_runs
+    ]
+    write_table(path, "trials", table)
+    found = {(r["parameter"], r["value"]): r for r in rows(analysis.open(written.folder), "setting_effects")}
+    assert found.keys() == {("step", "false"), ("rate", "2")}
+    step = found["step", "false"]
+    assert (step["instead_of"], step["n_pairs"]) == ("true", 3)
+    differences = [(0.4 + s / 20) - (0.5 + s / 10) for s in range(3)]
+    assert step["repair_rate"] == pytest.approx(sum(differences) / 3)
+    assert (step["repair_rate_low"], step["repair_rate_high"]) == pytest.approx((min(differences), max(differences)))
+    page = report.write_report(written.folder).read_text()
+    assert "step = false" in page
+    assert "repairs less with every seed" in page
 
 
 def test_progress_with_and_without_a_plan(study, tmp_path):

@@ -1,0 +1,41 @@
+-- question: What is one setting worth, everything else and the seed being equal (a grid, an ablation)?
+-- reads: trials
+-- column fixer: registry name of the approach
+-- column subject: subject
+-- column parameter: hyper-parameter with more than one value among final trials
+-- column value: the value looked at, as JSON
+-- column instead_of: its value in the configuration that does best on valid, as JSON
+-- column n_pairs: pairs of trials that are OK, of one seed, and differ in nothing else [pairs]
+-- column repair_rate: mean RR with this value - mean RR with the other; below 0 it repairs less [fraction]
+-- column repair_rate_low: smallest difference over the pairs [fraction]
+-- column repair_rate_high: largest difference over the pairs [fraction]
+-- column negative_flip_rate: mean difference of NFR; above 0 it breaks more [fraction]
+-- column accuracy: mean difference of accuracy; below 0 it is worse [fraction]
+WITH settings AS (
+    SELECT
+        fixer, subject, seed, entry.key AS parameter, entry.value::VARCHAR AS value,
+        json_merge_patch(params, json_object(entry.key, NULL))::VARCHAR AS others,
+        accuracy_valid_fixed, repair_rate, negative_flip_rate, accuracy_fixed
+    FROM latest, json_each(params) AS entry
+    WHERE stage = 'final' AND outcome = 'OK' AND repair_rate IS NOT NULL
+),
+chosen AS (
+    SELECT DISTINCT fixer, subject, entry.key AS parameter, entry.value::VARCHAR AS instead_of
+    FROM selected, json_each(params) AS entry
+)
+SELECT
+    this.fixer, this.subject, this.parameter, this.value, chosen.instead_of,
+    count(*) AS n_pairs,
+    avg(this.repair_rate - other.repair_rate) AS repair_rate,
+    min(this.repair_rate - other.repair_rate) AS repair_rate_low,
+    max(this.repair_rate - other.repair_rate) AS repair_rate_high,
+    avg(this.negative_flip_rate - other.negative_flip_rate) AS negative_flip_rate,
+    avg(this.accuracy_fixed - other.accuracy_fixed) AS accuracy
+FROM settings AS this
+JOIN chosen USING (fixer, subject, parameter)
+JOIN settings AS other
+    ON other.fixer = this.fixer AND other.subject = this.subject AND other.parameter = this.parameter
+    AND other.seed = this.seed AND other.others = this.others AND other.value = chosen.instead_of
+WHERE this.value <> chosen.instead_of
+GROUP BY ALL
+ORDER BY this.fixer, this.subject, this.parameter, this.value;
