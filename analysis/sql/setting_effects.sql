@@ -17,7 +17,8 @@ WITH settings AS (
         json_merge_patch(params, json_object(entry.key, NULL))::VARCHAR AS others,
         accuracy_valid_fixed, repair_rate, negative_flip_rate, accuracy_fixed
     FROM latest, json_each(params) AS entry
-    WHERE stage = 'final' AND outcome = 'OK' AND repair_rate IS NOT NULL
+    WHERE stage = 'final' AND outcome = 'OK'
+        AND repair_rate IS NOT NULL AND negative_flip_rate IS NOT NULL AND accuracy_fixed IS NOT NULL
 ),
 chosen AS (
     SELECT DISTINCT fixer, subject, entry.key AS parameter, entry.value::VARCHAR AS instead_of

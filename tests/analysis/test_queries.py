@@ -313,7 +313,8 @@ def test_one_setting_against_the_other_seed_by_seed(tmp_path):
     table = [
         base
         | {"trial_id": f"{seed}{step}{rate}", "seed": seed, "params": json.dumps({"rate": rate, "step": step})}
-        | {"outcome": "OK", "repair_rate": rr, "accuracy_valid_fixed": valid}
+        | {"outcome": "OK", "repair_rate": rr, "accuracy_valid_fixed": valid, "accuracy_fixed": 0.9}
+        | {"negative_flip_rate": 0.01}
         for seed, step, rate, rr, valid in settings_of_runs
     ]
     write_table(path, "trials", table)
