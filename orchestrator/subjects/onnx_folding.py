@@ -59,6 +59,7 @@ FOLDABLE = _ELEMENTWISE | frozenset(
         "Range",
         "ReduceProd",
         "Reshape",
+        "Shape",
         "Slice",
         "Split",
         "Squeeze",

@@ -355,6 +355,28 @@ class OptionA(nn.Module):
         return self.fc(self.norm(x.unsqueeze(1).squeeze(1).clamp(min=-1)))
 
 
+class Shortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 7, 3, stride=2, padding=1)
+        self.fc = nn.Linear(7, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        return self.fc((self.conv(x) + shortcut).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("opset", [11, 17, 20])
+def test_the_shape_of_a_constant_is_folded(tmp_path: Path, opset: int) -> None:
+    """Torch writes the padding of a CIFAR ResNet's shortcut so, when it may not fold constants itself."""
+    model = Shortcut().eval()
+    export(model, tmp_path / "m.onnx", opset, dynamo=False, fold=False)
+    assert "Shape" in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    pixels = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        assert (load_onnx(tmp_path / "m.onnx").model(pixels) - model(pixels)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(("opset", "dynamo"), [(11, False), (13, False), (17, False), (20, False), (20, True)])
 def test_unusual_operators(tmp_path: Path, opset: int, dynamo: bool) -> None:
     model = OptionA().eval()
