@@ -38,7 +38,7 @@ boundaries: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not ray" --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not ray" --numprocesses 2 --dist worksteal
 	$(BIN)/pytest -m "not slow and ray"
 
 test-slow: $(STAMP)  ## the tests that take minutes each

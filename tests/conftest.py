@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine makes a test slow, not wrong.
+settings.register_profile("fixstudy", deadline=None)
+settings.load_profile("fixstudy")
 
 _SHARED = Path(__file__).parents[2] / "shared"
 

@@ -204,7 +204,13 @@ def test_text_stands_out_from_its_background(visit, scheme):
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme"), [("study", "light"), ("study", "dark"), ("published", "light"), ("failed", "light")]
+    ("name", "scheme"),
+    [
+        pytest.param("study", "light", marks=pytest.mark.slow),
+        ("study", "dark"),
+        pytest.param("published", "light", marks=pytest.mark.slow),
+        ("failed", "light"),
+    ],
 )
 def test_axe_has_no_complaint(visit, name, scheme):
     with visit(name, scheme=scheme) as seen:

@@ -20,6 +20,8 @@ from fixers.requirements import SubjectFacts
 from fixers.training import train
 
 PRESET = "quick"
+BUDGETS = {"epochs": 3, "max_epochs": 10, "rounds": 2, "generations": 5, "iterations": 20, "probe_epochs": 5}
+"""The contract holds for any budget, so it is checked with a small one where an approach has these parameters."""
 DEVICE = os.environ.get("FIXSTUDY_TEST_DEVICE", "cpu")
 """Set to cuda to hold the approaches to their contract on a GPU."""
 
@@ -155,9 +157,11 @@ def bench(fixer: type[Fixer], benches: list[Bench]) -> Bench:
 
 @pytest.fixture(scope="session")
 def instance(fixer: type[Fixer]) -> Fixer:
-    """The approach with its quick preset, which every approach has."""
+    """The approach with its quick preset, which every approach has, and less of everything that takes time."""
     assert PRESET in fixer.presets, f"{fixer.name} needs a preset '{PRESET}' that takes seconds on a small subject"
-    return fixer.build({}, PRESET)
+    quick, infos = fixer.build({}, PRESET), fixer.parameter_infos()
+    less = {name: min(value, getattr(quick, name)) for name, value in BUDGETS.items() if name in infos}
+    return fixer.build({name: max(value, infos[name].low or 0) for name, value in less.items()}, PRESET)
 
 
 @pytest.fixture(scope="session")

@@ -380,6 +380,7 @@ def test_torchvision_weights_for_densenet(tmp_path: Path) -> None:
         ({"model": "no_such_module:f"}, "no_such_module:f can't be loaded"),
         ({"model": "factories:no_module"}, "must return a torch.nn.Module, but returned int"),
         ({"model": "missing.onnx"}, "There is no file .*missing.onnx, which subject mine names"),
+        ({"model": "$NOT_SET_HERE/model.onnx"}, "check the path, and set NOT_SET_HERE"),
         ({"model": "d/a/0.png"}, "must be an .onnx file or package.module:factory"),
         ({"data": "nowhere"}, "There is no .*nowhere"),
         ({"data": "factories:just_a_list"}, r"must return \(inputs, labels\) or a mapping of arrays"),
