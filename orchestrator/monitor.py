@@ -30,10 +30,17 @@ class Monitor:
     def __init__(self) -> None:
         self._running: dict[str, Sighting] = {}
         self._last: dict[str, Sighting] = {}
+        self._of_process: dict[tuple[str, int], str] = {}
         self._loads: dict[str, int] = {}
 
     def phase(self, sighting: Sighting) -> None:
-        """A trial entered a phase."""
+        """A trial entered a phase; the one that its process ran before has its row."""
+        process = sighting.node_id, sighting.pid
+        before = self._of_process.get(process)
+        if before is not None and before != sighting.trial_id:
+            self._running.pop(before, None)
+            self._last.pop(before, None)
+        self._of_process[process] = sighting.trial_id
         self._running[sighting.trial_id] = sighting
         self._last[sighting.trial_id] = sighting
 
@@ -41,11 +48,6 @@ class Monitor:
         """A fixer reported."""
         if trial_id in self._running:
             self._running[trial_id] = replace(self._running[trial_id], step=step, figures=figures)
-
-    def finished(self, trial_id: str) -> None:
-        """A trial has its row."""
-        self._running.pop(trial_id, None)
-        self._last.pop(trial_id, None)
 
     def last_seen(self, trial_id: str) -> Sighting | None:
         """The last phase that a trial was seen in, even if its worker is gone."""

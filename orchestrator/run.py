@@ -66,10 +66,10 @@ def run_study(
 
             from orchestrator.scheduler import StudyRun
 
-            rows: list[str] = []
+            rows: set[str] = set()
 
             def on_row(trial_id: str, outcome: str, reason_code: str | None) -> None:
-                rows.append(trial_id)
+                rows.add(trial_id)
                 if display is not None:
                     display.row(trial_id, outcome, reason_code)
 
@@ -78,7 +78,9 @@ def run_study(
                 shown = display
                 run.on_event = shown.event
                 run.on_plan = lambda plan, done: shown.planned(
-                    plan.planned, done, lambda: ray.get(run.monitor.running.remote())
+                    plan.planned,
+                    done,
+                    lambda: [s for s in ray.get(run.monitor.running.remote()) if s.trial_id not in rows],
                 )
             run.run()
             planned = run.plan.planned if run.plan else 0

@@ -211,7 +211,8 @@ class Store:
 
     def _write(self, dataset: DatasetName, name: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        # Quick to write; statistics and dictionaries are for the merged files, in which they let readers skip.
+        pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False)
         self._put(f"{self._root}/{dataset}/{name}.parquet", sink.getvalue())
 
     def _put(self, path: str, content: bytes | pa.Buffer) -> None:

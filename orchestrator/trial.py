@@ -285,7 +285,7 @@ def _problem(
 ) -> fixers.RepairProblem:
     """What the fixer gets to see; the test split isn't in it."""
     return fixers.RepairProblem(
-        subject.model(),
+        subject.original,
         train=subject.data.train,
         valid=subject.data.valid,
         repair=subject.data.repair,

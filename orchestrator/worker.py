@@ -79,7 +79,6 @@ class TrialWorker(tune.Trainable):
         self._phase: Phase = "load"
         self._since = time.monotonic()
         self._last_progress = 0.0
-        self._record: TrialRecord | None = None
         for plugin in context.plugins:
             registry.load(plugin)
         # The first look-up imports every approach; that isn't part of anybody's fixing time.
@@ -94,8 +93,8 @@ class TrialWorker(tune.Trainable):
         """Run the trial of the current config to its end."""
         self._spec = TrialSpec(**self.config["spec"])
         self._oom_kills = oom_kills()
-        self._record = None
-        self._enter("load")
+        if self._spec.subject not in self._loaded:
+            self._enter("load")
         started = time.monotonic()
         subject, baseline = self._subject(self._spec.subject)
         load_seconds = time.monotonic() - started
@@ -126,8 +125,8 @@ class TrialWorker(tune.Trainable):
         if name not in self._loaded:
             # The arrays inside stay in shared memory; this maps them, it doesn't copy them.
             self._loaded[name] = ray.get(self._context.subjects[name])
-            # Building a model for the first time makes torch import for seconds: loading, not anybody's fixing time.
-            self._loaded[name][0].model()
+            # Built here, because that is loading and not anybody's fixing time.
+            _ = self._loaded[name][0].original
         return self._loaded[name]
 
     def _store(self, record: TrialRecord) -> None:
@@ -135,7 +134,6 @@ class TrialWorker(tune.Trainable):
         if record.state is not None:
             store.write_bytes(f"models/{trial_id}.safetensors", save(record.state, metadata={"trial_id": trial_id}))
         store.write_trial(record.row, record.predictions, record.curves)
-        self._context.monitor.finished.remote(trial_id)
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._since = phase, time.monotonic()

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -87,6 +87,9 @@ class HUDD(Fixer):
         0.5, low=0.1, high=0.9, help="Share of the repair split whose failures are clustered; the rest is the pool."
     )
     reuse: bool = parameter(False, help="Use the whole repair split in both roles.")
+    causes: Literal["heatmaps", "random"] = parameter(
+        "heatmaps", help="What failures are grouped by; random groups of the same sizes are the ablation."
+    )
     learning_rate: float = parameter(1e-3, grid=(1e-4, 1e-3, 1e-2), low=0.0, help="Learning rate of SGD.")
     batch_size: int = parameter(128, low=1, help="Samples of a step.")
     epochs: int = parameter(10, grid=(5, 10, 20), low=1, help="Passes over training set and bag.")
@@ -157,7 +160,11 @@ class HUDD(Fixer):
             wicd={name: clustering.wicd for name, clustering in found.items()},
         )  # fmt: skip
         wicd = {name: clustering.wicd for name, clustering in found.items()}
-        return RootCauses(chosen, found[chosen].clusters, maps[chosen], wicd)
+        clusters = found[chosen].clusters
+        if self.causes == "random":
+            order = torch.randperm(len(clusters), generator=problem.generator("causes"))
+            return RootCauses(chosen, clusters[order.numpy()], maps[chosen], wicd)
+        return RootCauses(chosen, clusters, maps[chosen], wicd)
 
     def _bag(self, causes: RootCauses, pool: Split, problem: RepairProblem) -> Tensor:
         """Positions in the pool to retrain on: equally many for each cluster."""

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -257,6 +258,15 @@ class Subject:
         model = _with_new_parameters(self.template, "cpu")
         model.load_state_dict(tensors(self.state))
         return model
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The original model, built once per process: to copy from, not to change."""
+        return self.model()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model, which every process builds from the arrays."""
+        return {name: value for name, value in self.__dict__.items() if name != "original"}
 
     def history_tensors(self) -> tuple[dict[str, Tensor], ...]:
         """The history as a :class:`fixers.RepairProblem` takes it."""

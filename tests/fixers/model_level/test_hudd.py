@@ -69,6 +69,14 @@ def test_the_layer_has_the_lowest_wicd_and_k_is_in_range(make_problem):
     assert few.clusters.max() + 1 <= 3
 
 
+def test_random_causes_keep_the_sizes_and_nothing_else(make_problem):
+    problem = make_problem()
+    causes = QUICK._root_causes(problem.failures, problem)
+    shuffled = dataclasses.replace(QUICK, causes="random")._root_causes(problem.failures, problem)
+    assert sorted(np.bincount(shuffled.clusters)) == sorted(np.bincount(causes.clusters))
+    assert (shuffled.clusters != causes.clusters).any()
+
+
 def test_it_retrains_on_the_training_set_and_a_balanced_bag_of_the_pool(make_problem, trained_on):
     problem = make_problem()
     fix(QUICK, problem)
