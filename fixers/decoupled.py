@@ -93,6 +93,16 @@ class DecoupledNetwork(nn.Module):
         return outputs.detach(), torch.stack(columns, dim=1)
 
 
+def has_patches(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution with one group and zero padding given in numbers."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )
+
+
 def patches(layer: nn.Conv2d, values: Tensor) -> Tensor:
     """What a convolution multiplies its kernel with: (P, channels * kernel, positions).
 
