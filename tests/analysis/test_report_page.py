@@ -78,7 +78,7 @@ def visit(browser, pages):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["study", "published", "failed", "empty"])
+@pytest.mark.parametrize("name", ["study", pytest.param("published", marks=pytest.mark.slow), "failed", "empty"])
 def test_it_loads_without_an_error_or_a_request_and_fits(visit, name, width):
     with visit(name, width) as seen:
         seen.draw_everything()
@@ -98,7 +98,7 @@ def test_it_loads_without_an_error_or_a_request_and_fits(visit, name, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["study", "published"])
+@pytest.mark.parametrize("name", ["study", pytest.param("published", marks=pytest.mark.slow)])
 def test_the_words_of_a_figure_neither_collide_nor_leave_it(visit, name, width):
     with visit(name, width) as seen:
         seen.draw_everything()

@@ -125,6 +125,7 @@ def test_running_again_runs_nothing(provoked, ray_address):
     assert {path: path.read_bytes() for path in results.glob("*/*.parquet")} == before
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_runs(provoked, ray_address):
     results, _ = provoked
     before = {row["fixer"]: row for row in rows(results, "fixer, trial_id, started_at")}
