@@ -80,7 +80,7 @@ def apply_chains(images: Tensor, chains: Chains) -> Tensor:
         rows = (kinds[drawn] != _IDLE).nonzero().squeeze(1)
         if len(rows):
             maps = _inverse_maps(kinds[drawn[rows]], strengths[rows] * signs[rows], images.shape[-2:])
-            images[rows.to(images.device)] = _warp(images[rows.to(images.device)], maps)
+            images[rows.to(images.device)] = warp(images[rows.to(images.device)], maps)
         for index, name in enumerate(chains.names):
             operation = _POINTWISE.get(name)
             rows = (drawn == index).nonzero().squeeze(1)
@@ -179,8 +179,10 @@ def _inverse_maps(kinds: Tensor, amounts: Tensor, size: torch.Size) -> Tensor:
     return torch.stack([torch.stack(first, dim=1), torch.stack(second, dim=1)], dim=1)
 
 
-def _warp(images: Tensor, maps: Tensor) -> Tensor:
-    """Bilinear, around the centre, black where nothing comes from.
+def warp(images: Tensor, maps: Tensor) -> Tensor:
+    """Images (N, C, H, W) under affine maps: bilinear, around the centre, black where nothing comes from.
+
+    Maps (N, 2, 3) say where in the input each pixel of the output comes from, in pixels from the centre.
 
     AugMix shears around the upper left corner, which also shifts the image by up to 4 % of its side.
     """
