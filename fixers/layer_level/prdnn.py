@@ -3,32 +3,35 @@
 Departures from the published code: HiGHS in place of Gurobi; hidden dense layers are factored through the changes of
 their outputs and rows are generated, both with the same optimum; smooth activations are linearised as the paper
 defines (the code refuses them); passing samples may be kept; points that exclude others are given up and named.
-Only repair of points is here: repair of whole line segments and polygons needs a splitter into linear regions.
+Whole polygons, of which a study's repair split has none, are repaired by :func:`repair_polygons`.
 """
 
+import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor, nn
 
-from fixers.decoupled import DecoupledNetwork, patches
+from fixers.decoupled import DecoupledNetwork, has_patches
+from fixers.decoupled_rows import label_rows_of_layer
 from fixers.errors import FixFailedError
 from fixers.fixer import Fixer, Level, parameter
-from fixers.linear_program import FloatArray, Status, check_size
+from fixers.linear_program import FloatArray, Status
+from fixers.linear_regions import linear_regions
 from fixers.minimal_change import BoolArray, Change, Norm, conflicting_groups, minimal_change
 from fixers.network import gives_logits, layers
 from fixers.problem import RepairProblem
+from fixers.repair_points import nearest_points
 from fixers.requirements import EditableWeights, Requirement, Traceable
-from fixers.weight_rows import LayerRows, MatrixRows, Rows
+from fixers.task import Classification, Task
+from fixers.weight_rows import Rows
 
 _ROUNDING_GUARD = 1e-5
 _MARGIN_DOUBLINGS = 3
-_PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,13 @@ class PRDNN(Fixer):
         if not problem.wrong.any():
             problem.note(nothing_to_fix=True)
             return problem.new_model()
-        indices = self._points(problem)
+        indices = nearest_points(problem, self.failing, self.keep_ratio)
+        inputs, labels = problem.repair.inputs(indices, problem.device), problem.repair.labels[indices]
         repairs, reasons = [], []
         for name in self._candidates(problem):
             try:
-                repairs.append(_Repair(self, problem, name, indices).run())
+                repair = _Repair(self, problem.original, name, inputs, labels, problem.task, problem.micro_batch)
+                repairs.append(repair.run(lambda: problem.seconds_left))
             except FixFailedError as error:
                 reasons.append(f"{name}: {error}")
             problem.report(len(repairs))
@@ -98,6 +103,7 @@ class PRDNN(Fixer):
             raise FixFailedError(" ".join(reasons) or f"The model has no layer '{self.layer}' that is called once.")
         scores = [problem.score(model, problem.valid) for model, _ in repairs] if len(repairs) > 1 else [math.nan]
         model, notes = repairs[max(range(len(repairs)), key=lambda index: scores[index])]
+        notes["points_given_up"] = indices[notes["points_given_up"]].tolist()
         problem.note(**notes, points=indices.tolist(), failed_layers=reasons)
         return model
 
@@ -106,7 +112,7 @@ class PRDNN(Fixer):
         names = [layer.name for layer in called]
         once = [layer for layer in called if names.count(layer.name) == 1]
         linear = [layer.name for layer in reversed(once) if isinstance(layer.module, nn.Linear)]
-        conv = [layer.name for layer in reversed(once) if _is_plain_conv(layer.module)]
+        conv = [layer.name for layer in reversed(once) if has_patches(layer.module)]
         return {
             "last_linear": linear[:1],
             "second_last_linear": linear[1:2],
@@ -115,46 +121,107 @@ class PRDNN(Fixer):
             "best": [*linear[:3], *conv[:1]],
         }[self.layer]
 
-    def _points(self, problem: RepairProblem) -> Tensor:
-        outputs = problem.outputs(problem.original, problem.repair)
-        nearness = problem.task.margin(outputs, problem.repair.labels).abs()
-        wrong, right = problem.wrong.nonzero().squeeze(1), (~problem.wrong).nonzero().squeeze(1)
-        failing = wrong[nearness[wrong].argsort(stable=True)][: self.failing]
-        passing = right[nearness[right].argsort(stable=True)][: math.ceil(self.keep_ratio * len(failing))]
-        return torch.cat([failing, passing])
+
+@dataclass(frozen=True)
+class PolygonRepair:
+    """A network in which every point of some polygons has its label."""
+
+    model: nn.Module
+    """Of the original's architecture where the last layer was changed, a DecoupledNetwork otherwise."""
+    regions: int
+    """Linear regions of all polygons."""
+    corners: int
+    """Corners of all regions, each of which was a point to repair."""
+    cost: float
+    """Norm of the change."""
+    margin: float
+    """Logits by which labels win at the corners in exact arithmetic, and so everywhere between them."""
 
 
-def _is_plain_conv(module: nn.Module) -> bool:
-    return (
-        isinstance(module, nn.Conv2d)
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-    )
+def repair_polygons(
+    model: nn.Module,
+    layer: str,
+    polygons: Sequence[Tensor],
+    labels: Sequence[int],
+    settings: PRDNN,
+    *,
+    micro_batch: int = 512,
+    at_most: int = 100_000,
+) -> PolygonRepair:
+    """Give every point of flat polygons in the input space its label, by the smallest change of one layer.
+
+    A decoupled network keeps the linear regions of the original, so on each of them it stays affine, and so do the
+    requirements: they hold in a region exactly if they hold at its corners, with the branches that the region has.
+
+    Args:
+        model: traceable and piecewise linear; not changed.
+        layer: qualified name of a Linear or Conv2d layer (one group, zero padding) that is called once.
+        polygons: each (V, *shape) float on the model's device, at least three inputs in one plane; see
+            :func:`fixers.linear_regions.linear_regions`. A single point is a polygon of one input.
+        labels: one for each polygon.
+        settings: norm, margin, box and limits of the program; what chooses layer and points doesn't count, and no
+            corner is given up.
+        micro_batch: corners at once.
+        at_most: linear regions of one polygon.
+
+    Raises:
+        UnadaptableError: a call is neither affine nor piecewise linear.
+        FixFailedError: the requirements can't be met, or the program is too large or takes too long.
+        ValueError: a polygon is not flat.
+    """
+    corners, inside, wanted = [], [], []
+    regions = 0
+    for polygon, label in zip(polygons, labels, strict=True):
+        if len(polygon) == 1:
+            corners.append(polygon.double())
+            inside.append(polygon.double())
+        else:
+            found = linear_regions(model, polygon, at_most=at_most)
+            corners.append(found.corners)
+            inside.append(found.inside[found.region])
+            regions += len(found)
+        wanted.append(torch.full((len(corners[-1]),), label))
+    points, settings = torch.cat(corners), replace(settings, elastic=False)
+    with torch.no_grad():
+        task = Classification(copy.deepcopy(model).double().eval()(points[:1]).shape[1])
+    repair = _Repair(settings, model, layer, points, torch.cat(wanted), task, micro_batch, torch.cat(inside))
+    repaired, notes = repair.run(lambda: math.inf)
+    return PolygonRepair(repaired, regions, len(points), notes["cost"], notes["solved_margin"])
 
 
 class _Repair:
     """The linear program of one layer, and the model that its solution makes."""
 
-    def __init__(self, fixer: PRDNN, problem: RepairProblem, layer: str, indices: Tensor) -> None:
-        self._fixer, self._problem, self._layer, self._indices = fixer, problem, layer, indices
-        self._inputs = problem.repair.inputs(indices, problem.device)
-        self._labels = problem.repair.labels[indices]
+    def __init__(
+        self,
+        fixer: PRDNN,
+        original: nn.Module,
+        layer: str,
+        inputs: Tensor,
+        labels: Tensor,
+        task: Task,
+        micro_batch: int,
+        representatives: Tensor | None = None,
+    ) -> None:
+        self._fixer, self._original, self._layer = fixer, original, layer
+        self._inputs, self._labels, self._representatives = inputs, labels, representatives
+        self._task, self._micro_batch = task, micro_batch
         self._memory = int(fixer.memory_gib * 2**30)
-        self._collapses = isinstance(problem.original.get_submodule(layer), nn.Linear) and gives_logits(
-            problem.original, layer, problem.repair.shape
+        self._collapses = isinstance(original.get_submodule(layer), nn.Linear) and gives_logits(
+            copy.deepcopy(original).float(), layer, tuple(inputs.shape[1:])
         )
 
-    def run(self) -> tuple[nn.Module, dict[str, Any]]:
+    def run(self, seconds_left: Callable[[], float]) -> tuple[nn.Module, dict[str, Any]]:
         """Solve, export, verify; with a doubled margin where the model's own precision isn't enough."""
         build = label_rows_of_layer(
-            self._problem.original, self._layer, self._inputs, self._labels, self._problem.micro_batch, self._memory
-        )
+            self._original, self._layer, self._inputs, self._labels, self._micro_batch, self._memory,
+            self._representatives,
+        )  # fmt: skip
         guard = _ROUNDING_GUARD * max(1.0, build.largest_output)
         margin = self._fixer.margin + guard
         for _ in range(_MARGIN_DOUBLINGS + 1):
             rows = build.rows(margin)
-            change, given_up = self._solve(rows)
+            change, given_up = self._solve(rows, lambda: min(self._fixer.solver_seconds, seconds_left()))
             model = self._export(change.values)
             if self._holds(model, given_up):
                 norm = self._norm(rows.n_columns)
@@ -166,7 +233,7 @@ class _Repair:
                     "rows_used": len(change.used),
                     "rounds": change.rounds,
                     "solved_margin": margin,
-                    "points_given_up": self._indices[given_up].tolist(),
+                    "points_given_up": given_up,
                 }
             margin *= 2
         raise FixFailedError(
@@ -176,10 +243,7 @@ class _Repair:
     def _norm(self, n: int) -> Norm:
         return {"l1": Norm(l1=1.0), "linf": Norm(linf=1.0), "mixed": Norm(l1=1.0 / n, linf=1.0)}[self._fixer.norm]
 
-    def _solve(self, rows: Rows) -> tuple[Change, list[int]]:
-        def seconds() -> float:
-            return min(self._fixer.solver_seconds, self._problem.seconds_left)
-
+    def _solve(self, rows: Rows, seconds: Callable[[], float]) -> tuple[Change, list[int]]:
         def solved(keep: BoolArray | None) -> Change:
             return minimal_change(
                 rows, self._norm(rows.n_columns), box=self._fixer.box, keep=keep, seconds_left=seconds,
@@ -193,7 +257,6 @@ class _Repair:
             given_up = groups.tolist()
             if status is Status.OPTIMAL:
                 change = solved(~np.isin(rows.group, groups))
-        self._problem.check_deadline()
         if not change.is_optimal:
             raise FixFailedError(
                 f"The program of layer {self._layer} ended as {change.status.value}; "
@@ -203,13 +266,13 @@ class _Repair:
 
     def _export(self, change: FloatArray) -> nn.Module:
         if self._collapses:
-            model = self._problem.new_model()
+            model = copy.deepcopy(self._original)
             target, added = model.get_submodule(self._layer), False
         else:
-            model = DecoupledNetwork(self._problem.original, self._layer)
+            model = DecoupledNetwork(self._original, self._layer)
             target, added = model.edited, True
         assert isinstance(target, (nn.Linear, nn.Conv2d))  # the candidates are
-        table = torch.from_numpy(change.reshape(len(target.weight), -1)).to(self._problem.device)
+        table = torch.from_numpy(change.reshape(len(target.weight), -1)).to(target.weight.device)
         size = target.weight[0].numel()
         with torch.no_grad():
             weight = table[:, :size].reshape(target.weight.shape)
@@ -220,74 +283,10 @@ class _Repair:
         return model.eval().requires_grad_(True)
 
     def _holds(self, model: nn.Module, given_up: list[int]) -> bool:
+        precision = next(model.parameters()).dtype
         with torch.no_grad():
-            outputs = torch.cat([model(part).cpu() for part in self._inputs.split(self._problem.micro_batch)])
+            outputs = torch.cat([model(part.to(precision)).cpu() for part in self._inputs.split(self._micro_batch)])
         kept = torch.ones(len(outputs), dtype=torch.bool)
         kept[given_up] = False
-        margins = self._problem.task.margin(outputs, self._labels)[kept]
+        margins = self._task.margin(outputs, self._labels)[kept]
         return bool((margins >= self._fixer.margin - 1e-6).all())
-
-
-@dataclass(frozen=True)
-class _Build:
-    rows: Callable[[float], Rows]
-    largest_output: float
-
-
-def label_rows_of_layer(
-    model: nn.Module, layer: str, inputs: Tensor, labels: Tensor, micro_batch: int, memory: int
-) -> _Build:
-    """Requirements (J_label - J_rival) change >= output_rival - output_label + margin, in float64.
-
-    Args:
-        model: the original.
-        layer: Linear or Conv2d (one group) that is called once.
-        inputs: (P, *shape).
-        labels: (P,).
-        micro_batch: points at once.
-        memory: bytes that a program may take.
-
-    Raises:
-        FixFailedError: the rows of a convolution need more than ``memory``.
-    """
-    decoupled = DecoupledNetwork(model, layer).double().requires_grad_(False)
-    edited = decoupled.edited
-    classes_minus = 0
-    lefts, entered, outputs = [], [], []
-    for part, own in zip(
-        inputs.double().split(min(micro_batch, _PIECE)), labels.split(min(micro_batch, _PIECE)), strict=True
-    ):
-        values = decoupled.entering(part)
-        logits, slopes = decoupled.slopes(values)
-        classes_minus = logits.shape[1] - 1
-        own = own.to(logits.device)
-        rivals = torch.arange(logits.shape[1], device=logits.device)[None] != own[:, None]
-        point, rival = rivals.nonzero(as_tuple=True)
-        left = slopes[point, own[point]] - slopes[point, rival]
-        if isinstance(edited, nn.Conv2d):
-            width = edited.weight[0].numel() + (edited.bias is not None)
-            check_size(len(inputs) * classes_minus, edited.out_channels * width,
-                       len(inputs) * classes_minus * edited.out_channels * width, memory)  # fmt: skip
-            features = patches(edited, values[0])
-            if edited.bias is not None:
-                features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
-            left = torch.einsum("rup,rkp->ruk", left.flatten(2), features[point]).flatten(1)
-        else:
-            features = (
-                values[0] if edited.bias is None else torch.cat([values[0], torch.ones_like(values[0][:, :1])], 1)
-            )
-            entered.append(features.cpu().numpy())
-        lefts.append(sparse.csr_array(left.cpu().numpy()))
-        outputs.append(logits.cpu())
-    logits = torch.cat(outputs)
-    rivals = torch.arange(logits.shape[1])[None] != labels[:, None]
-    point, rival = rivals.nonzero(as_tuple=True)
-    needed = (logits[point, rival] - logits[point, labels[point]]).numpy()
-    matrix, points = sparse.csr_array(sparse.vstack(lefts)), point.numpy()
-    largest = float(logits.abs().max())
-    if isinstance(edited, nn.Conv2d):
-        return _Build(lambda margin: MatrixRows(matrix, needed + margin, points), largest)
-    # Two coefficients a row need no factoring: the last layer.
-    factored = matrix.nnz > 2 * len(points)
-    h = np.concatenate(entered)
-    return _Build(lambda margin: LayerRows(matrix, points, h, needed + margin, factored), largest)
