@@ -113,6 +113,14 @@ def test_a_shared_weight_has_its_own_coefficient():
     assert merged[2, 2].item() == pytest.approx(last + 0.9 * (9 - last))
 
 
+def test_a_tiny_original_between_large_repairs_is_not_rounded_away():
+    model = layer()
+    with torch.no_grad():
+        model[0].weight.view(-1)[5] = 1e-20
+    mixture = Mixture(model, [repaired([5], [-1.0]), repaired([5], [1.0])])
+    assert torch.equal(mixture.values(mixture.seeds[:1])[0].float(), mixture.places.read(model))
+
+
 def test_low_to_high_is_the_public_codes_form():
     model = layer()
     with torch.no_grad():
