@@ -146,6 +146,14 @@ def test_equal_members_of_a_window_are_one():
     assert sum(map(area, found.polygons)) == pytest.approx(outline_area(found))
 
 
+@pytest.mark.parametrize("activation", [nn.Hardtanh, lambda: nn.LeakyReLU(0.3)], ids=["hardtanh", "leaky"])
+def test_every_corner_of_an_activation_cuts(activation):
+    model = dense((2, 9, 7, 3), 0, activation)
+    found = linear_regions(model, 3 * SQUARE)
+    assert len(found) > 20
+    assert_partition_into_affine_pieces(model, found)
+
+
 def test_every_operator():
     model, polygon = pooled()
     found = linear_regions(model, polygon)
