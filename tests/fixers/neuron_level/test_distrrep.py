@@ -166,6 +166,19 @@ def test_the_merged_score_is_no_lower_than_the_originals_and_any_repairs(make_pr
     assert merged > max(alone)
 
 
+def test_the_original_and_each_repair_alone_are_particles(make_problem):
+    problem = make_problem()
+    fixer = DistrRep(**{**FAST, "merge_particles": 1, "merge_iterations": 0}, selection="score")
+    fix(fixer, problem)
+    kinds = fixer.kinds(problem)
+    scores = [definition(problem, problem.original, kinds, fixer.penalty)]
+    for repair in [fixer.repair(problem, kind) for kind in kinds]:
+        single = problem.new_model()
+        repair.places.write(single, repair.values)
+        scores.append(definition(problem, single, kinds, fixer.penalty))
+    assert problem.notes["score"] == pytest.approx(max(scores), abs=1e-9)
+
+
 def test_risk_steers(make_problem):
     plain, steered = [], []
     for seed in range(5):
