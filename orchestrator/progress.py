@@ -121,10 +121,12 @@ class StudyDisplay:
 
     def _eta(self) -> str:
         done = self._outcomes.total()
-        if self._began is None or not done or not self._planned:
-            return ""
+        # What is UNADAPTABLE took no time, and says nothing of how long the rest takes.
+        ran = done - self._outcomes["UNADAPTABLE"]
         left = self._planned - self._before - done
-        return f", about {duration((time.monotonic() - self._began) / done * left)} left" if left > 0 else ""
+        if self._began is None or not ran or left <= 0:
+            return ""
+        return f", about {duration((time.monotonic() - self._began) / ran * left)} left"
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
