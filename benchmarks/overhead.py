@@ -1,6 +1,6 @@
 """What scheduling, evaluating and storing cost per trial, against bare Ray Tune in the same run.
 
-    python benchmarks/overhead.py [--trials 200]
+    python benchmarks/overhead.py [--trials 200] [--repeats 2]
 
 Both sides run class trainables with reused actors on the same Ray, one core a trial, and both import torch in their
 workers. Ours also loads a subject, evaluates the fixed model on valid and test and writes three Parquet files a trial;
@@ -114,14 +114,16 @@ def per_trial(started, ends, trials):
 
 
 def main():
-    """Run both, twice in turn, and print the smaller figures."""
+    """Run both in turn, and print the smallest figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=200)
-    trials = parser.parse_args().trials
+    parser.add_argument("--repeats", type=int, default=2)
+    arguments = parser.parse_args()
+    trials = arguments.trials
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     mine, theirs = [], []
-    for _ in range(2):
+    for _ in range(arguments.repeats):
         theirs.append(bare(trials))
         figures, loads = ours(trials)
         mine.append(figures)
