@@ -133,3 +133,11 @@ def test_measured_times_beat_guesses(subjects, tmp_path):
 
 def test_an_empty_plan_is_exhausted(subjects):
     assert TrialQueue(study(FixerEntry(name="arachne")), Plan((), frozenset()), subjects, {}, lambda s: 0.0).exhausted
+
+
+def test_no_number_of_lanes_ends_before_the_longest_trial(subjects, tmp_path):
+    store = Store(tmp_path)
+    store.create()
+    store.write_trial({"trial_id": "a", "fixer": "arachne", "subject": "digits", "fix_seconds": 60.0})
+    specs = [spec for cell in make_plan(study(FixerEntry(name="arachne")), subjects, ()).cells for spec in cell.final]
+    assert estimate(specs, CostModel(store, subjects), lanes=1000)[0] == 60.0
