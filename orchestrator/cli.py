@@ -120,10 +120,19 @@ def cli() -> None:
 @click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
 @_RESULTS
 @_DATA_ROOT
+@click.option(
+    "--retry",
+    type=click.Choice(("failures",)),
+    help="Also run again what failed for want of memory, time or a living process, and what was stopped.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and run nothing.")
 @_needs_torch
-def run(study: str, address: str | None, results: str | None, data_root: str | None, dry_run: bool) -> None:
+def run(
+    study: str, address: str | None, results: str | None, data_root: str | None, retry: str | None, dry_run: bool
+) -> None:
     """Run what is missing of a study. The same command again resumes."""
+    if dry_run and retry:
+        raise UserError("--dry-run shows what is missing and knows no failures; leave out --retry.")
     if dry_run:
         _print_plan(study, results, data_root)
         return
@@ -133,7 +142,14 @@ def run(study: str, address: str | None, results: str | None, data_root: str | N
 
     display = StudyDisplay(Path(study).stem)
     with display.shown():
-        summary = run_study(study, results=results, address=address, data_root=data_root, display=display)
+        summary = run_study(
+            study,
+            results=results,
+            address=address,
+            data_root=data_root,
+            display=display,
+            retry_failures=retry is not None,
+        )
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
     click.echo(
         f"{summary.ran} of {summary.planned} trials ran in {duration(summary.seconds)}; the study has now: {counts}."

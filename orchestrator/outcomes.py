@@ -23,6 +23,7 @@ class ReasonCode(StrEnum):
     NAN = "nan"
     EXCEPTION = "exception"
     WORKER_DIED = "worker_died"
+    CANCELLED = "cancelled"
     ACCURACY_DROP = "accuracy_drop"
 
 
@@ -145,6 +146,16 @@ def judge_dead_worker(error: BaseException, phase: str | None, oom_kills: int) -
         ReasonCode.WORKER_DIED,
         f"The worker process ended {where} (a crash in native code, os._exit or an outside kill): {_first_line(error)}",
     )
+
+
+def cancelled(phase: str | None) -> Verdict:
+    """FAILURE of a trial that somebody stopped.
+
+    Args:
+        phase: the last phase it was seen in; None when it hadn't begun.
+    """
+    where = f"during {phase}" if phase else "before it began"
+    return failure(ReasonCode.CANCELLED, f"The trial was stopped {where} by `fixstudy stop`.")
 
 
 def judge_nonfinite(parameter: str) -> Verdict:

@@ -38,6 +38,7 @@ def run_study(
     address: str | None = None,
     data_root: str | None = None,
     display: StudyDisplay | None = None,
+    retry_failures: bool = False,
 ) -> Summary:
     """Run what is missing of a study.
 
@@ -47,6 +48,7 @@ def run_study(
         address: of a Ray cluster; one on this machine when not given.
         data_root: folder of datasets; ``FIXSTUDY_DATA`` when not given.
         display: shows progress; none when not given.
+        retry_failures: run again what failed for reasons that may pass (see :mod:`orchestrator.retry`).
 
     Raises:
         UserError: the study file, the data or the results folder are not as they must be.
@@ -74,6 +76,7 @@ def run_study(
                     display.row(trial_id, outcome, reason_code)
 
             run = StudyRun(study, definitions, store, session.data_root(data_root), session.cache_dir(), on_row=on_row)
+            run.retry_failures = retry_failures
             if display is not None:
                 shown = display
                 run.on_event = shown.event

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from orchestrator.monitor import Monitor, Sighting
 from orchestrator.outcomes import Verdict
 from orchestrator.pictures import store_pictures, wanted
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history
+from orchestrator.retry import failures_that_may_pass
 from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
@@ -164,6 +165,8 @@ class StudyRun:
     """Handle of the monitor actor while the study runs."""
     subjects: dict[str, LoadedSubject] = field(default_factory=dict)
     plan: Plan | None = None
+    retry_failures: bool = False
+    """Whether trials that failed for reasons that may pass run again."""
 
     def load_subjects(self) -> dict[str, Any]:
         """Load all subjects on the cluster, in parallel; missing originals are trained there.
@@ -195,7 +198,7 @@ class StudyRun:
         self.monitor = ray.remote(num_cpus=0, max_restarts=-1)(Monitor).options(scheduling_strategy=here).remote()
         self.on_event("loading subjects, training missing originals")
         references = self.load_subjects()
-        plan = self.plan = make_plan(self.study, self.subjects, self.store.done())
+        plan = self.plan = self._without_failures(make_plan(self.study, self.subjects, self.store.done()))
         self.store.write_bytes("plan.json", json.dumps({"planned": plan.planned}).encode())
         self.on_plan(
             plan, sum(spec.trial_id in plan.done for cell in plan.cells for spec in (*cell.adapt, *cell.final))
@@ -209,6 +212,15 @@ class StudyRun:
             self._tune(queue, references)
         if self.study.pictures:
             self._store_pictures(references)
+
+    def _without_failures(self, plan: Plan) -> Plan:
+        """The plan after what failed and may pass was set aside, if that is wanted."""
+        again = failures_that_may_pass(plan, self.store) if self.retry_failures else frozenset()
+        if not again:
+            return plan
+        self.store.set_aside(again)
+        self.on_event(f"{len(again)} failed trials run again; their rows are kept in retried/")
+        return replace(plan, done=plan.done - again)
 
     def settle_lost_trial(self, spec: TrialSpec, error: BaseException, queue: TrialQueue) -> None:
         """Give a trial whose worker is gone its row, or another run where it wasn't to blame.

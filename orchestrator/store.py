@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -109,7 +110,7 @@ class Store:
 
     # ---- other files ------------------------------------------------------------------------------------------
 
-    def write_bytes(self, name: str, content: bytes) -> None:
+    def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file such as ``study.yaml`` whole; its folder is made when missing."""
         folder, _, _ = f"{self._root}/{name}".rpartition("/")
         self._fs.create_dir(folder, recursive=True)
@@ -186,6 +187,51 @@ class Store:
             if temporary != target:
                 self._fs.move(temporary, target)
             self._delete_sources(dataset)
+
+    def set_aside(self, trial_ids: Collection[str]) -> None:
+        """Move everything about some trials to ``retried/<dataset>/``: no reader sees it there, and they run again.
+
+        Safe at any moment: what is taken out was copied before, and the row goes last. So a trial has its row, and the
+        next call sets it aside again under the same name, or it has none and runs again. A compacted file is rewritten
+        in memory and replaced as a whole.
+        """
+        wanted = frozenset(trial_ids)
+        for dataset in _PER_TRIAL:
+            for name in self._names(dataset):
+                compacted = name.startswith(_COMPACT_PREFIX)
+                path = f"{self._root}/{dataset}/{name}"
+                held = self._compacted_ids(path) if compacted else [name.removesuffix(".parquet")]
+                if not wanted.isdisjoint(held):
+                    self._take_out(dataset, name, wanted, [trial for trial in held if trial not in wanted])
+
+    def _take_out(self, dataset: DatasetName, name: str, trial_ids: frozenset[str], others: list[str]) -> None:
+        """Move the rows of some trials out of one file, in which those of ``others`` stay."""
+        path, taken = f"{self._root}/{dataset}/{name}", []
+        rest = pa.BufferOutputStream()
+        with pq.ParquetFile(self._fs.open_input_file(path), pre_buffer=False) as source:
+            schema = source.schema_arrow
+            metadata = {**(schema.metadata or {}), TRIAL_IDS_KEY: json.dumps(others).encode()}
+            values = pa.array(sorted(trial_ids), pa.string())
+            with pq.ParquetWriter(rest, schema.with_metadata(metadata), compression="zstd") as writer:
+                for group in range(source.num_row_groups):
+                    table = source.read_row_group(group)
+                    ours = pc.is_in(table["trial_id"], value_set=values)
+                    taken.append(table.filter(ours))
+                    if not pc.all(ours).as_py():
+                        writer.write_table(table.filter(pc.invert(ours)))
+        plain = {key: value for key, value in metadata.items() if key != TRIAL_IDS_KEY}
+        # The same row gives the same bytes, whichever file it comes from.
+        rows = pa.concat_tables(taken).replace_schema_metadata(plain).combine_chunks()
+        for trial_id in rows["trial_id"].unique().to_pylist():
+            sink = pa.BufferOutputStream()
+            pq.write_table(rows.filter(pc.equal(rows["trial_id"], trial_id)), sink, compression="zstd")
+            content = sink.getvalue()
+            digest = hashlib.sha256(content).hexdigest()[:8]
+            self.write_bytes(f"retried/{dataset}/{trial_id}-{digest}.parquet", content)
+        if others:
+            self._put(path, rest.getvalue())
+        else:
+            self.delete(f"{dataset}/{name}")
 
     def _delete_sources(self, dataset: DatasetName) -> None:
         names = set(self._names(dataset))

@@ -1,0 +1,56 @@
+"""Which failed trials get another chance: ``fixstudy run --retry failures``.
+
+A trial repeats bit for bit, so what failed by its own doing fails again: NaN weights, an exception in the fixer, a
+requirement that the subject doesn't meet. What failed for want of memory, of time or of a living process may pass on a
+machine that is less busy, or larger; and what was cancelled never had its chance.
+"""
+
+from typing import Final
+
+from orchestrator.outcomes import ReasonCode
+from orchestrator.plan import Plan
+from orchestrator.store import Store
+
+MAY_PASS: Final = frozenset(
+    {
+        ReasonCode.CUDA_OOM,
+        ReasonCode.HOST_OOM,
+        ReasonCode.TIMEOUT,
+        ReasonCode.WORKER_DIED,
+        ReasonCode.CANCELLED,
+    }
+)
+"""Reason codes of a FAILURE that depend on the surroundings."""
+_PHASES_OF_OURS: Final = frozenset({"load", "store"})
+"""An exception in these isn't the fixer's: files and the network are the surroundings too."""
+
+
+def may_pass(reason_code: str | None, phase: str | None) -> bool:
+    """Whether a FAILURE may be none when its trial runs again."""
+    return reason_code in MAY_PASS or (reason_code == ReasonCode.EXCEPTION and phase in _PHASES_OF_OURS)
+
+
+def failures_that_may_pass(plan: Plan, store: Store) -> frozenset[str]:
+    """Trials of a plan whose row is a FAILURE that may pass.
+
+    Rows that the plan wouldn't run again (of earlier code, data or settings) stay where they are. The final trials of
+    an adaptation follow from its sweep and aren't in the plan yet; they are known by their fixer, subject and code.
+    """
+    planned = {spec.trial_id for cell in plan.cells for spec in (*cell.adapt, *cell.final)}
+    adapting = {
+        (spec.fixer, spec.subject_fingerprint, spec.code_version) for cell in plan.cells for spec in cell.adapt[:1]
+    }
+    columns = ["outcome", "reason_code", "phase", "stage", "fixer", "subject_fingerprint", "code_version"]
+    return frozenset(
+        row["trial_id"]
+        for row in store.rows(columns)
+        if row["outcome"] == "FAILURE"
+        and may_pass(row["reason_code"], row["phase"])
+        and (
+            row["trial_id"] in planned
+            or (
+                row["stage"] == "final"
+                and (row["fixer"], row["subject_fingerprint"], row["code_version"]) in adapting
+            )
+        )
+    )  # fmt: skip
