@@ -125,7 +125,7 @@ _TRIALS = (
     Column("peak_device_bytes", "int64", "largest device memory allocated while fixing; null on a CPU", "bytes"),
     Column("attempts", "int32", "attempts made, retries after out-of-memory included"),
     Column("attempt_log", "string", "JSON list: per attempt micro_batch, seconds, error"),
-    Column("traceback", "string", "last 4,000 characters of the traceback; null unless FAILURE"),
+    Column("traceback", "string", "last 32,000 characters of the traceback; null unless FAILURE"),
     Column("phase", "string", "phase in which a FAILURE happened: load, fix or evaluate"),
     Column("notes", "string", "facts that the fixer recorded, as a JSON object"),
     Column("attack", "string", "settings of the attack as JSON; null when none was run"),
@@ -137,6 +137,7 @@ _TRIALS = (
     Column("code_version", "string", "hash of the code of the approach"),
     Column("fixstudy_version", "string", "version of this package"),
     Column("torch_version", "string", "version of torch"),
+    Column("log_tail", "string", "last lines that the trial printed, warned or logged; null where there are none"),
 )
 
 _PREDICTIONS = (

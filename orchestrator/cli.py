@@ -193,6 +193,23 @@ def status(results: str, form: Any, watch: bool) -> None:
         time.sleep(2)
 
 
+@cli.command(short_help="All about one trial: attempts, traceback, last log lines.")
+@click.argument("results")
+@click.argument("trial")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+def logs(results: str, trial: str, form: str) -> None:
+    """Tell all about one trial: outcome, attempts, notes, traceback, and the last lines that it wrote.
+
+    TRIAL is its id, or the beginning of it that no other trial shares.
+    """
+    import json
+
+    from analysis.logs import describe, find_trial
+
+    row = find_trial(results, trial)
+    click.echo(json.dumps(row, indent=2, default=str) if form == "json" else describe(row), nl=form == "json")
+
+
 @cli.command(short_help="Ask a study in SQL; without a query, a prompt.")
 @click.argument("results")
 @click.argument("query", required=False)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.logtail import StreamFile
+
 
 @dataclass(frozen=True)
 class Sighting:
@@ -20,6 +22,8 @@ class Sighting:
     """Unix time at which the phase began."""
     oom_kills: int
     """The kernel's count of OOM kills in the worker's cgroup when the trial began."""
+    streams: tuple[StreamFile, ...] = ()
+    """Where the worker's output goes, for when it can't tell any more."""
     step: int = 0
     figures: Mapping[str, float] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from analysis.schema import Outcome
 
-TRACEBACK_CHARACTERS: Final = 4_000
+TRACEBACK_CHARACTERS: Final = 32_000
 
 
 class ReasonCode(StrEnum):

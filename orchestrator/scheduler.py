@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator import outcomes
 from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject, load
+from orchestrator.logtail import read_streams
 from orchestrator.monitor import Monitor, Sighting
 from orchestrator.outcomes import Verdict
 from orchestrator.pictures import store_pictures, wanted
@@ -43,6 +44,8 @@ MOST_RUNS_OF_A_TRIAL = 3
 MOST_RUNS_AFTER_A_DEATH = 2
 """A trial whose process ended without a trace runs again, until it has ended this many: the kill may have come from
 outside, and Ray can't tell that from a crash."""
+
+SECONDS_FOR_LAST_WORDS = 30.0
 
 
 class _Stateless:
@@ -246,7 +249,7 @@ class StudyRun:
                 self.on_event(f"{name} lost its process and runs again")
                 queue.again(spec.trial_id)
                 return
-            columns = {"phase": seen.phase if seen else None, "attempts": runs}
+            columns = {"phase": seen.phase if seen else None, "attempts": runs, "log_tail": _last_words(seen)}
             self.store.write_trial(self._driver_row(spec, verdict) | columns)
         queue.finish(spec.trial_id, None)
         self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
@@ -402,6 +405,20 @@ def _is_lost(seen: Sighting | None) -> bool:
     if seen is None:
         return False
     return not any(node["NodeID"] == seen.node_id and node["Alive"] for node in ray.nodes())
+
+
+def _last_words(seen: Sighting | None) -> str | None:
+    """What a dead worker left in the files of its node."""
+    if seen is None or not seen.streams or _is_lost(seen):
+        return None
+    there = NodeAffinitySchedulingStrategy(seen.node_id, soft=False)
+    reading = ray.remote(num_cpus=0, max_retries=0)(read_streams).options(scheduling_strategy=there)
+    try:
+        text: str | None = ray.get(reading.remote(seen.streams), timeout=SECONDS_FOR_LAST_WORDS)
+    except ray.exceptions.RayError:
+        # The node went as well, or is too busy: the row is worth more than its log.
+        return None
+    return text
 
 
 def _is_here(seen: Sighting) -> bool:

@@ -181,9 +181,9 @@ class Store:
             ) as writer:
                 for batch in _batched(single, 256):
                     tables = [pq.read_table(f"{self._root}/{dataset}/{name}", filesystem=self._fs) for name in batch]
-                    writer.write_table(
-                        pa.concat_tables([t.cast(schema) for t in tables]).replace_schema_metadata(metadata)
-                    )
+                    # Files of an earlier version lack the columns that have come since.
+                    whole = pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
+                    writer.write_table(whole.select(schema.names).cast(schema).replace_schema_metadata(metadata))
             if temporary != target:
                 self._fs.move(temporary, target)
             self._delete_sources(dataset)

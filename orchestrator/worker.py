@@ -22,6 +22,7 @@ from safetensors.torch import save
 from fixers import registry
 from fixers.cache import DirectoryCache
 from orchestrator import outcomes
+from orchestrator.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
 from orchestrator.monitor import Sighting, now
 from orchestrator.store import Store
 from orchestrator.study import TrialSpec
@@ -93,6 +94,23 @@ class TrialWorker(tune.Trainable):
         """Run the trial of the current config to its end."""
         self._spec = TrialSpec(**self.config["spec"])
         self._oom_kills = oom_kills()
+        self._log, self._streams = LogTail(), stream_files()
+        with self._log.listening():
+            record = self._run()
+        self._watchdog.disarm()
+        record.row["log_tail"] = self._log.text(CHARACTERS_WHEN_OK if record.row["outcome"] == "OK" else CHARACTERS)
+        record.row["gpu_shared"] = self._shares_gpu()
+        self._store(record)
+        if record.device_broken:
+            raise DeviceBrokenError(f"The device failed in trial {self._spec.trial_id}; its row is stored.")
+        return {
+            "done": True,
+            "outcome": record.row["outcome"],
+            "reason_code": record.row["reason_code"],
+            "valid_score": record.row.get("accuracy_valid_fixed"),
+        }
+
+    def _run(self) -> TrialRecord:
         if self._spec.subject not in self._loaded:
             self._enter("load")
         started = time.monotonic()
@@ -108,18 +126,8 @@ class TrialWorker(tune.Trainable):
             on_phase=self._enter,
             on_progress=self._progress,
         )
-        self._watchdog.disarm()
         record.row["load_seconds"] = load_seconds
-        record.row["gpu_shared"] = self._shares_gpu()
-        self._store(record)
-        if record.device_broken:
-            raise DeviceBrokenError(f"The device failed in trial {self._spec.trial_id}; its row is stored.")
-        return {
-            "done": True,
-            "outcome": record.row["outcome"],
-            "reason_code": record.row["reason_code"],
-            "valid_score": record.row.get("accuracy_valid_fixed"),
-        }
+        return record
 
     def _subject(self, name: str) -> tuple[Subject, Baseline]:
         if name not in self._loaded:
@@ -152,6 +160,7 @@ class TrialWorker(tune.Trainable):
                 pid=os.getpid(),
                 since=now(),
                 oom_kills=self._oom_kills,
+                streams=self._streams,
             )
         )
 
@@ -178,6 +187,7 @@ class TrialWorker(tune.Trainable):
             "fix_seconds": seconds if self._phase == "fix" else None,
             "started_at": datetime.now(UTC),
             "traceback": stack[-outcomes.TRACEBACK_CHARACTERS :],
+            "log_tail": self._log.text(),
         }
         self._context.store.write_trial(row)
 
