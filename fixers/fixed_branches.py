@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 from fixers import network
 from fixers.decoupled import patches
 from fixers.errors import UnadaptableError
-from fixers.linear_program import DEFAULT_MEMORY, FloatArray, IntArray, Solution, check_size
-from fixers.minimal_change import CONFLICT, DUST, ChangeProgram, Norm
+from fixers.linear_program import DEFAULT_MEMORY, FloatArray, IntArray, Solution, check_size, no_rows
+from fixers.minimal_change import CONFLICT, DUST, VIOLATION, ChangeProgram, Norm
 from fixers.piecewise_linear import (
     Kind,
     branch_at,
@@ -118,8 +118,9 @@ class FixedBranches:
         self._graph, self._layer, self._points = cut.suffix, layer, len(inputs)
         self._later_biases, self._guard, self._memory = later_biases, guard, memory
         self._parameters: list[_Weights] = []
-        self._columns = self._nonzeros = 0
-        self._rows: list[tuple[Any, FloatArray, FloatArray]] = []
+        self._columns = self._n_rows = self._nonzeros = 0
+        self._definitions: list[Any] = []
+        self._bounds: list[tuple[Any, FloatArray, FloatArray]] = []
         with torch.no_grad():
             values = _features(cut, inputs, micro_batch)
             entering = values if references is None else _features(cut, references, micro_batch)
@@ -132,7 +133,7 @@ class FixedBranches:
             self.n_parameters = self._columns
             """Weights and biases that may change."""
             self._outputs, change = self._walk(values, entering, first)
-        self._change = self._materialised(change, at_most=0)
+        self._change = self._materialised(change, outputs=True)
 
     @property
     def outputs(self) -> FloatArray:
@@ -162,7 +163,7 @@ class FixedBranches:
         program = self._program(norm, box, count_outputs)
         matrix, needed = self._label_rows(labels, margin)
         program.add_rows(matrix, needed, np.full(len(needed), np.inf))
-        found = program.solve(seconds)
+        found = self._solved(program, seconds)
         if not found.is_optimal:
             return found
         values = found.values
@@ -179,7 +180,7 @@ class FixedBranches:
         point = np.repeat(np.arange(self._points), self._outputs.shape[1] - 1)
         # Of samples that exclude each other, the later one is given up.
         program.add_rows(matrix, needed, np.full(len(needed), np.inf), 1.0 - 1e-3 * point / max(1, self._points - 1))
-        found = program.solve(seconds)
+        found = self._solved(program, seconds, together=True)
         if not found.is_optimal:
             return found, np.empty(0, dtype=np.int64)
         return found, np.unique(point[needed - matrix @ found.values > CONFLICT])
@@ -213,9 +214,35 @@ class FixedBranches:
         if count_outputs:
             normed[np.unique(self._change.matrix.indices)] = True
         program = ChangeProgram(-high, high, norm, normed=normed, memory=self._memory)
-        for matrix, low, above in self._rows:
-            program.add_rows(_widened(matrix, self._columns), low, above)
+        for matrix in self._definitions:
+            zeros = np.zeros(matrix.shape[0])
+            program.add_rows(_widened(matrix, self._columns), zeros, zeros)
         return program
+
+    def _solved(self, program: ChangeProgram, seconds: float, *, together: bool = False) -> Solution:
+        """Solve with the branches that solutions so far have left, until one leaves none: the optimum is that with all.
+
+        Args:
+            program: labels only.
+            seconds: for all runs.
+            together: add all branches at once. Without a norm a solution leaves branches for no reason.
+        """
+        bounds = [(_widened(matrix, self._columns), low, high) for matrix, low, high in self._bounds]
+        matrix = sparse.csr_array(sparse.vstack([no_rows(self._columns), *(rows for rows, _, _ in bounds)]))
+        low, high = (np.concatenate([np.empty(0), *(each[side] for each in bounds)]) for side in (1, 2))
+        absent = np.ones(len(low), dtype=np.bool_)
+        added = np.flatnonzero(absent & together)
+        while True:
+            program.add_rows(matrix[added], low[added], high[added])
+            absent[added] = False
+            found = program.solve(seconds)
+            seconds -= found.seconds
+            if not found.is_optimal:
+                return found
+            reached = matrix @ found.values
+            added = np.flatnonzero(absent & (np.maximum(low - reached, reached - high) > VIOLATION))
+            if not len(added):
+                return found
 
     def _label_rows(self, labels: IntArray, margin: float) -> tuple[Any, FloatArray]:
         classes = self._outputs.shape[1]
@@ -347,21 +374,22 @@ class FixedBranches:
         matrix = sparse.csr_array((np.ones(count), columns, np.arange(count + 1)), shape=(count, self._columns))
         return _Affine(matrix, np.zeros(count))
 
-    def _materialised(self, change: _Affine, at_most: int = 1) -> _Affine:
-        """The same changes, as columns of their own where they are sums of more terms: what follows stays sparse."""
-        sums = np.flatnonzero(np.diff(change.matrix.indptr) > at_most)
-        if not len(sums):
-            return change
+    def _materialised(self, change: _Affine, outputs: bool = False) -> _Affine:
+        """The same changes, as columns of their own where they are sums: what follows stays sparse.
+
+        A sample's numbers stay sums where they are more than the columns that they are made of, as those of a
+        convolution with a small kernel are: what follows has at most as many terms as the fewer of the two.
+        """
+        sums = np.flatnonzero(np.diff(change.matrix.indptr) > (0 if outputs else 1))
         count, first = len(change.constant), self._columns
+        if not len(sums) or (not outputs and len(np.unique(change.matrix.indices)) < count // self._points):
+            return change
         self._columns += len(sums)
         names = sparse.csr_array(
             (np.ones(len(sums)), (np.arange(len(sums)), first + np.arange(len(sums)))), shape=(len(sums), self._columns)
         )
-        self._append(
-            sparse.csr_array(names - _widened(change.matrix[sums], self._columns)),
-            np.zeros(len(sums)),
-            np.zeros(len(sums)),
-        )
+        self._definitions.append(sparse.csr_array(names - _widened(change.matrix[sums], self._columns)))
+        self._count(self._definitions[-1])
         kept = change.matrix.copy()
         kept.data[np.repeat(np.isin(np.arange(count), sums), np.diff(kept.indptr))] = 0.0
         kept.eliminate_zeros()
@@ -373,16 +401,16 @@ class FixedBranches:
         # Where nothing moves, a bound that holds anyway is no row; one that doesn't must make the program infeasible.
         wanted = (np.diff(change.matrix.indptr) > 0) | (low > 0) | (high < 0)
         wanted &= np.isfinite(low) | np.isfinite(high)
-        self._append(sparse.csr_array(change.matrix[wanted]), low[wanted], high[wanted])
+        self._bounds.append((sparse.csr_array(change.matrix[wanted]), low[wanted], high[wanted]))
+        self._count(self._bounds[-1][0])
 
-    def _append(self, matrix: Any, low: FloatArray, high: FloatArray) -> None:
+    def _count(self, matrix: Any) -> None:
+        self._n_rows += matrix.shape[0]
         self._nonzeros += matrix.nnz
-        self._check(len(low), 0)
-        self._rows.append((matrix, low, high))
+        self._check(0, 0)
 
     def _check(self, rows: int, nonzeros: int) -> None:
-        total = sum(len(low) for _, low, _ in self._rows) + rows
-        check_size(total, self._columns, self._nonzeros + nonzeros, self._memory)
+        check_size(self._n_rows + rows, self._columns, self._nonzeros + nonzeros, self._memory)
 
 
 @dataclass(frozen=True)

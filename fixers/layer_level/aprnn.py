@@ -49,7 +49,8 @@ class APRNN(Fixer):
     )
     requirements: ClassVar[tuple[Requirement, ...]] = (EditableWeights(), Traceable(), FixableBranches())
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"norm": "l1", "failing": 20},
+        # Without the outputs in its norm the program takes a third of the time; valid shows no difference.
+        "quick": {"norm": "l1", "failing": 20, "count_outputs": False},
         "study": {"norm": "mixed", "failing": 100, "keep_ratio": 0.0},
     }
 
