@@ -252,7 +252,7 @@ def _remote_footers(filesystem: "pyarrow.fs.FileSystem", paths: Sequence[str]) -
 
     def read(path: str) -> dict[bytes, bytes]:
         try:
-            return pq.read_schema(path, filesystem=filesystem).metadata or {}
+            return pq.read_metadata(path, filesystem=filesystem).metadata or {}
         except pa.ArrowInvalid as error:
             raise ResultsError(f"{path} is damaged, delete it and run the study again: {first_line(error)}.") from error
 
@@ -261,19 +261,9 @@ def _remote_footers(filesystem: "pyarrow.fs.FileSystem", paths: Sequence[str]) -
 
 
 def _open_uri(uri: str) -> tuple["pyarrow.fs.FileSystem", str]:
-    import pyarrow as pa
-    import pyarrow.fs
+    from analysis.addresses import open_uri
 
     try:
-        filesystem, root = pyarrow.fs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid:
-        try:
-            import fsspec
-
-            inner, root = fsspec.core.url_to_fs(uri)
-        except (ImportError, ValueError) as error:
-            raise ResultsError(f"The results {uri} can't be opened: {first_line(error)}.") from error
-        filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(inner))
-    except OSError as error:
+        return open_uri(uri)
+    except (ImportError, OSError, ValueError) as error:
         raise ResultsError(f"The results {uri} can't be opened: {first_line(error)}.") from error
-    return filesystem, root.rstrip("/")

@@ -7,25 +7,34 @@ rows and no driver state, so any machine can go on where another stopped.
 
 import hashlib
 import json
-import os
-import socket
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from analysis.addresses import open_uri
+from analysis.folder import COMPACT_PREFIX, TRIAL_IDS_KEY
 from analysis.schema import SCHEMAS, DatasetName
+from orchestrator import compaction, durable
 from orchestrator.errors import UserError
+from orchestrator.storage import Patience, StorageError
 
-TRIAL_IDS_KEY: Final = b"fixstudy_trial_ids"
-"""Metadata of a compacted file: JSON list of the trials inside."""
+T = TypeVar("T")
+
+LONGEST_PAUSE: Final = 3600.0
+"""Seconds for which a study waits for space on a full storage before it ends."""
+FILES_WORTH_MERGING: Final = 64
 _PER_TRIAL: Final[tuple[DatasetName, ...]] = ("predictions", "curves", "trials")
-_COMPACT_PREFIX: Final = "compact-"
+_DELETERS: Final = 16
 
 
 class Store:
@@ -33,6 +42,9 @@ class Store:
 
     Args:
         uri: a local path or any URI that pyarrow or fsspec opens (``s3://...``, ``gs://...``, ``memory://...``).
+
+    Every method may raise :class:`~orchestrator.storage.StorageError` when storage fails and the failure doesn't pass,
+    and :class:`~orchestrator.storage.StorageFullError` when there is no space.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -40,6 +52,9 @@ class Store:
         self._local = isinstance(self._fs, pafs.LocalFileSystem)
         # Absolute, because workers open it again and have a working directory of their own.
         self.uri = self._root if self._local else str(uri)
+        self._where = re.sub(r"//[^/@]*@", "//", self.uri)
+        """The address without the secret that it may hold."""
+        self.patience = Patience()
 
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (self.uri,)
@@ -55,11 +70,20 @@ class Store:
         Raises:
             UserError: the place can't be written.
         """
-        try:
-            for name in (*SCHEMAS, "models", "originals"):
-                self._fs.create_dir(f"{self._root}/{name}", recursive=True)
-        except OSError as error:
-            raise UserError(f"The results folder {self.uri} can't be created: {error}.") from error
+        for name in (*SCHEMAS, "models", "originals"):
+            self._make_folder(name)
+
+    def wait_when_full(
+        self, on_full: Callable[[str], None], on_space: Callable[[], None], longest: float = LONGEST_PAUSE
+    ) -> None:
+        """Wait for space from now on where there is none.
+
+        Args:
+            on_full: told in a sentence when a pause begins.
+            on_space: told when there is space again.
+            longest: seconds to wait before giving up.
+        """
+        self.patience.pause, self.patience.on_full, self.patience.on_space = longest, on_full, on_space
 
     # ---- rows -------------------------------------------------------------------------------------------------
 
@@ -68,59 +92,79 @@ class Store:
         row: Mapping[str, Any],
         predictions: Mapping[str, Any] | None = None,
         curves: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write everything about one trial, its row last.
+        """Write everything about one trial, its row last: who sees the row finds the rest.
 
         Args:
             row: values by column of ``trials``; missing columns become null.
             predictions: equally long columns of ``predictions`` without the trial's id.
             curves: likewise of ``curves``.
+            files: other files of the trial by name, such as its model.
         """
         trial_id = row["trial_id"]
+        contents: dict[str, bytes | pa.Buffer] = dict(files or {})
         for name, columns in (("predictions", predictions), ("curves", curves)):
             if columns is not None:
                 length = len(next(iter(columns.values())))
                 if length:
-                    self._write(name, trial_id, _table(name, {**columns, "trial_id": [trial_id] * length}))  # type: ignore[arg-type]
-        self._write("trials", trial_id, _table("trials", {key: [value] for key, value in row.items()}))
+                    table = _table(name, {**columns, "trial_id": [trial_id] * length})  # type: ignore[arg-type]
+                    contents[f"{name}/{trial_id}.parquet"] = _parquet(table)
+        contents[f"trials/{trial_id}.parquet"] = _parquet(_table("trials", {key: [row[key]] for key in row}))
+        self._put_all(contents)
 
     def write_subject(self, row: Mapping[str, Any]) -> None:
         """Write the row of a subject, once per fingerprint."""
-        self._write("subjects", row["fingerprint"], _table("subjects", {key: [value] for key, value in row.items()}))
+        table = _table("subjects", {key: [value] for key, value in row.items()})
+        self._put(f"{self._root}/subjects/{row['fingerprint']}.parquet", _parquet(table))
 
     def done(self) -> set[str]:
         """Ids of the trials that have a row."""
-        ids: set[str] = set()
-        for name in self._names("trials"):
-            if name.startswith(_COMPACT_PREFIX):
-                ids.update(self._compacted_ids(f"{self._root}/trials/{name}"))
-            else:
-                ids.add(name.removesuffix(".parquet"))
-        return ids
+        single, compacted = self._sources("trials")
+        return set(single).union(*compacted.values())
 
     def rows(self, columns: Sequence[str]) -> list[dict[str, Any]]:
         """The given columns of all trial rows, each trial once."""
+        wanted = ["trial_id", *columns]
         seen: dict[str, dict[str, Any]] = {}
-        # Single files first: in the crash window of a compaction both hold the same row.
-        for name in self._names("trials"):
-            table = pq.read_table(f"{self._root}/trials/{name}", filesystem=self._fs, columns=["trial_id", *columns])
+        for table in self._read_all("trials", wanted):
             for row in table.to_pylist():
                 seen[row["trial_id"]] = row
         return list(seen.values())
+
+    def row(self, trial_id: str, columns: Sequence[str]) -> dict[str, Any] | None:
+        """The given columns of one trial's row; None when it has none.
+
+        Its file is asked for by name, which an object store answers truthfully even where its listings lag behind.
+        """
+
+        def read(path: str) -> pa.Table:
+            source = pads.dataset(path, SCHEMAS["trials"], format="parquet", filesystem=self._fs)
+            return source.to_table(["trial_id", *columns], filter=pads.field("trial_id") == trial_id)
+
+        places = [f"{self._root}/trials/{trial_id}.parquet"]
+        with suppress(FileNotFoundError):
+            return _first(self._patiently(lambda: read(places[0]), f"read the row of {trial_id}"))
+        for path, ids in self._sources("trials")[1].items():
+            if trial_id in ids:
+                return _first(self._patiently(lambda path=path: read(path), f"read the row of {trial_id}"))  # type: ignore[misc]
+        return None
 
     # ---- other files ------------------------------------------------------------------------------------------
 
     def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file such as ``study.yaml`` whole; its folder is made when missing."""
-        folder, _, _ = f"{self._root}/{name}".rpartition("/")
-        self._fs.create_dir(folder, recursive=True)
         self._put(f"{self._root}/{name}", content)
 
     def read_bytes(self, name: str) -> bytes | None:
         """Content of a file; None when there is none."""
-        try:
+
+        def read() -> bytes:
             with self._fs.open_input_stream(f"{self._root}/{name}") as stream:
                 return bytes(stream.read())
+
+        try:
+            return self._patiently(read, f"read {name}")
         except FileNotFoundError:
             return None
 
@@ -138,7 +182,7 @@ class Store:
     def delete(self, name: str) -> None:
         """Delete a file; nothing happens when there is none."""
         with suppress(FileNotFoundError):
-            self._fs.delete_file(f"{self._root}/{name}")
+            self._patiently(lambda: self._fs.delete_file(f"{self._root}/{name}"), f"delete {name}")
 
     def model_ids(self) -> set[str]:
         """Trials whose fixed model is kept."""
@@ -148,45 +192,85 @@ class Store:
     # ---- upkeep -----------------------------------------------------------------------------------------------
 
     def tidy(self) -> None:
-        """Undo what a crash left behind: temporary files, and single files that a compacted file already holds."""
+        """Undo what a crash left behind: temporary files, and files whose trials a compacted file already holds."""
         for dataset in SCHEMAS:
             folder = f"{self._root}/{dataset}"
             for name in self._list(folder):
-                if ".parquet.tmp-" in name and _is_abandoned(name):
+                if ".parquet.tmp-" in name and durable.is_abandoned(name):
                     self.delete(f"{dataset}/{name}")
         for dataset in _PER_TRIAL:
             self._delete_sources(dataset)
 
-    def compact(self, *, least_files: int = 64) -> None:
-        """Merge single files into one file per dataset, sorted by trial.
+    def compact(self, *, least_files: int = FILES_WORTH_MERGING, also_small: bool = True) -> None:
+        """Merge single files, trials beside their like (see :mod:`orchestrator.compaction`).
 
-        Safe at any moment: the merged file appears whole, then its sources go. After a crash in between, readers of
-        this package skip the sources, and the next run deletes them.
+        Safe at any moment, also while trials are written and results are read: a merged file appears whole and is read
+        back, then its sources go. After a crash in between, readers of this package skip the sources, and the next run
+        deletes them. Where storage lists files late, a source stays until the merged file is listed.
 
         Args:
             least_files: fewer single files than this aren't worth a merge.
+            also_small: merge merged files that are small once more, so that few large ones are left.
         """
+        keys: dict[str, compaction.Key] | None = None
         for dataset in _PER_TRIAL:
-            single = [name for name in self._names(dataset) if not name.startswith(_COMPACT_PREFIX)]
+            single, compacted = self._sources(dataset)
             if len(single) < least_files:
                 continue
-            ids = [name.removesuffix(".parquet") for name in single]
-            schema = SCHEMAS[dataset]
-            metadata = {**schema.metadata, TRIAL_IDS_KEY: json.dumps(ids).encode()}
-            digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
-            target = f"{self._root}/{dataset}/{_COMPACT_PREFIX}{digest}.parquet"
-            temporary = self._temporary(target)
-            with pq.ParquetWriter(
-                temporary, schema.with_metadata(metadata), filesystem=self._fs, compression="zstd"
-            ) as writer:
-                for batch in _batched(single, 256):
-                    tables = [pq.read_table(f"{self._root}/{dataset}/{name}", filesystem=self._fs) for name in batch]
-                    # Files of an earlier version lack the columns that have come since.
-                    whole = pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
-                    writer.write_table(whole.select(schema.names).cast(schema).replace_schema_metadata(metadata))
-            if temporary != target:
-                self._fs.move(temporary, target)
+            if keys is None:
+                # Trials without a row are in flight, and stay.
+                found = self.rows(["subject", "fixer"])
+                keys = {row["trial_id"]: (row["subject"] or "", row["fixer"] or "", row["trial_id"]) for row in found}
+            small = self._small(compacted) if also_small else []
+            paths = {trial_id: f"{self._root}/{dataset}/{name}" for trial_id, name in single.items()}
+            sources = compaction.Sources(self._fs, dataset, paths, small)
+            # Another driver's compaction may have taken a source away: then there is less to do for this one.
+            with suppress(FileNotFoundError):
+                self._merge(sources, keys)
             self._delete_sources(dataset)
+
+    def _merge(self, sources: compaction.Sources, keys: Mapping[str, compaction.Key]) -> None:
+        with self._scratch(sources.dataset) as new_file:
+            for merged in compaction.merge(sources, keys, new_file):
+                digest = hashlib.sha256("\n".join(sorted(merged.trial_ids)).encode()).hexdigest()[:16]
+                name = f"{sources.dataset}/{COMPACT_PREFIX}{digest}.parquet"
+                target = f"{self._root}/{name}"
+                if self._local:
+                    self._patiently(lambda: durable.publish(merged.path, target), f"write {name}")  # noqa: B023
+                else:
+                    with pa.memory_map(merged.path) as file:
+                        self._put(target, file.read_buffer())
+                    Path(merged.path).unlink()
+                # What was read back may replace its sources; nothing else may.
+                found = self._patiently(lambda: pq.read_metadata(target, filesystem=self._fs), f"read {name}")  # noqa: B023
+                if found.num_rows != merged.rows or _ids_in(found) != list(merged.trial_ids):
+                    self.delete(name)
+                    raise StorageError(
+                        f"The results folder {self._where} gave back something else than was written to {name}, which "
+                        "was deleted; its sources are all there: see to the storage, then run the same command again."
+                    )
+
+    @contextmanager
+    def _scratch(self, dataset: DatasetName) -> Iterator[Callable[[], str]]:
+        """Names of files to write: beside their final place, or on this machine when that is elsewhere."""
+        with tempfile.TemporaryDirectory(prefix="fixstudy-compact-") as folder:
+            given: list[str] = []
+
+            def new_file() -> str:
+                name = f"{COMPACT_PREFIX}{len(given)}.parquet"
+                folder_of_file = f"{self._root}/{dataset}" if self._local else folder
+                given.append(durable.temporary_name(f"{folder_of_file}/{name}"))
+                return given[-1]
+
+            try:
+                yield new_file
+            finally:
+                for path in given:
+                    Path(path).unlink(missing_ok=True)
+
+    def _small(self, compacted: Mapping[str, Collection[str]]) -> list[str]:
+        infos = self._fs.get_file_info(list(compacted))
+        return [info.path for info in infos if info.size is not None and info.size < compaction.SMALL_FILE]
 
     def set_aside(self, trial_ids: Collection[str]) -> None:
         """Move everything about some trials to ``retried/<dataset>/``: no reader sees it there, and they run again.
@@ -198,7 +282,7 @@ class Store:
         wanted = frozenset(trial_ids)
         for dataset in _PER_TRIAL:
             for name in self._names(dataset):
-                compacted = name.startswith(_COMPACT_PREFIX)
+                compacted = name.startswith(COMPACT_PREFIX)
                 path = f"{self._root}/{dataset}/{name}"
                 held = self._compacted_ids(path) if compacted else [name.removesuffix(".parquet")]
                 if not wanted.isdisjoint(held):
@@ -234,18 +318,79 @@ class Store:
             self.delete(f"{dataset}/{name}")
 
     def _delete_sources(self, dataset: DatasetName) -> None:
+        """Delete the files of which every trial is in a compacted file that stays."""
         names = set(self._names(dataset))
-        for name in [name for name in names if name.startswith(_COMPACT_PREFIX)]:
-            for trial_id in self._compacted_ids(f"{self._root}/{dataset}/{name}"):
-                if f"{trial_id}.parquet" in names:
-                    self.delete(f"{dataset}/{trial_id}.parquet")
+        held: set[str] = set()
+        redundant: list[str] = []
+        listed = {}
+        for name in names:
+            if name.startswith(COMPACT_PREFIX):
+                # A file that is listed and gone is no reason to delete another.
+                with suppress(FileNotFoundError):
+                    listed[name] = self._compacted_ids(f"{self._root}/{dataset}/{name}")
+        # Largest first, as readers choose: of two that overlap, the later one holds the earlier.
+        for name, ids in sorted(listed.items(), key=lambda item: (-len(item[1]), item[0])):
+            if held.issuperset(ids):
+                redundant.append(name)
+            held.update(ids)
+        redundant += [f"{trial_id}.parquet" for trial_id in sorted(held) if f"{trial_id}.parquet" in names]
+        # One by one where that is quick, so that a crash leaves as much as possible as it was.
+        if self._local:
+            for name in redundant:
+                self.delete(f"{dataset}/{name}")
+        else:
+            with ThreadPoolExecutor(_DELETERS) as pool:
+                list(pool.map(lambda name: self.delete(f"{dataset}/{name}"), redundant))
 
     # ---- inside -----------------------------------------------------------------------------------------------
 
+    def _patiently(self, action: Callable[[], T], what: str) -> T:
+        return self.patience.carry_out(action, what, self._where)
+
+    def _sources(
+        self, dataset: DatasetName, gone: Collection[str] = ()
+    ) -> tuple[dict[str, str], dict[str, frozenset[str]]]:
+        """Names of the single files by trial, and trials of the compacted files by path; no trial is in both.
+
+        Args:
+            dataset: which.
+            gone: paths to leave out: listed, and not there.
+        """
+        single: dict[str, str] = {}
+        compacted: dict[str, frozenset[str]] = {}
+        for name in self._names(dataset):
+            path = f"{self._root}/{dataset}/{name}"
+            if path in gone:
+                continue
+            if name.startswith(COMPACT_PREFIX):
+                with suppress(FileNotFoundError):
+                    compacted[path] = frozenset(self._compacted_ids(path))
+            else:
+                single[name.removesuffix(".parquet")] = name
+        for trial_id in frozenset().union(*compacted.values()):
+            single.pop(trial_id, None)
+        return single, compacted
+
+    def _read_all(self, dataset: DatasetName, columns: Sequence[str]) -> list[pa.Table]:
+        """All files of a dataset that count, while a compaction may be replacing some."""
+        gone: set[str] = set()
+        while True:
+            single, compacted = self._sources(dataset, gone)
+            paths = [*compacted, *(f"{self._root}/{dataset}/{name}" for name in single.values())]
+            if not paths:
+                return []
+            # One reader for all of them, with threads of its own: a tenth of the time of one call per file.
+            source = pads.dataset(paths, SCHEMAS[dataset], format="parquet", filesystem=self._fs)
+            try:
+                return [self._patiently(lambda: source.to_table(list(columns)), f"read {dataset}")]  # noqa: B023
+            except FileNotFoundError:
+                infos = self._fs.get_file_info(paths)
+                missing = {info.path for info in infos if info.type == pafs.FileType.NotFound}
+                # List again: what replaced them is there by now. What is listed even then is a listing that lags.
+                gone |= missing
+
     def _compacted_ids(self, path: str) -> list[str]:
-        metadata = pq.read_schema(path, filesystem=self._fs).metadata or {}
-        ids: list[str] = json.loads(metadata.get(TRIAL_IDS_KEY, b"[]"))
-        return ids
+        return _ids_in(self._patiently(lambda: pq.read_metadata(path, filesystem=self._fs), f"read {Path(path).name}"))
 
     def _names(self, dataset: DatasetName) -> list[str]:
         names = self._list(f"{self._root}/{dataset}")
@@ -253,51 +398,47 @@ class Store:
 
     def _list(self, folder: str) -> list[str]:
         selector = pafs.FileSelector(folder, allow_not_found=True)
-        return [info.base_name for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File]
-
-    def _write(self, dataset: DatasetName, name: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        # Quick to write; statistics and dictionaries are for the merged files, in which they let readers skip.
-        pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False)
-        self._put(f"{self._root}/{dataset}/{name}.parquet", sink.getvalue())
+        infos = self._patiently(lambda: self._fs.get_file_info(selector), f"list {Path(folder).name}")
+        return [info.base_name for info in infos if info.type == pafs.FileType.File]
 
     def _put(self, path: str, content: bytes | pa.Buffer) -> None:
-        if not self._local:
-            # An object store shows an upload only when it is complete.
-            with self._fs.open_output_stream(path) as stream:
-                stream.write(content)
-            return
-        temporary = self._temporary(path)
-        try:
-            with Path(temporary).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(Path(path).parent)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        self._put_all({path.removeprefix(f"{self._root}/"): content})
 
-    def _temporary(self, path: str) -> str:
-        # Must not end in .parquet: DuckDB's globs take every file that does, hidden ones too.
-        return f"{path}.tmp-{socket.gethostname()}-{os.getpid()}" if self._local else path
+    def _put_all(self, contents: Mapping[str, bytes | pa.Buffer], *, make_folders: bool = True) -> None:
+        """Write files, the last one when the others are there to stay; each appears whole or not at all."""
+        *_, name = contents
+        try:
+            if self._local:
+                files = {f"{self._root}/{each}": content for each, content in contents.items()}
+                self._patiently(lambda: durable.write_files(files), f"write {name}")
+                return
+            for each, content in contents.items():
+                self._patiently(lambda: self._upload(f"{self._root}/{each}", content), f"write {each}")  # noqa: B023
+        except FileNotFoundError:
+            # Made when it is missed: asking first would cost every write a request on an object store.
+            if not make_folders:
+                raise
+            for folder in {each.rpartition("/")[0] for each in contents}:
+                self._make_folder(folder)
+            self._put_all(contents, make_folders=False)
+
+    def _make_folder(self, name: str) -> None:
+        path = f"{self._root}/{name}"
+        self._patiently(lambda: self._fs.create_dir(path, recursive=True), f"make the folder {name or '.'}")
+
+    def _upload(self, path: str, content: bytes | pa.Buffer) -> None:
+        # An object store shows an upload only when it is complete.
+        with self._fs.open_output_stream(path) as stream:
+            stream.write(content)
 
 
 def _open(uri: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in uri:
         return pafs.LocalFileSystem(), str(Path(uri).resolve())
     try:
-        filesystem, root = pafs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid:
-        try:
-            import fsspec
-
-            fsspec_filesystem, root = fsspec.core.url_to_fs(uri)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"The results URI {uri} can't be opened: {error}.") from error
-        filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_filesystem))
-    return filesystem, root.rstrip("/")
+        return open_uri(uri)
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(f"The results URI {uri} can't be opened: {str(error).rstrip('.')}.") from error
 
 
 def _table(dataset: DatasetName, columns: Mapping[str, Any]) -> pa.Table:
@@ -310,22 +451,19 @@ def _table(dataset: DatasetName, columns: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _is_abandoned(name: str) -> bool:
-    """Whether a temporary file belongs to a process of this machine that is gone, or to another machine."""
-    host, _, pid = name.rpartition(".tmp-")[2].rpartition("-")
-    if host != socket.gethostname():
-        return False
-    return not Path(f"/proc/{pid}").exists()
+def _parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    # Quick to write; statistics and dictionaries are for the merged files, in which they let readers skip.
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False)
+    return sink.getvalue()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename outlive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _ids_in(footer: pq.FileMetaData) -> list[str]:
+    """The trials that a compacted file says it holds."""
+    ids: list[str] = json.loads((footer.metadata or {}).get(TRIAL_IDS_KEY, b"[]"))
+    return ids
 
 
-def _batched(names: list[str], size: int) -> Iterable[list[str]]:
-    return (names[start : start + size] for start in range(0, len(names), size))
+def _first(table: pa.Table) -> dict[str, Any] | None:
+    rows: list[dict[str, Any]] = table.slice(0, 1).to_pylist()
+    return rows[0] if rows else None

@@ -20,10 +20,12 @@ from ray import tune
 from safetensors.torch import save
 
 from fixers import registry
-from fixers.cache import DirectoryCache
+from fixers.cache import Cache, DirectoryCache
 from orchestrator import outcomes
 from orchestrator.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
 from orchestrator.monitor import Sighting, now
+from orchestrator.objectives import COLUMNS
+from orchestrator.shared_cache import SharedCache
 from orchestrator.store import Store
 from orchestrator.study import TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
@@ -75,7 +77,9 @@ class TrialWorker(tune.Trainable):
         self._context = context
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: dict[str, tuple[Subject, Baseline]] = {}
-        self._cache = DirectoryCache(context.cache_folder)
+        local = DirectoryCache(context.cache_folder)
+        several = sum(node["Alive"] for node in ray.nodes()) > 1
+        self._cache: Cache = SharedCache(local, context.store) if several else local
         self._watchdog = Watchdog(self._expired)
         self._phase: Phase = "load"
         self._since = time.monotonic()
@@ -107,7 +111,7 @@ class TrialWorker(tune.Trainable):
             "done": True,
             "outcome": record.row["outcome"],
             "reason_code": record.row["reason_code"],
-            "valid_score": record.row.get("accuracy_valid_fixed"),
+            "figures": {name: record.row.get(name) for name in COLUMNS},
         }
 
     def _run(self) -> TrialRecord:
@@ -139,9 +143,10 @@ class TrialWorker(tune.Trainable):
 
     def _store(self, record: TrialRecord) -> None:
         store, trial_id = self._context.store, self._spec.trial_id
+        files = {}
         if record.state is not None:
-            store.write_bytes(f"models/{trial_id}.safetensors", save(record.state, metadata={"trial_id": trial_id}))
-        store.write_trial(record.row, record.predictions, record.curves)
+            files[f"models/{trial_id}.safetensors"] = save(record.state, metadata={"trial_id": trial_id})
+        store.write_trial(record.row, record.predictions, record.curves, files)
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._since = phase, time.monotonic()

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 import analysis
 from analysis.schema import SCHEMAS
+from orchestrator import durable
 from orchestrator.run import keep_best_models
+from orchestrator.storage import StorageFullError
 from orchestrator.store import Store
 
 
@@ -119,7 +121,7 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_that_reads(tmp_path):
 def test_a_writer_that_is_still_alive_keeps_its_temporary_file(tmp_path):
     store = Store(tmp_path)
     store.create()
-    temporary = Path(store._temporary(str(tmp_path / "trials" / "x.parquet")))
+    temporary = Path(durable.temporary_name(str(tmp_path / "trials" / "x.parquet")))
     temporary.write_bytes(b"half")
     store.tidy()
     assert temporary.exists()
@@ -129,9 +131,9 @@ def test_a_writer_that_is_still_alive_keeps_its_temporary_file(tmp_path):
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     store = Store(tmp_path)
     store.create()
-    monkeypatch.setattr(Store, "_temporary", lambda self, path: "/dev/full")
+    monkeypatch.setattr(durable, "temporary_name", lambda path: "/dev/full")
     monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageFullError, match=r"is full \(No space left on device, to write .*; free some space"):
         write(store, 0)
     assert not list((tmp_path / "trials").iterdir())
 
