@@ -33,6 +33,7 @@ from orchestrator.outcomes import Verdict
 from orchestrator.pictures import store_pictures, wanted
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history
 from orchestrator.retry import failures_that_may_pass
+from orchestrator.shared_cache import forget
 from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
@@ -213,6 +214,7 @@ class StudyRun:
         if not queue.exhausted:
             self.on_event(f"running {queue.left} trials")
             self._tune(queue, references)
+        forget(self.store)
         if self.study.pictures:
             self._store_pictures(references)
 

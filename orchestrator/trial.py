@@ -293,7 +293,7 @@ def _problem(
         device=device,
         seed=spec.seed,
         time_limit=seconds,
-        cache=cache,
+        cache=cache.until(time.monotonic() + seconds),
         recipe=subject.definition.recipe,
         history=subject.history_tensors(),
         fingerprint=f"{subject.fingerprint}/{spec.code_version}",
