@@ -133,6 +133,16 @@ class Fixer(ABC):
         return {name: info.grid for name, info in cls.parameter_infos().items() if len(info.grid) > 1}
 
     @classmethod
+    def effort(cls) -> str | None:
+        """The hyper-parameter that bounds how long the approach works; None when there is none.
+
+        It is an integer called ``epochs``, ``generations`` or ``iterations``; a plug-in that calls it otherwise says so
+        by overriding this. A search that stops poor configurations early runs them with less of it.
+        """
+        infos = cls.parameter_infos()
+        return next((name for name in ("epochs", "generations", "iterations") if name in infos), None)
+
+    @classmethod
     def unmet(cls, facts: SubjectFacts) -> Unmet | None:
         """The first requirement that the subject doesn't meet, with the reason; None when the approach applies."""
         for requirement in cls.requirements:

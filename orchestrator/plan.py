@@ -6,13 +6,16 @@ The plan is what the study says; what is left of it is the plan minus the trials
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 
 import fixers
 from fixers.requirements import TrainingHistory, Unmet
 from orchestrator.loading import LoadedSubject
+from orchestrator.objectives import Figures
 from orchestrator.store import Store
 from orchestrator.study import FixerEntry, Study, TrialSpec, configurations, trial_specs
+from orchestrator.sweeps import Choice, Setup, Sweep, make_sweep
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,12 @@ class Cell:
     unmet: Unmet | None
     """Why the approach can't be applied."""
     adapt: tuple[TrialSpec, ...]
-    """Trials of the sweep; empty without adaptation."""
+    """Trials of the sweep that are known before any of them runs; empty without adaptation."""
     final: tuple[TrialSpec, ...]
     """Trials whose settings are known already; those of an adaptation follow from its sweep."""
     n_final: int
+    n_adapt: int = 0
+    """Trials of the sweep at most; those that are certain, when time limits it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Plan:
     @property
     def planned(self) -> int:
         """Trials of the whole study, those of adaptations included."""
-        return sum(len(cell.adapt) + cell.n_final for cell in self.cells)
+        return sum(cell.n_adapt + cell.n_final for cell in self.cells)
 
 
 def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterable[str]) -> Plan:
@@ -51,17 +56,26 @@ def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterabl
         for name, subject in subjects.items():
             unmet = fixers.get(entry.name).unmet(subject.facts)
             adapting = entry.adapt is not None and unmet is None
+            adapt, n_adapt = _known_ahead(Setup(study, entry, name, subject.fingerprint)) if adapting else ((), 0)
             cells.append(
                 Cell(
                     entry,
                     name,
                     unmet,
-                    adapt=tuple(trial_specs(study, entry, name, subject.fingerprint, "adapt")) if adapting else (),
+                    adapt=adapt,
                     final=() if adapting else tuple(trial_specs(study, entry, name, subject.fingerprint, "final")),
-                    n_final=len(study.seeds) * (1 if adapting else len(configurations(entry, "final"))),
+                    n_final=len(study.seeds) * (1 if adapting else len(configurations(entry))),
+                    n_adapt=n_adapt,
                 )
             )
     return Plan(tuple(cells), frozenset(done))
+
+
+def _known_ahead(setup: Setup) -> tuple[tuple[TrialSpec, ...], int]:
+    """Trials of a sweep that are certain, and how many there may be."""
+    sweep = make_sweep(setup, {})
+    ahead = tuple(islice(sweep.known_ahead(), setup.adapt.most_trials or 1))
+    return ahead, sweep.planned(len(ahead))
 
 
 def needs_history(study: Study) -> bool:
@@ -73,25 +87,38 @@ def needs_history(study: Study) -> bool:
     )
 
 
-@dataclass
-class _Sweep:
-    """The trials of an adaptation that are still open, and what the finished ones gave on valid."""
+class _Party:
+    """One that takes turns: a sweep with its cell, or all trials that belong to none."""
 
-    cell: Cell
-    open: set[str]
-    scores: dict[str, float] = field(default_factory=dict)
+    def __init__(self, cell: Cell | None = None, sweep: Sweep | None = None) -> None:
+        self.cell, self.sweep = cell, sweep
+        self.in_flight = 0
+        self.last_turn = 0
+
+    @property
+    def to_come(self) -> int:
+        """Trials that the sweep may still ask for."""
+        if self.cell is None or self.sweep is None:
+            return 0
+        asked = len(self.sweep.trials)
+        return max(self.cell.n_adapt - asked, int(self.sweep.is_ready))
 
 
 class TrialQueue:
     """Which trial is next. Trials of a sweep release the final ones of its best configuration.
 
+    The cluster is shared by turns: the next trial comes from the sweep of which the fewest are in flight, so that a
+    sweep of a slow fixer doesn't hold up the others; all trials that belong to no sweep count as one more party. Among
+    these the expensive ones go first, so that none is left alone at the end.
+
     Args:
         study: the expanded study.
         plan: its trials.
         subjects: by name.
-        scores: accuracy on valid of the sweep's trials that ran before, by trial.
-        cost: expected seconds of a trial; expensive ones go first, so that none is left alone at the end.
-        on_chosen: told which configuration an adaptation chose: cell, best trial, scores.
+        figures: on valid, of the sweeps' trials that ran before, by trial.
+        cost: expected seconds of a trial.
+        on_chosen: told what an adaptation came to.
+        final: whether adaptations release final trials; without, the queue ends with the sweeps.
     """
 
     def __init__(
@@ -99,55 +126,74 @@ class TrialQueue:
         study: Study,
         plan: Plan,
         subjects: Mapping[str, LoadedSubject],
-        scores: Mapping[str, float],
+        figures: Mapping[str, Figures],
         cost: Callable[[TrialSpec], float],
-        on_chosen: Callable[[Cell, TrialSpec, Mapping[str, float]], None] = lambda cell, spec, scores: None,
+        on_chosen: Callable[[Cell, Choice], None] = lambda cell, choice: None,
+        *,
+        final: bool = True,
     ) -> None:
         self._study = study
         self._subjects = subjects
         self._cost = cost
         self._on_chosen = on_chosen
+        self._final = final
         self._done = set(plan.done)
-        self._sweeps: list[_Sweep] = []
         self.in_flight: dict[str, TrialSpec] = {}
         self.runs: dict[str, int] = {}
         self._alone: set[str] = set()
-        waiting: list[TrialSpec] = []
-        for cell in plan.cells:
-            if cell.unmet is None:
-                waiting += [spec for spec in (*cell.adapt, *cell.final) if spec.trial_id not in self._done]
-            if cell.adapt:
-                ids = {spec.trial_id for spec in cell.adapt}
-                known = {trial: score for trial, score in scores.items() if trial in ids}
-                self._sweeps.append(_Sweep(cell, ids - self._done, known))
+        # What has a row and no figures failed before there were any.
+        known = {trial_id: figures.get(trial_id, Figures()) for trial_id in plan.done}
+        cells = [cell for cell in plan.cells if cell.unmet is None]
+        self._sweeps = [
+            _Party(cell, make_sweep(Setup(study, cell.entry, cell.subject, cell.adapt[0].subject_fingerprint), known))
+            for cell in sorted((cell for cell in cells if cell.adapt), key=lambda c: cost(c.adapt[0]), reverse=True)
+        ]
+        self._owner: dict[str, _Party] = {}
+        self._others = _Party()
+        self._turn = 0
+        self.unplanned = 0
+        """By how many trials finished sweeps fell short of the plan, which has the most that there may be; negative
+        for those that time limits."""
+        waiting = [spec for cell in cells for spec in cell.final if spec.trial_id not in self._done]
         self._waiting = deque(sorted(waiting, key=cost, reverse=True))
+        known_final = sum(spec.trial_id in plan.done for cell in plan.cells for spec in cell.final)
+        self.done_before = known_final + sum(len(party.sweep.results) for party in self._sweeps if party.sweep)
+        """Trials that had a row when the queue was made, those of the sweeps as far as they are known by then."""
         self._release_finished_sweeps()
 
     def next(self) -> TrialSpec | None:
         """The next trial, now in flight; None when there is none at the moment."""
-        if not self._waiting or self._alone & self.in_flight.keys():
+        if self._alone & self.in_flight.keys():
             return None
-        if self._waiting[0].trial_id in self._alone and self.in_flight:
+        ready = [party for party in self._sweeps if party.sweep is not None and party.sweep.is_ready]
+        if self._waiting and not (self._waiting[0].trial_id in self._alone and self.in_flight):
+            ready.append(self._others)
+        if not ready:
             return None
-        spec = self._waiting.popleft()
+        party = min(ready, key=lambda party: (party.in_flight, party.last_turn))
+        spec = self._waiting.popleft() if party.sweep is None else party.sweep.ask()
+        # A trial of a sweep that runs again waits with the others, and still belongs to its sweep.
+        owner = self._owner.setdefault(spec.trial_id, party)
+        self._turn += 1
+        party.last_turn = self._turn
+        owner.in_flight += 1
         self.in_flight[spec.trial_id] = spec
         self.runs[spec.trial_id] = self.runs.get(spec.trial_id, 0) + 1
         return spec
 
-    def finish(self, trial_id: str, valid_score: float | None) -> None:
-        """A trial has its row."""
-        self.in_flight.pop(trial_id, None)
+    def finish(self, trial_id: str, figures: Figures | None) -> None:
+        """A trial has its row, with figures on valid if there are any."""
+        if trial_id in self.in_flight:
+            self._land(trial_id)
         self._done.add(trial_id)
-        for sweep in self._sweeps:
-            if trial_id in sweep.open:
-                sweep.open.remove(trial_id)
-                if valid_score is not None:
-                    sweep.scores[trial_id] = valid_score
-        self._release_finished_sweeps()
+        owner = self._owner.pop(trial_id, self._others)
+        if owner.sweep is not None:
+            owner.sweep.tell(trial_id, figures or Figures())
+            self._release_finished_sweeps()
 
     def again(self, trial_id: str) -> None:
         """A trial has to run again; it goes to the end."""
-        self._waiting.append(self.in_flight.pop(trial_id))
+        self._waiting.append(self._land(trial_id))
 
     def again_alone(self, trial_id: str) -> None:
         """A trial has to run again at the end, with no other beside it: then what happens is its own doing."""
@@ -161,25 +207,39 @@ class TrialQueue:
     @property
     def exhausted(self) -> bool:
         """Whether no trial is waiting, in flight or still to come from a sweep."""
-        return not self._waiting and not self.in_flight
+        return not self._waiting and not self.in_flight and not self._sweeps
 
     @property
     def left(self) -> int:
-        """Trials known by now that have no row."""
-        return len(self._waiting) + len(self.in_flight)
+        """Trials known by now that have no row, and those that sweeps may still ask for."""
+        to_come = sum(party.to_come for party in self._sweeps)
+        return len(self._waiting) + len(self.in_flight) + to_come
+
+    def open_trials(self) -> list[TrialSpec]:
+        """Trials that are waiting or in flight; those that sweeps have yet to come up with aren't known."""
+        return [*self.in_flight.values(), *self._waiting]
+
+    def _land(self, trial_id: str) -> TrialSpec:
+        self._owner[trial_id].in_flight -= 1
+        return self.in_flight.pop(trial_id)
 
     def _release_finished_sweeps(self) -> None:
-        for sweep in [sweep for sweep in self._sweeps if not sweep.open]:
-            self._sweeps.remove(sweep)
-            cell = sweep.cell
-            # The first of equals is the earliest of the sweep, which starts with the default configuration.
-            best = max(cell.adapt, key=lambda spec: sweep.scores.get(spec.trial_id, float("-inf")))
-            self._on_chosen(cell, best, sweep.scores)
-            fingerprint = self._subjects[cell.subject].fingerprint
+        for party in [party for party in self._sweeps if party.sweep is not None and party.sweep.is_finished]:
+            self._sweeps.remove(party)
+            cell, sweep = party.cell, party.sweep
+            if cell is None or sweep is None:
+                continue
+            self.unplanned += cell.n_adapt - len(sweep.trials)
+            choice = sweep.choose()
+            self._on_chosen(cell, choice)
+            if not self._final:
+                continue
+            fingerprint = sweep.setup.fingerprint
             chosen = trial_specs(
-                self._study, cell.entry, cell.subject, fingerprint, "final", [json.loads(best.params)]
-            )  # fmt: skip
+                self._study, cell.entry, cell.subject, fingerprint, "final", [json.loads(choice.best.params)]
+            )
             ready = [spec for spec in chosen if spec.trial_id not in self._done]
+            self.done_before += len(chosen) - len(ready)
             rest = [spec for spec in self._waiting if spec.trial_id not in self._alone]
             last = [spec for spec in self._waiting if spec.trial_id in self._alone]
             self._waiting = deque([*sorted([*rest, *ready], key=self._cost, reverse=True), *last])

@@ -83,7 +83,7 @@ def print_preview(view: Preview, console: Console | None = None) -> None:
     for cell in plan.cells:
         specs = (*cell.adapt, *cell.final)
         done = sum(spec.trial_id in plan.done for spec in specs)
-        total = len(cell.adapt) + cell.n_final
+        total = cell.n_adapt + cell.n_final
         table.add_row(cell.entry.name, cell.subject, str(total), str(done), _note(cell))
     console.print(table)
     waiting = [
@@ -111,6 +111,8 @@ def print_preview(view: Preview, console: Console | None = None) -> None:
 def _note(cell: Cell) -> Text:
     if cell.unmet is not None:
         return Text(f"UNADAPTABLE: {cell.unmet.reason}", style="dim")
-    if cell.adapt:
-        return Text(f"{len(cell.adapt)} configurations on valid, then {cell.n_final} with the best")
+    if cell.adapt and cell.entry.adapt:
+        adapt = cell.entry.adapt
+        n = f"{adapt.budget} of trials" if adapt.most_trials is None else f"{cell.n_adapt} trials"
+        return Text(f"{adapt.search}: {n} on valid, then {cell.n_final} with the best configuration")
     return Text("")

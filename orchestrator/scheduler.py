@@ -25,10 +25,12 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import outcomes
+from orchestrator.adaptation import figures_on_valid, record, record_name
 from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject, load
 from orchestrator.logtail import read_streams
 from orchestrator.monitor import Monitor, Sighting
+from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.outcomes import Verdict
 from orchestrator.pictures import store_pictures, wanted
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history
@@ -37,6 +39,7 @@ from orchestrator.shared_cache import forget
 from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
+from orchestrator.sweeps import Choice
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
 from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config
 
@@ -134,7 +137,7 @@ class _Collector(_Stateless, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         trial_id = trial.config["spec"]["trial_id"]
-        self._queue.finish(trial_id, result.get("valid_score"))
+        self._queue.finish(trial_id, Figures.of(result["figures"]))
         self._run.on_row(trial_id, result["outcome"], result.get("reason_code"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -169,6 +172,8 @@ class StudyRun:
     """Handle of the monitor actor while the study runs."""
     subjects: dict[str, LoadedSubject] = field(default_factory=dict)
     plan: Plan | None = None
+    final: bool = True
+    """Whether final trials run; without them only adaptations do."""
     retry_failures: bool = False
     """Whether trials that failed for reasons that may pass run again."""
 
@@ -203,20 +208,25 @@ class StudyRun:
         self.on_event("loading subjects, training missing originals")
         references = self.load_subjects()
         plan = self.plan = self._without_failures(make_plan(self.study, self.subjects, self.store.done()))
-        self.store.write_bytes("plan.json", json.dumps({"planned": plan.planned}).encode())
-        self.on_plan(
-            plan, sum(spec.trial_id in plan.done for cell in plan.cells for spec in (*cell.adapt, *cell.final))
-        )
+        self._note_plan(plan.planned)
+        figures = figures_on_valid(self.store) if any(entry.adapt for entry in self.study.fixers) else {}
+        cost = CostModel(self.store, self.subjects)
+        queue = TrialQueue(self.study, plan, self.subjects, figures, cost, self._chosen, final=self.final)
+        self.on_plan(plan, queue.done_before)
         self._store_unadaptable(plan)
-        queue = TrialQueue(
-            self.study, plan, self.subjects, self._scores_on_valid(), CostModel(self.store, self.subjects), self._chosen
-        )
         if not queue.exhausted:
             self.on_event(f"running {queue.left} trials")
             self._tune(queue, references)
         forget(self.store)
-        if self.study.pictures:
+        if queue.unplanned:
+            self._note_plan(plan.planned - queue.unplanned)
+        if self.study.pictures and self.final:
             self._store_pictures(references)
+
+    def _note_plan(self, planned: int) -> None:
+        """Leave the number of trials for those who only read; that of one sweep alone isn't the study's."""
+        if self.final:
+            self.store.write_bytes("plan.json", json.dumps({"planned": planned}).encode())
 
     def _without_failures(self, plan: Plan) -> Plan:
         """The plan after what failed and may pass was set aside, if that is wanted."""
@@ -253,7 +263,8 @@ class StudyRun:
                 return
             columns = {"phase": seen.phase if seen else None, "attempts": runs, "log_tail": _last_words(seen)}
             self.store.write_trial(self._driver_row(spec, verdict) | columns)
-        queue.finish(spec.trial_id, None)
+        # From the row, as after a restart: the worker may have stored figures before it went.
+        queue.finish(spec.trial_id, Figures.of(self.store.row(spec.trial_id, list(COLUMNS)) or {}))
         self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
 
     def _judge_lost_trial(self, error: BaseException, seen: Sighting | None) -> Verdict:
@@ -300,34 +311,9 @@ class StudyRun:
         samples = {name: ids for name, ids in wanted(self.store.uri).items() if name in references}
         ray.get([task.remote(references[name], ids, self.store) for name, ids in samples.items()])
 
-    def _scores_on_valid(self) -> dict[str, float]:
-        if not any(entry.adapt for entry in self.study.fixers):
-            return {}
-        rows = self.store.rows(["stage", "accuracy_valid_fixed"])
-        return {
-            row["trial_id"]: row["accuracy_valid_fixed"]
-            for row in rows
-            if row["stage"] == "adapt" and row["accuracy_valid_fixed"] is not None
-        }
-
-    def _chosen(self, cell: Cell, best: TrialSpec, scores: Mapping[str, float]) -> None:
-        ranking = sorted(cell.adapt, key=lambda spec: scores.get(spec.trial_id, float("-inf")), reverse=True)
-        record = {
-            "fixer": cell.entry.name,
-            "subject": cell.subject,
-            "chosen": json.loads(best.params),
-            "reason": "highest accuracy on valid; the earlier configuration of the sweep among equals",
-            "configurations": [
-                {
-                    "trial_id": spec.trial_id,
-                    "params": json.loads(spec.params),
-                    "accuracy_valid": scores.get(spec.trial_id),
-                }
-                for spec in ranking
-            ],
-        }
-        name = f"adaptation-{cell.entry.name}-{cell.subject}.json"
-        self.store.write_bytes(name, json.dumps(record, indent=1).encode())
+    def _chosen(self, cell: Cell, choice: Choice) -> None:
+        content = json.dumps(record(cell.entry, cell.subject, choice), indent=1)
+        self.store.write_bytes(record_name(cell.entry.name, cell.subject), content.encode())
 
     def _gpus(self) -> float:
         if self.study.resources.gpu is not None:

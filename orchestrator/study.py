@@ -7,8 +7,8 @@ import difflib
 import hashlib
 import itertools
 import json
-import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from orchestrator import units
+from orchestrator import objectives, space, units
 from orchestrator.errors import UserError
 
 Location = tuple[int | str, ...]
@@ -40,14 +40,68 @@ class _Model(BaseModel):
 
 
 class Adaptation(_Model):
-    """A hyper-parameter sweep on the valid split; the best configuration runs with the study's seeds."""
+    """A hyper-parameter sweep on the valid split; the best configuration runs with the study's seeds.
 
-    search: Literal["grid", "random"] = "grid"
-    budget: int = Field(default=20, ge=1)
-    """Configurations tried at most; a larger grid is sampled."""
-    objective: Literal["valid_accuracy"] = "valid_accuracy"
-    space: dict[str, list[Any]] = {}
+    See :mod:`orchestrator.sweeps` for what the searches do, and :mod:`orchestrator.objectives` for the objectives.
+    """
+
+    search: Literal["grid", "random", "optuna", "asha"] = "grid"
+    budget: int | str = 20
+    """Trials at most, or the time they take together, such as 2h: a sum over trials, however many run at once. A grid
+    that is larger is sampled."""
+    objective: str | dict[str, Any] = "valid_accuracy"
+    """``valid_accuracy``, ``{weighted: {repair_rate: 1, negative_flip_rate: -1}}``, ``pareto`` (repair rate against
+    negative flip rate) or ``{pareto: [repair_rate, fix_seconds]}``; all on valid."""
+    space: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Values to try by parameter; the fixer's own search space when empty."""
+    sampler: Literal["tpe", "nsga2"] = "tpe"
+    """Of optuna."""
+    parallel: int = Field(default=4, ge=1)
+    """Trials of an optuna sweep that run at once at most. It belongs to what determines the sweep: a suggestion knows
+    all results but those of the trials that may still run."""
+    reduction: int = Field(default=3, ge=2)
+    """Of how many configurations asha lets one go on, with so many times the effort."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _trials_or_time(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+        if isinstance(value, str) and value.strip()[-1:] in units.SUFFIXES:
+            with suppress(UserError):
+                if units.seconds(value) > 0:
+                    return value
+        raise ValueError("must be a number of trials, or a time with s, m, h or d, such as 2h")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _known_objective(cls, value: object) -> object:
+        objectives.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name, search in (("sampler", "optuna"), ("parallel", "optuna"), ("reduction", "asha")):
+            if name in self.model_fields_set and self.search != search:
+                raise ValueError(f"has '{name}', which belongs to search: {search}, not to {self.search}: leave it out")
+        if self.search == "asha" and self.aim.is_pareto:
+            raise ValueError("has a pareto objective, and asha stops by one figure: use weighted, or search: optuna")
+        return self
+
+    @property
+    def aim(self) -> objectives.Objective:
+        """The objective."""
+        return objectives.parse(self.objective)
+
+    @property
+    def most_trials(self) -> int | None:
+        """The budget, if it is a number of trials."""
+        return self.budget if isinstance(self.budget, int) else None
+
+    @property
+    def most_seconds(self) -> float | None:
+        """The budget, if it is a time."""
+        return units.seconds(self.budget) if isinstance(self.budget, str) else None
 
 
 class FixerEntry(_Model):
@@ -175,6 +229,8 @@ class Study(_Model):
             for name, values in entry.adapt.space.items():
                 for value in values:
                     cls.build({**entry.params, name: value}, preset)
+            if entry.adapt.search == "asha":
+                rungs_of(entry.model_copy(update={"name": cls.name, "preset": preset}))
         return entry.model_copy(update={"name": cls.name, "preset": preset})
 
     def settings_of_rows(self) -> dict[str, Any]:
@@ -228,24 +284,49 @@ def trial_id(fixer: str, params: str, fingerprint: str, seed: int, code_version:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def configurations(entry: FixerEntry, stage: Stage) -> list[dict[str, Any]]:
-    """The settings of an entry in a stage: its grid, or the points of its sweep.
+def configurations(entry: FixerEntry) -> list[dict[str, Any]]:
+    """The settings of an entry in the final stage; those of an adaptation follow from its sweep."""
+    return combinations(entry.params, entry.grid)
 
-    The sweep starts with the default configuration; the same entry always gives the same points.
+
+def space_of(entry: FixerEntry) -> dict[str, list[Any]]:
+    """Values that the adaptation of an entry tries, by parameter."""
+    import fixers
+
+    if entry.adapt is None:
+        return {}
+    own = fixers.get(entry.name).search_space()
+    return entry.adapt.space or {name: list(values) for name, values in own.items() if name not in entry.params}
+
+
+def rungs_of(entry: FixerEntry) -> tuple[str, list[int]]:
+    """The parameter by which asha stops early (see :meth:`fixers.Fixer.effort`), and its values, ascending.
+
+    The highest is the entry's own, or the largest one in the space of the adaptation.
+
+    Raises:
+        fixers.FixerError: the approach has no such parameter, or no room for two rungs.
     """
     import fixers
 
-    if stage == "final":
-        return combinations(entry.params, entry.grid)
-    if entry.adapt is None:
-        return []
-    cls = fixers.get(entry.name)
-    space = entry.adapt.space or {k: list(v) for k, v in cls.search_space().items() if k not in entry.params}
-    points = combinations(entry.params, space)
-    if len(points) > entry.adapt.budget or entry.adapt.search == "random":
-        random.Random(f"{entry.name}/{entry.adapt.budget}").shuffle(points)
-    default = dict(entry.params)
-    return [default, *(point for point in points if point != default)][: entry.adapt.budget]
+    cls, adapt = fixers.get(entry.name), entry.adapt or Adaptation()
+    effort = cls.effort()
+    if effort is None:
+        able = ", ".join(name for name, other in fixers.all_fixers().items() if other.effort())
+        raise fixers.ParameterError(
+            f"{cls.name} has no epochs, generations or iterations that asha could cut short; "
+            f"use search: random, grid or optuna. Those that have: {able}."
+        )
+    full = int(getattr(cls.build(entry.params, entry.preset), effort))
+    full = max(map(int, adapt.space.get(effort, [full])))
+    least = int(cls.parameter_infos()[effort].low or 1)
+    rungs = space.rungs(full, least=least, reduction=adapt.reduction, budget=adapt.most_trials)
+    if len(rungs) < 2:
+        raise fixers.ParameterError(
+            f"asha needs two rungs at least, and {effort} = {full} of {cls.name} with a budget of {adapt.budget} and a "
+            f"reduction of {adapt.reduction} gives one; raise {effort} or the budget, or use search: random."
+        )
+    return effort, rungs
 
 
 def trial_specs(
@@ -260,7 +341,7 @@ def trial_specs(
         subject: name of the subject.
         fingerprint: of the loaded subject.
         stage: ``adapt`` uses the first seed only.
-        settings: configurations to run; those of the entry when not given.
+        settings: configurations to run; those of the entry's final stage when not given.
     """
     import fixers
     from fixers.registry import code_version
@@ -269,7 +350,7 @@ def trial_specs(
     version = code_version(cls)
     seeds = study.seeds[:1] if stage == "adapt" else study.seeds
     specs: dict[str, TrialSpec] = {}
-    for setting in configurations(entry, stage) if settings is None else settings:
+    for setting in configurations(entry) if settings is None else settings:
         params = cls.build(setting, entry.preset).canonical_parameters()
         for seed in seeds:
             identity = trial_id(entry.name, params, fingerprint, seed, version, stage)

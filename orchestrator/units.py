@@ -3,6 +3,7 @@
 from orchestrator.errors import UserError
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+SUFFIXES = frozenset(_SECONDS)
 
 
 def seconds(text: str) -> float:

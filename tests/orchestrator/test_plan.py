@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.loading import LoadedSubject
+from orchestrator.objectives import Figures
 from orchestrator.plan import CostModel, Plan, TrialQueue, estimate, make_plan
 from orchestrator.store import Store
 from orchestrator.study import Adaptation, FixerEntry, Study
@@ -71,27 +72,25 @@ def test_a_sweep_releases_the_final_trials_of_its_best_configuration(subjects):
     chosen = []
     entries = study(entry)
     plan = make_plan(entries, {"digits": subjects["digits"]}, ())
-    queue = TrialQueue(
-        entries, plan, subjects, {}, lambda spec: 0.0, lambda cell, best, scores: chosen.append((best, dict(scores)))
-    )
+    queue = TrialQueue(entries, plan, subjects, {}, lambda spec: 0.0, lambda cell, choice: chosen.append(choice))
     sweep = [queue.next() for _ in range(4)]
     assert {spec.stage for spec in sweep} == {"adapt"}
     assert queue.next() is None
     assert not queue.exhausted, "the sweep is in flight and its final trials are to come"
     scores = {spec.trial_id: {1.0: 0.5, 2.0: 0.8}.get(json.loads(spec.params)["alpha"], 0.1) for spec in sweep}
     for spec in sweep:
-        queue.finish(spec.trial_id, scores[spec.trial_id])
+        queue.finish(spec.trial_id, Figures("OK", scores[spec.trial_id]))
     final = drain(queue)
     assert [spec.seed for spec in final] == [0, 1]
     assert {json.loads(spec.params)["alpha"] for spec in final} == {2.0}
-    assert chosen[0][1] == scores
+    assert {item.spec.trial_id: item.figures.accuracy for item in chosen[0].ranking} == scores
 
 
 def test_a_sweep_that_ran_before_is_not_run_again(subjects):
     entry = FixerEntry(name="arachne", adapt=Adaptation(space={"alpha": [1.0, 2.0]}))
     only = {"digits": subjects["digits"]}
     sweep = make_plan(study(entry), only, ()).cells[0].adapt
-    scores = {spec.trial_id: float(json.loads(spec.params)["alpha"] == 1.0) for spec in sweep}
+    scores = {spec.trial_id: Figures("OK", float(json.loads(spec.params)["alpha"] == 1.0)) for spec in sweep}
     plan = make_plan(study(entry), only, scores)
     order = drain(TrialQueue(study(entry), plan, only, scores, lambda spec: 0.0))
     assert [spec.stage for spec in order] == ["final", "final"]

@@ -7,10 +7,8 @@ from hypothesis import strategies as st
 import fixers
 from orchestrator.errors import UserError
 from orchestrator.study import (
-    Adaptation,
     FixerEntry,
     combinations,
-    configurations,
     load_study,
     parse_study,
     trial_id,
@@ -101,14 +99,6 @@ def test_all_means_every_fixer_that_isnt_named_itself(tmp_path):
 def test_a_grid_is_every_combination():
     assert combinations({"a": 1}, {"b": [1, 2], "c": [3]}) == [{"a": 1, "b": 1, "c": 3}, {"a": 1, "b": 2, "c": 3}]
     assert combinations({"a": 1}, {}) == [{"a": 1}]
-
-
-def test_a_sweep_starts_with_the_default_and_keeps_to_its_budget():
-    entry = FixerEntry(name="arachne", adapt=Adaptation(budget=5))
-    points = configurations(entry, "adapt")
-    assert points[0] == {}
-    assert len(points) == 5
-    assert points == configurations(entry, "adapt")
 
 
 def test_equal_configurations_are_one_trial(tmp_path):
