@@ -127,6 +127,15 @@ def judge_killed_by_watchdog(phase: str, limit: float) -> Verdict:
     )
 
 
+def judge_memory_limit(phase: str, taken: int, limit: int) -> Verdict:
+    """FAILURE of a trial whose process took more memory than the study allows a trial."""
+    return failure(
+        ReasonCode.HOST_OOM,
+        f"The trial took {taken / 2**30:.1f} GiB of memory during {phase}, more than its {limit / 2**30:.1f} GiB, and "
+        "was ended; raise resources.memory in the study file.",
+    )
+
+
 def judge_dead_worker(error: BaseException, phase: str | None, oom_kills: int) -> Verdict:
     """FAILURE of a trial whose worker process is gone while its node is alive.
 

@@ -330,8 +330,9 @@ class StudyRun:
             monitor=self.monitor,
             cache_folder=str(self.cache_dir / "intermediate"),
             plugins=tuple(self.study.plugins),
+            most_bytes=self.study.resources.memory,
         )
-        resources = {"CPU": self.study.resources.cpu, "GPU": self._gpus()}
+        resources = {"CPU": self.study.resources.cpu, "GPU": self._gpus(), "memory": self.study.resources.memory or 0}
         lanes = _lanes(resources)
         # Tune's loggers and its experiment checkpoints are of no use: results are rows, and rows are the state.
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"

@@ -35,6 +35,18 @@ def _seconds(value: object) -> object:
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
+def _size(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return units.size(value)
+        except UserError:
+            raise ValueError("must be bytes or a number with KB, MB, GB, KiB, MiB or GiB, such as 4GiB") from None
+    return value
+
+
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -138,6 +150,9 @@ class Resources(_Model):
     cpu: float = Field(default=1, gt=0)
     gpu: float | None = Field(default=None, ge=0)
     """GPUs per trial; one where the cluster has any when not given. A fraction shares a GPU."""
+    memory: Size | None = None
+    """Most host memory that a trial's process may take for itself, of at least a GiB that Python and torch take; the
+    one that takes more is ended. As much as there is when not given."""
 
 
 class OutcomeThresholds(_Model):

@@ -1,4 +1,6 @@
-"""Times and shares as people write them."""
+"""Times, shares and sizes as people write them."""
+
+import re
 
 from orchestrator.errors import UserError
 
@@ -19,6 +21,21 @@ def seconds(text: str) -> float:
         return float(stripped)
     except ValueError:
         raise UserError(f"A time is written 90, 90s, 10m, 2h or 1d, but got '{text}'.") from None
+
+
+def size(text: str) -> int:
+    """Bytes from 4GiB, 500MB or 1000000.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(?:([KMGT])(i?)B)?\s*", text)
+    try:
+        if match is None:
+            raise ValueError(text)
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** (" KMGT".index(match[2] or " ")))
+    except ValueError:
+        raise UserError(f"A size is written 4GiB, 500MB or 1000000, but got '{text}'.") from None
 
 
 def share(text: str) -> float:

@@ -61,6 +61,8 @@ class WorkerContext:
     cache_folder: str
     plugins: tuple[str, ...]
     """Files and modules with approaches from elsewhere."""
+    most_bytes: int | None = None
+    """Host memory that a trial's process may take."""
 
 
 class DeviceBrokenError(Exception):
@@ -80,7 +82,7 @@ class TrialWorker(tune.Trainable):
         local = DirectoryCache(context.cache_folder)
         several = sum(node["Alive"] for node in ray.nodes()) > 1
         self._cache: Cache = SharedCache(local, context.store) if several else local
-        self._watchdog = Watchdog(self._expired)
+        self._watchdog = Watchdog(self._expired, context.most_bytes, self._grown)
         self._phase: Phase = "load"
         self._since = time.monotonic()
         self._last_progress = 0.0
@@ -180,8 +182,15 @@ class TrialWorker(tune.Trainable):
 
     def _expired(self, stack: str) -> None:
         """Called by the watchdog's thread: store the row that the main thread can't."""
+        self._store_end(outcomes.judge_killed_by_watchdog(self._phase, time.monotonic() - self._since), stack)
+
+    def _grown(self, stack: str, taken: int) -> None:
+        """Likewise, of a trial that took more memory than allowed."""
+        verdict = outcomes.judge_memory_limit(self._phase, taken, self._context.most_bytes or 0)
+        self._store_end(verdict, stack, peak_host_bytes=taken)
+
+    def _store_end(self, verdict: outcomes.Verdict, stack: str, **columns: Any) -> None:
         seconds = time.monotonic() - self._since
-        verdict = outcomes.judge_killed_by_watchdog(self._phase, seconds)
         row = {
             **identity_columns(self._spec, self._context.definitions[self._spec.subject]),
             **surroundings(self._device),
@@ -193,6 +202,7 @@ class TrialWorker(tune.Trainable):
             "started_at": datetime.now(UTC),
             "traceback": stack[-outcomes.TRACEBACK_CHARACTERS :],
             "log_tail": self._log.text(),
+            **columns,
         }
         self._context.store.write_trial(row)
 

@@ -1,0 +1,131 @@
+import mmap
+import os
+import subprocess
+import sys
+import textwrap
+from multiprocessing import get_context
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from orchestrator import units
+from orchestrator.errors import UserError
+from orchestrator.memory import own_bytes
+
+PLUGIN = Path(__file__).with_name("cluster_fixers.py")
+MB = 2**20
+
+
+def holding(megabytes):
+    """Bytes that were written to, so that they exist."""
+    return bytearray(os.urandom(4096) * (megabytes * 256))
+
+
+def test_what_a_process_takes_is_counted_and_what_it_maps_is_not(tmp_path):
+    file = tmp_path / "library"
+    file.write_bytes(holding(50))
+    before = own_bytes()
+    held = holding(50)
+    taken = own_bytes()
+    assert 45 * MB < taken - before < 80 * MB
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[::4096]) > 0
+        shared = mmap.mmap(-1, 50 * MB)  # shared anonymous memory, as the object store's is
+        shared[:] = held
+        assert own_bytes() - taken < 20 * MB
+
+
+def sleeper(child):
+    held = holding(60)
+    child.send(len(held))
+    child.recv()
+
+
+def test_children_count_and_what_they_share_counts_once():
+    held = holding(100)
+    before = own_bytes(at_least=0)
+    here, there = get_context("fork").Pipe()
+    process = get_context("fork").Process(target=sleeper, args=(there,))
+    process.start()
+    here.recv()
+    exact, quick = own_bytes(at_least=0), own_bytes(at_least=10**15)
+    here.send("done")
+    process.join()
+    assert len(held) == 100 * MB
+    assert 50 * MB < exact - before < 90 * MB
+    assert quick - exact > 80 * MB
+
+
+def test_a_process_that_is_gone_has_nothing():
+    assert own_bytes(2**22 + 1) == 0
+
+
+@pytest.mark.parametrize(("text", "expected"), [("4GiB", 2**32), ("500MB", 500_000_000), ("1.5 KiB", 1536), ("7", 7)])
+def test_sizes(text, expected):
+    assert units.size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["4 gigs", "", "GiB", "-1GB", "1..5MB", "4Gib"])
+def test_what_is_no_size(text):
+    with pytest.raises(UserError, match="4GiB, 500MB"):
+        units.size(text)
+
+
+def watched(body):
+    script = "import sys, time\nfrom orchestrator.watchdog import Watchdog\n" + textwrap.dedent(body)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_watchdog_ends_a_process_that_grows_and_says_how_far_and_where():
+    done = watched("""
+        dog = Watchdog(lambda stack: print("late"), 200_000_000, lambda stack, taken: print(taken, stack, flush=True))
+        dog.arm(60)
+        def grow():
+            held = []
+            for _ in range(600):
+                held.append(bytearray(b"x" * 10_000_000))
+                time.sleep(0.02)
+        grow()
+        print("never")
+    """)
+    assert done.returncode == 1
+    assert 200_000_000 < int(done.stdout.split()[0]) < 1_000_000_000
+    assert "in grow" in done.stdout
+    assert "never" not in done.stdout
+    assert "late" not in done.stdout
+
+
+def test_memory_between_trials_and_within_the_limit_is_nobodys_business():
+    done = watched("""
+        dog = Watchdog(lambda stack: None, 200_000_000, lambda stack, taken: print("grown", flush=True))
+        dog.arm(60)
+        time.sleep(0.5)
+        dog.disarm()
+        held = bytearray(b"x" * 300_000_000)
+        time.sleep(0.6)
+        print("alive")
+    """)
+    assert (done.returncode, done.stdout) == (0, "alive\n")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_that_grows_ends_alone(tmp_path):
+    """Its neighbours, the raylet and the driver go on; its row says why."""
+    study, results = tmp_path / "study.yaml", tmp_path / "results"
+    nothing = PLUGIN.parents[2] / "examples" / "misbehaving_fixers.py"
+    study.write_text(
+        f"study: memory\nsubjects: [digits]\nplugins: ['{PLUGIN}', '{nothing}']\nfixers: [grows, does_nothing]\n"
+        "seeds: 2\nattack: none\nresources: {memory: 2GiB}\n"
+    )
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(study), "--results", str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr
+    rows = duckdb.sql(
+        f"""select fixer, outcome, reason_code, phase, peak_host_bytes between 2e9 and 4e9, count(*)
+        from read_parquet('{results}/trials/*.parquet') group by all order by 1"""
+    ).fetchall()
+    assert [row[:3] + row[5:] for row in rows] == [("does_nothing", "OK", None, 2), ("grows", "FAILURE", "host_oom", 2)]
+    assert rows[1][3:5] == ("fix", True)
+    assert "runs again" not in done.stderr
