@@ -24,7 +24,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import outcomes
+from orchestrator import capacity, outcomes
 from orchestrator.adaptation import figures_on_valid, record, record_name
 from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject, load
@@ -41,7 +41,7 @@ from orchestrator.study import Study, TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.sweeps import Choice
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
-from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config
+from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config, warm_up
 
 MOST_RUNS_OF_A_TRIAL = 3
 """A trial whose node is lost runs again, until it has taken this many nodes with it."""
@@ -206,6 +206,7 @@ class StudyRun:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self.monitor = ray.remote(num_cpus=0, max_restarts=-1)(Monitor).options(scheduling_strategy=here).remote()
         self.on_event("loading subjects, training missing originals")
+        self._warm_up_processes()
         references = self.load_subjects()
         plan = self.plan = self._without_failures(make_plan(self.study, self.subjects, self.store.done()))
         self._note_plan(plan.planned)
@@ -236,6 +237,16 @@ class StudyRun:
         self.store.set_aside(again)
         self.on_event(f"{len(again)} failed trials run again; their rows are kept in retried/")
         return replace(plan, done=plan.done - again)
+
+    def _warm_up_processes(self) -> None:
+        """Let processes import what trials need while the subjects load.
+
+        Ray hands an idle process to the next task or worker, so the trials start in these and in those that loaded
+        subjects; it keeps as many idle ones as a node has cores.
+        """
+        resources = {"CPU": self.study.resources.cpu, "GPU": self._gpus()}
+        for _ in range(capacity.fitting(resources, capacity.live_nodes()) - len(self.definitions)):
+            ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(warm_up).remote(self.study.plugins)
 
     def settle_lost_trial(self, spec: TrialSpec, error: BaseException, queue: TrialQueue) -> None:
         """Give a trial whose worker is gone its row, or another run where it wasn't to blame.
@@ -318,7 +329,7 @@ class StudyRun:
     def _gpus(self) -> float:
         if self.study.resources.gpu is not None:
             return self.study.resources.gpu
-        return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+        return 1.0 if capacity.has_gpus(capacity.node_resources()) else 0.0
 
     def _tune(self, queue: TrialQueue, references: Mapping[str, Any]) -> None:
         context = WorkerContext(
@@ -333,7 +344,7 @@ class StudyRun:
             most_bytes=self.study.resources.memory,
         )
         resources = {"CPU": self.study.resources.cpu, "GPU": self._gpus(), "memory": self.study.resources.memory or 0}
-        lanes = _lanes(resources)
+        lanes = capacity.lanes(resources)
         # Tune's loggers and its experiment checkpoints are of no use: results are rows, and rows are the state.
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * lanes)
@@ -412,14 +423,3 @@ def _last_words(seen: Sighting | None) -> str | None:
 
 def _is_here(seen: Sighting) -> bool:
     return bool(seen.node_id == ray.get_runtime_context().get_node_id())
-
-
-def _lanes(resources: Mapping[str, float]) -> int:
-    """How many trials the cluster can run at once."""
-    cluster = ray.cluster_resources()
-    fits = [cluster.get(name, 0) // amount for name, amount in resources.items() if amount]
-    lanes = int(min(fits, default=1))
-    if lanes < 1:
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
-        raise UserError(f"A trial needs {wanted}, more than the whole cluster has; lower resources in the study file.")
-    return lanes

@@ -7,7 +7,7 @@ in flight. Importing torch costs seconds and a trial may cost less: the process 
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -86,10 +86,7 @@ class TrialWorker(tune.Trainable):
         self._phase: Phase = "load"
         self._since = time.monotonic()
         self._last_progress = 0.0
-        for plugin in context.plugins:
-            registry.load(plugin)
-        # The first look-up imports every approach; that isn't part of anybody's fixing time.
-        registry.all_fixers()
+        warm_up(context.plugins)
         prepare_torch(self._device)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -205,6 +202,13 @@ class TrialWorker(tune.Trainable):
             **columns,
         }
         self._context.store.write_trial(row)
+
+
+def warm_up(plugins: Sequence[str]) -> None:
+    """Import every approach, once per process; that isn't part of anybody's fixing time."""
+    for plugin in plugins:
+        registry.load(plugin)
+    registry.all_fixers()
 
 
 def prepare_torch(device: torch.device) -> None:
