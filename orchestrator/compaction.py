@@ -30,7 +30,7 @@ FULL_FILE: Final = 256_000_000
 """Bytes at which the next file begins."""
 SMALL_FILE: Final = 100_000_000
 """Bytes below which a merged file is merged again."""
-_READERS: Final = 8
+_READERS: Final = 16
 _READ_AHEAD: Final = 64
 """Single files in memory at once."""
 _FALSE_POSITIVES: Final = 1e-6
@@ -108,6 +108,8 @@ def conform(table: pa.Table, dataset: DatasetName) -> pa.Table:
     schema = SCHEMAS[dataset]
     if unknown := sorted(set(table.column_names) - set(schema.names)):
         raise ValueError(f"The schema of {dataset} has no column {', '.join(unknown)}.")
+    if table.schema.equals(schema):
+        return table
     columns = [
         table[column.name].cast(column.type)
         if column.name in table.column_names
@@ -117,16 +119,31 @@ def conform(table: pa.Table, dataset: DatasetName) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _of_single(sources: Sources, keys: Mapping[str, Key]) -> Stream:
-    def read(key: Key) -> pa.Table:
-        with pq.ParquetFile(sources.single[key[2]], filesystem=sources.filesystem, pre_buffer=False) as file:
-            return conform(file.read(), sources.dataset)
+def read_small(filesystem: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A small Parquet file in one read: less than half of the time that a reader of large files takes for it."""
+    with filesystem.open_input_stream(path) as stream:
+        content = stream.read_buffer()
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        return file.read(columns, use_threads=False)
 
-    ordered = sorted(keys[trial_id] for trial_id in sources.single if trial_id in keys)
+
+def read_ahead(
+    filesystem: pafs.FileSystem, paths: Sequence[str], columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Small Parquet files in order, some at once where each costs a request."""
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        yield from (read_small(filesystem, path, columns) for path in paths)
+        return
     with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(ordered), _READ_AHEAD):
-            some = ordered[start : start + _READ_AHEAD]
-            yield from zip(some, pool.map(read, some), strict=True)
+        for start in range(0, len(paths), _READ_AHEAD):
+            yield from pool.map(lambda path: read_small(filesystem, path, columns), paths[start : start + _READ_AHEAD])
+
+
+def _of_single(sources: Sources, keys: Mapping[str, Key]) -> Stream:
+    ordered = sorted(keys[trial_id] for trial_id in sources.single if trial_id in keys)
+    tables = read_ahead(sources.filesystem, [sources.single[trial_id] for _, _, trial_id in ordered])
+    for key, table in zip(ordered, tables, strict=True):
+        yield key, conform(table, sources.dataset)
 
 
 def _of_compacted(sources: Sources, path: str, keys: Mapping[str, Key]) -> Stream:
@@ -134,7 +151,8 @@ def _of_compacted(sources: Sources, path: str, keys: Mapping[str, Key]) -> Strea
     started: list[pa.Table] = []
     ended: set[str] = set()
     with pq.ParquetFile(path, filesystem=sources.filesystem, pre_buffer=False) as file:
-        for batch in file.iter_batches(ROWS_PER_GROUP // 2):
+        # All merged files are open at once.
+        for batch in file.iter_batches(max(ROWS_PER_GROUP // (1 + len(sources.compacted)), 1024)):
             for table in _by_trial(conform(pa.Table.from_batches([batch]), sources.dataset)):
                 if started and (before := _trial_of(started[0])) != _trial_of(table):
                     ended.add(before)

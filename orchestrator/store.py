@@ -125,9 +125,8 @@ class Store:
 
     def rows(self, columns: Sequence[str]) -> list[dict[str, Any]]:
         """The given columns of all trial rows, each trial once."""
-        wanted = ["trial_id", *columns]
         seen: dict[str, dict[str, Any]] = {}
-        for table in self._read_all("trials", wanted):
+        for table in self._read_all("trials", ["trial_id", *columns]):
             for row in table.to_pylist():
                 seen[row["trial_id"]] = row
         return list(seen.values())
@@ -212,16 +211,15 @@ class Store:
             least_files: fewer single files than this aren't worth a merge.
             also_small: merge merged files that are small once more, so that few large ones are left.
         """
-        keys: dict[str, compaction.Key] | None = None
+        keys: dict[str, compaction.Key] = {}
         for dataset in _PER_TRIAL:
             single, compacted = self._sources(dataset)
             if len(single) < least_files:
                 continue
-            if keys is None:
-                # Trials without a row are in flight, and stay.
-                found = self.rows(["subject", "fixer"])
-                keys = {row["trial_id"]: (row["subject"] or "", row["fixer"] or "", row["trial_id"]) for row in found}
             small = self._small(compacted) if also_small else []
+            ids = {*single}.union(*(compacted[path] for path in small))
+            if missing := ids - keys.keys():
+                keys |= self._keys(missing)
             paths = {trial_id: f"{self._root}/{dataset}/{name}" for trial_id, name in single.items()}
             sources = compaction.Sources(self._fs, dataset, paths, small)
             # Another driver's compaction may have taken a source away: then there is less to do for this one.
@@ -249,6 +247,23 @@ class Store:
                         f"The results folder {self._where} gave back something else than was written to {name}, which "
                         "was deleted; its sources are all there: see to the storage, then run the same command again."
                     )
+
+    def _keys(self, trial_ids: Collection[str]) -> dict[str, compaction.Key]:
+        """Where trials belong in a merged file; those without a row are in flight, and belong nowhere."""
+        single, compacted = self._sources("trials")
+        columns = ["trial_id", "subject", "fixer"]
+        paths = [f"{self._root}/trials/{single[trial_id]}" for trial_id in trial_ids if trial_id in single]
+        # Merged files are read only for the rows that are nowhere else.
+        merged = [path for path, ids in compacted.items() if not ids.isdisjoint(trial_ids)]
+        try:
+            tables = self._patiently(lambda: self._read(merged, paths, "trials", columns), "read trials")
+        except FileNotFoundError:
+            tables = self._read_all("trials", columns)
+        return {
+            row["trial_id"]: (row["subject"] or "", row["fixer"] or "", row["trial_id"])
+            for table in tables
+            for row in table.to_pylist()
+        }
 
     @contextmanager
     def _scratch(self, dataset: DatasetName) -> Iterator[Callable[[], str]]:
@@ -376,18 +391,22 @@ class Store:
         gone: set[str] = set()
         while True:
             single, compacted = self._sources(dataset, gone)
-            paths = [*compacted, *(f"{self._root}/{dataset}/{name}" for name in single.values())]
-            if not paths:
-                return []
-            # One reader for all of them, with threads of its own: a tenth of the time of one call per file.
-            source = pads.dataset(paths, SCHEMAS[dataset], format="parquet", filesystem=self._fs)
+            paths = [f"{self._root}/{dataset}/{name}" for name in single.values()]
             try:
-                return [self._patiently(lambda: source.to_table(list(columns)), f"read {dataset}")]  # noqa: B023
+                return self._patiently(lambda: self._read([*compacted], paths, dataset, columns), f"read {dataset}")  # noqa: B023
             except FileNotFoundError:
-                infos = self._fs.get_file_info(paths)
-                missing = {info.path for info in infos if info.type == pafs.FileType.NotFound}
+                infos = self._fs.get_file_info([*compacted, *paths])
                 # List again: what replaced them is there by now. What is listed even then is a listing that lags.
-                gone |= missing
+                gone.update(info.path for info in infos if info.type == pafs.FileType.NotFound)
+
+    def _read(
+        self, compacted: Sequence[str], single: Sequence[str], dataset: DatasetName, columns: Sequence[str]
+    ) -> list[pa.Table]:
+        schema = pa.schema([SCHEMAS[dataset].field(name) for name in columns])
+        tables = [pads.dataset(path, schema, format="parquet", filesystem=self._fs).to_table() for path in compacted]
+        small = compaction.read_ahead(self._fs, single, columns)
+        # Files of an earlier version lack the columns that have come since.
+        return [*tables, pa.concat_tables([schema.empty_table(), *small], promote_options="default")]
 
     def _compacted_ids(self, path: str) -> list[str]:
         return _ids_in(self._patiently(lambda: pq.read_metadata(path, filesystem=self._fs), f"read {Path(path).name}"))
