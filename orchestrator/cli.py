@@ -137,19 +137,24 @@ def run(
         _print_plan(study, results, data_root)
         return
     from analysis.report import write_report
+    from orchestrator.control import StudyStoppedError
     from orchestrator.progress import StudyDisplay, duration
     from orchestrator.run import run_study
 
     display = StudyDisplay(Path(study).stem)
-    with display.shown():
-        summary = run_study(
-            study,
-            results=results,
-            address=address,
-            data_root=data_root,
-            display=display,
-            retry_failures=retry is not None,
-        )
+    try:
+        with display.shown():
+            summary = run_study(
+                study,
+                results=results,
+                address=address,
+                data_root=data_root,
+                display=display,
+                retry_failures=retry is not None,
+            )
+    except StudyStoppedError:
+        click.echo("fixstudy: stopped by `fixstudy stop`; the same command goes on where this one ended.", err=True)
+        sys.exit(130)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
     click.echo(
         f"{summary.ran} of {summary.planned} trials ran in {duration(summary.seconds)}; the study has now: {counts}."
@@ -191,6 +196,21 @@ def status(results: str, form: Any, watch: bool) -> None:
         if not watch:
             return
         time.sleep(2)
+
+
+@cli.command(short_help="Stop a running study, or one of its trials.")
+@click.argument("results")
+@click.option("--trial", metavar="ID", help="Stop this trial alone, by its id or the beginning of it.")
+def stop(results: str, trial: str | None) -> None:
+    """Ask the `fixstudy run` that works on RESULTS to stop, from any machine that reaches the folder.
+
+    The study's trials in flight end without a row, and the next `fixstudy run` runs them. A single trial ends as a
+    FAILURE with the reason code cancelled; `fixstudy run --retry failures` runs it again.
+    """
+    from orchestrator.control import ask_to_stop
+    from orchestrator.store import Store
+
+    click.echo(ask_to_stop(Store(results), trial))
 
 
 @cli.command(short_help="All about one trial: attempts, traceback, last log lines.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import session
+from orchestrator.control import Stopping
 from orchestrator.progress import StudyDisplay
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study
@@ -52,13 +53,15 @@ def run_study(
 
     Raises:
         UserError: the study file, the data or the results folder are not as they must be.
+        StudyStoppedError: somebody stopped it.
     """
     began = time.monotonic()
     study = load_study(path)
     definitions = session.definitions(study, Path(path).parent)
     store = Store(results or default_results(study))
     store.create()
-    with session.sole_driver(store):
+    stopping = Stopping(store)
+    with session.sole_driver(store), stopping.listening():
         session.freeze(study, Path(path), store)
         store.tidy()
         if display is not None:
@@ -76,7 +79,7 @@ def run_study(
                     display.row(trial_id, outcome, reason_code)
 
             run = StudyRun(study, definitions, store, session.data_root(data_root), session.cache_dir(), on_row=on_row)
-            run.retry_failures = retry_failures
+            run.stopping, run.retry_failures = stopping, retry_failures
             if display is not None:
                 shown = display
                 run.on_event = shown.event

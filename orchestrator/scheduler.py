@@ -26,7 +26,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import capacity, outcomes
 from orchestrator.adaptation import figures_on_valid, record, record_name
+from orchestrator.control import Stopping, StudyStoppedError
 from orchestrator.errors import UserError
+from orchestrator.flight import Flight
 from orchestrator.loading import LoadedSubject, load
 from orchestrator.logtail import read_streams
 from orchestrator.monitor import Monitor, Sighting
@@ -41,6 +43,7 @@ from orchestrator.study import Study, TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.sweeps import Choice
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
+from orchestrator.trial_order import InOrder
 from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config, warm_up
 
 MOST_RUNS_OF_A_TRIAL = 3
@@ -48,6 +51,12 @@ MOST_RUNS_OF_A_TRIAL = 3
 MOST_RUNS_AFTER_A_DEATH = 2
 """A trial whose process ended without a trace runs again, until it has ended this many: the kill may have come from
 outside, and Ray can't tell that from a crash."""
+TRIALS_PER_WAVE = 1000
+"""Trials of one call of Tune, which keeps every trial it ever ran in memory; the next wave starts new workers. At least
+``TRIALS_PER_LANE`` for every lane, so that the end of a wave, at which lanes idle, is seldom."""
+TRIALS_PER_LANE = 20
+NEVER = 10**9
+"""Seconds."""
 
 SECONDS_FOR_LAST_WORDS = 30.0
 
@@ -60,17 +69,26 @@ class _Stateless:
 
 
 class _PlanSearcher(_Stateless, Searcher):
-    """Hands the queue's trials to Tune, one whenever there is room."""
+    """Hands the queue's trials to Tune, one whenever there is room, until a wave is full."""
 
-    def __init__(self, queue: TrialQueue) -> None:
+    def __init__(self, run: "StudyRun", queue: TrialQueue, wave: int) -> None:
         super().__init__(metric="done", mode="max")
+        self._run = run
         self._queue = queue
+        self.left = wave
+        """Trials that still belong to the wave."""
 
     def suggest(self, trial_id: str) -> Any:
         """Config of the next trial; None while there is none, ``FINISHED`` when there will be none."""
-        spec = self._queue.next()
-        if spec is not None:
-            return spec_config(spec)
+        if not self.left:
+            return Searcher.FINISHED
+        if self._run.stopping.stopped:
+            return None if self._queue.in_flight else Searcher.FINISHED
+        while (spec := self._queue.next()) is not None:
+            if spec.trial_id not in self._run.stopping.cancelled:
+                self.left -= 1
+                return spec_config(spec)
+            self._run.settle_cancelled_trial(spec, None, self._queue)
         return Searcher.FINISHED if self._queue.exhausted else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -172,10 +190,16 @@ class StudyRun:
     """Handle of the monitor actor while the study runs."""
     subjects: dict[str, LoadedSubject] = field(default_factory=dict)
     plan: Plan | None = None
+    stopping: Stopping = field(init=False)
+    """What `fixstudy stop` has asked for."""
     final: bool = True
     """Whether final trials run; without them only adaptations do."""
     retry_failures: bool = False
     """Whether trials that failed for reasons that may pass run again."""
+
+    def __post_init__(self) -> None:
+        """Nobody has asked for anything yet."""
+        self.stopping = Stopping(self.store)
 
     def load_subjects(self) -> dict[str, Any]:
         """Load all subjects on the cluster, in parallel; missing originals are trained there.
@@ -217,7 +241,8 @@ class StudyRun:
         self._store_unadaptable(plan)
         if not queue.exhausted:
             self.on_event(f"running {queue.left} trials")
-            self._tune(queue, references)
+            with self.stopping.of(Flight(queue, self.monitor)):
+                self._tune(queue, references)
         forget(self.store)
         if queue.unplanned:
             self._note_plan(plan.planned - queue.unplanned)
@@ -258,6 +283,13 @@ class StudyRun:
         verdict = self._row_of(spec.trial_id)
         if verdict is None:
             seen: Sighting | None = ray.get(self.monitor.last_seen.remote(spec.trial_id))
+            if self.stopping.stopped:
+                # It has no row, so it runs when the study goes on.
+                queue.in_flight.pop(spec.trial_id)
+                return
+            if spec.trial_id in self.stopping.cancelled:
+                self.settle_cancelled_trial(spec, seen, queue)
+                return
             runs, name = queue.runs[spec.trial_id], f"{spec.fixer} on {spec.subject}"
             verdict = self._judge_lost_trial(error, seen)
             if isinstance(error, ray.exceptions.OutOfMemoryError) and not queue.ran_alone(spec.trial_id):
@@ -278,6 +310,18 @@ class StudyRun:
         queue.finish(spec.trial_id, Figures.of(self.store.row(spec.trial_id, list(COLUMNS)) or {}))
         self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
 
+    def settle_cancelled_trial(self, spec: TrialSpec, seen: Sighting | None, queue: TrialQueue) -> None:
+        """Give a trial that somebody stopped its row; ``seen`` is None when it hadn't begun."""
+        verdict = outcomes.cancelled(seen.phase if seen else None)
+        columns = {
+            "phase": seen.phase if seen else None,
+            "attempts": queue.runs.get(spec.trial_id, 0) if seen else 0,
+            "log_tail": _last_words(seen),
+        }
+        self.store.write_trial(self._driver_row(spec, verdict) | columns)
+        queue.finish(spec.trial_id, None)
+        self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
+
     def _judge_lost_trial(self, error: BaseException, seen: Sighting | None) -> Verdict:
         cause = getattr(error, "cause", None)
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, Exception):
@@ -289,11 +333,8 @@ class StudyRun:
         return outcomes.judge_dead_worker(error, seen.phase if seen else None, kills)
 
     def _row_of(self, trial_id: str) -> Verdict | None:
-        if trial_id not in self.store.done():
-            return None
-        rows = {row["trial_id"]: row for row in self.store.rows(["outcome", "reason_code", "reason"])}
-        row = rows[trial_id]
-        return Verdict(row["outcome"], row["reason_code"], row["reason"])
+        row = self.store.row(trial_id, ["outcome", "reason_code", "reason"])
+        return None if row is None else Verdict(row["outcome"], row["reason_code"], row["reason"])
 
     def _driver_row(self, spec: TrialSpec, verdict: Verdict) -> dict[str, Any]:
         subject = self.subjects[spec.subject]
@@ -348,9 +389,11 @@ class StudyRun:
         # Tune's loggers and its experiment checkpoints are of no use: results are rows, and rows are the state.
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * lanes)
+        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(NEVER)
+        wave = max(TRIALS_PER_WAVE, TRIALS_PER_LANE * lanes)
         while not queue.exhausted:
             try:
-                self._fit(queue, context, resources)
+                more = self._fit(queue, context, resources, wave)
             except RuntimeError as error:
                 # Tune gives up as a whole when Ray's memory monitor kills a worker: it only expects actor errors.
                 cause = error.__cause__
@@ -359,17 +402,27 @@ class StudyRun:
                 for spec in list(queue.in_flight.values()):
                     self.settle_lost_trial(spec, cause, queue)
             else:
-                return
+                if not more:
+                    break
+        if self.stopping.stopped:
+            raise StudyStoppedError
+        if not queue.exhausted:
+            # Tune takes Ctrl-C for a wish to end and returns as if all were done.
+            raise KeyboardInterrupt
 
-    def _fit(self, queue: TrialQueue, context: WorkerContext, resources: Mapping[str, float]) -> None:
+    def _fit(self, queue: TrialQueue, context: WorkerContext, resources: Mapping[str, float], wave: int) -> bool:
+        """Run a wave of trials to its end; whether another may follow."""
         log = _TuneLog()
+        searcher = _PlanSearcher(self, queue, wave)
         with tempfile.TemporaryDirectory(prefix="fixstudy-tune-") as scratch, log.attached():
             tuner = tune.Tuner(
                 tune.with_resources(
                     tune.with_parameters(TrialWorker, context=context),
                     tune.PlacementGroupFactory([{key: value for key, value in resources.items() if value}]),
                 ),
-                tune_config=tune.TuneConfig(search_alg=_PlanSearcher(queue), num_samples=-1, reuse_actors=True),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher, scheduler=InOrder(), num_samples=-1, reuse_actors=True
+                ),
                 run_config=tune.RunConfig(
                     name=self.study.study,
                     storage_path=scratch,
@@ -380,6 +433,8 @@ class StudyRun:
                 ),
             )
             tuner.fit()
+        # Tune takes Ctrl-C for a wish to end and returns with trials in flight.
+        return not searcher.left and not queue.in_flight
 
 
 def _load_task(
