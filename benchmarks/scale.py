@@ -1,0 +1,152 @@
+"""What a trial costs around its fixing as a study grows: 100, 1,000 and 10,000 trials of a fixer that does nothing.
+
+    python benchmarks/scale.py                  # 100 and 1,000 trials on 2 cores
+    python benchmarks/scale.py 100 1000 10000   # the whole claim: 10,000 take about half an hour on 2 busy cores
+
+Every size is a process of its own, so that its peak memory is its own. Printed are CPU seconds of the driver per trial
+(other programs on the machine don't change them) for planning, scheduling, compacting and `fixstudy status` before and
+after compaction, wall seconds per trial from the first row to the last, and the driver's peak memory. Fails when a
+trial of the largest size costs the driver more than 1.2 x one of the smallest, or the driver takes 1 GB.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STUDY = """
+study: scale
+subjects: [digits]
+plugins: ['{plugin}']
+fixers: [does_nothing]
+seeds: {trials}
+attack: none
+keep_models: none
+pictures: false
+"""
+PHASES = ("plan", "schedule", "compact", "status", "status_compacted")
+MOST_GROWTH = 1.2
+MOST_BYTES = 1e9
+
+
+class Clock:
+    """CPU seconds and peak resident memory of this process by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peak_bytes: dict[str, int] = {}
+
+    def timed(self, owner: Any, name: str, phase: str, before: Callable[[], None] = lambda: None) -> None:
+        """Replace a function by one that is timed."""
+        function = getattr(owner, name)
+
+        def wrapped(*args: Any, **options: Any) -> Any:
+            before()
+            return self.call(phase, function, *args, **options)
+
+        setattr(owner, name, wrapped)
+
+    def call(self, phase: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a function and add its time."""
+        Path("/proc/self/clear_refs").write_text("5")
+        begin = time.process_time()
+        try:
+            return function(*args, **options)
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.process_time() - begin
+            self.peak_bytes[phase] = max(resident("VmHWM"), self.peak_bytes.get(phase, 0))
+
+
+def resident(field: str) -> int:
+    """A field of the process's status, in bytes."""
+    return 1024 * int(re.search(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+class Rows:
+    """Times at which rows appear."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def event(self, sentence: str) -> None:
+        """Nothing."""
+
+    def planned(self, *args: Any) -> None:
+        """Nothing."""
+
+    def row(self, *args: Any) -> None:
+        """Note the time."""
+        self.ends.append(time.monotonic())
+
+
+def measure(trials: int) -> dict[str, float]:
+    """Run one study in this process; figures per trial."""
+    from analysis.commands import status_command
+    from orchestrator import scheduler
+    from orchestrator.run import run_study
+    from orchestrator.store import Store
+
+    clock, rows = Clock(), Rows()
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def status(phase: str) -> None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                # Once before, because importing DuckDB isn't a cost of a trial.
+                status_command(f"{folder}/results", "json")
+                clock.call(phase, status_command, f"{folder}/results", "json")
+
+        clock.timed(scheduler, "make_plan", "plan")
+        clock.timed(scheduler.StudyRun, "_tune", "schedule")
+        clock.timed(Store, "compact", "compact", before=lambda: status("status"))
+        plugin = Path(__file__).resolve().parents[1] / "examples" / "misbehaving_fixers.py"
+        study = Path(folder, "study.yaml")
+        study.write_text(STUDY.format(plugin=plugin, trials=trials))
+        summary = run_study(study, results=f"{folder}/results", display=rows)
+        assert summary.outcomes == {"OK": trials}, summary
+        status("status_compacted")
+    figures = {phase: clock.seconds[phase] / trials for phase in PHASES}
+    figures["wall"] = (rows.ends[-1] - rows.ends[0]) / (trials - 1)
+    return figures | {f"{phase}_bytes": peak for phase, peak in clock.peak_bytes.items()}
+
+
+def main() -> int:
+    """Run every size, print a table, and say whether the limits hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sizes", type=int, nargs="*", default=[100, 1000])
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.here:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        print(json.dumps(measure(arguments.sizes[0])))
+        return 0
+    print("trials   " + "".join(f"{phase:>18}" for phase in (*PHASES, "wall")) + "   peak by phase")
+    print("         " + "".join(f"{'ms a trial':>18}" for _ in (*PHASES, "wall")))
+    costs, peak = {}, 0.0
+    for size in arguments.sizes:
+        command = [sys.executable, __file__, "--here", str(size)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        figures = json.loads(done.stdout.splitlines()[-1])
+        cells = "".join(f"{1000 * figures[phase]:>18.2f}" for phase in (*PHASES, "wall"))
+        peaks = [figures[f"{phase}_bytes"] for phase in PHASES]
+        print(f"{size:>6}   {cells}   {' '.join(f'{value / 1e6:,.0f}' for value in peaks)} MB", flush=True)
+        costs[size] = sum(figures[phase] for phase in PHASES)
+        peak = max(peak, *peaks)
+    growth = costs[max(costs)] / costs[min(costs)]
+    print(
+        f"A trial of {max(costs):,} costs the driver {growth:.2f} x one of {min(costs):,}; its peak is {peak / 1e6:,.0f} MB."
+    )
+    return int(growth > MOST_GROWTH or peak > MOST_BYTES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
