@@ -112,7 +112,7 @@ class StudyDisplay:
             table = Table.grid(padding=(0, 2))
             for sighting in flying[:MOST_TRIALS_SHOWN]:
                 figures = "  ".join(f"{name} {value:.4g}" for name, value in sighting.figures.items())
-                seconds = f"{time.time() - sighting.since:.0f} s"
+                seconds = f"{sighting.seconds:.0f} s"
                 table.add_row(Text(sighting.label), sighting.phase, seconds, f"step {sighting.step}", figures)
             parts.append(table)
             if len(flying) > MOST_TRIALS_SHOWN:

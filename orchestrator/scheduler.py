@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -32,12 +31,14 @@ from orchestrator.flight import Flight
 from orchestrator.loading import LoadedSubject, load
 from orchestrator.logtail import read_streams
 from orchestrator.monitor import Monitor, Sighting
+from orchestrator.news import pause_when_full, told
 from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.outcomes import Verdict
 from orchestrator.pictures import store_pictures, wanted
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history
 from orchestrator.retry import failures_that_may_pass
 from orchestrator.shared_cache import forget
+from orchestrator.storage import StorageError
 from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
@@ -229,6 +230,10 @@ class StudyRun:
         # Beside the driver: a lost worker node must not take the monitor with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self.monitor = ray.remote(num_cpus=0, max_restarts=-1)(Monitor).options(scheduling_strategy=here).remote()
+        with told(self.monitor, lambda sentence: self.on_event(sentence)):
+            self._run()
+
+    def _run(self) -> None:
         self.on_event("loading subjects, training missing originals")
         self._warm_up_processes()
         references = self.load_subjects()
@@ -280,6 +285,9 @@ class StudyRun:
         memory was its own. A trial whose node is lost runs again on another, and one whose process ended without a
         trace runs again once.
         """
+        if isinstance(cause := getattr(error, "cause", None), StorageError):
+            # No fault of the trial's, and nobody could write its row: it runs when the study goes on.
+            raise cause
         verdict = self._row_of(spec.trial_id)
         if verdict is None:
             seen: Sighting | None = ray.get(self.monitor.last_seen.remote(spec.trial_id))
@@ -327,8 +335,8 @@ class StudyRun:
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, Exception):
             # Raised outside run_trial: storing the row failed, or the subject couldn't be mapped.
             return outcomes.judge_exception(cause, seen.phase if seen else "load")
-        if seen is not None and time.time() - seen.since > self.study.time_limit and seen.phase == "fix":
-            return outcomes.judge_killed_by_watchdog(seen.phase, time.time() - seen.since)
+        if seen is not None and seen.seconds > self.study.time_limit and seen.phase == "fix":
+            return outcomes.judge_killed_by_watchdog(seen.phase, seen.seconds)
         kills = oom_kills() - seen.oom_kills if seen is not None and _is_here(seen) else 0
         return outcomes.judge_dead_worker(error, seen.phase if seen else None, kills)
 
@@ -446,6 +454,7 @@ def _load_task(
     monitor: Any,
 ) -> tuple[Any, LoadedSubject]:
     monitor.loaded.remote(definition.name)
+    pause_when_full(store, monitor)
     return load(
         definition, store=store, data_root=data_root, cache_dir=cache_dir / "originals", keep_history=keep_history
     )

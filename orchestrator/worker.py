@@ -23,7 +23,8 @@ from fixers import registry
 from fixers.cache import Cache, DirectoryCache
 from orchestrator import outcomes
 from orchestrator.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
-from orchestrator.monitor import Sighting, now
+from orchestrator.monitor import Sighting
+from orchestrator.news import pause_when_full
 from orchestrator.objectives import COLUMNS
 from orchestrator.shared_cache import SharedCache
 from orchestrator.store import Store
@@ -77,6 +78,7 @@ class TrialWorker(tune.Trainable):
         if context is None:
             raise ValueError("TrialWorker needs a WorkerContext; see tune.with_parameters.")
         self._context = context
+        pause_when_full(context.store, context.monitor)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: dict[str, tuple[Subject, Baseline]] = {}
         local = DirectoryCache(context.cache_folder)
@@ -162,7 +164,6 @@ class TrialWorker(tune.Trainable):
                 phase=phase,
                 node_id=ray.get_runtime_context().get_node_id(),
                 pid=os.getpid(),
-                since=now(),
                 oom_kills=self._oom_kills,
                 streams=self._streams,
             )

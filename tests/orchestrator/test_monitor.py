@@ -1,17 +1,19 @@
 """The monitor keeps what a dead worker said last, and forgets what has its row."""
 
+import time
+
 from orchestrator.monitor import Monitor, Sighting
 
 
-def seen(trial, pid, phase="fix", since=0.0):
-    return Sighting(trial, f"fixer on {trial}", phase, node_id="node", pid=pid, since=since, oom_kills=0)
+def seen(trial, pid, phase="fix"):
+    return Sighting(trial, f"fixer on {trial}", phase, node_id="node", pid=pid, oom_kills=0)
 
 
 def test_a_process_that_takes_a_trial_has_stored_the_one_before():
     monitor = Monitor()
     monitor.phase(seen("a", pid=1))
-    monitor.phase(seen("b", pid=2, since=1.0))
-    monitor.phase(seen("c", pid=1, since=2.0))
+    monitor.phase(seen("b", pid=2))
+    monitor.phase(seen("c", pid=1))
     assert [s.trial_id for s in monitor.running()] == ["b", "c"]
     assert monitor.last_seen("a") is None
     assert monitor.last_seen("b").pid == 2
@@ -25,3 +27,38 @@ def test_phases_of_one_trial_follow_each_other():
     monitor.phase(seen("a", pid=1, phase="evaluate"))
     assert monitor.last_seen("a").phase == "evaluate"
     assert monitor.running() == []
+
+
+def test_a_clock_that_jumps_changes_no_duration(monkeypatch):
+    steady = iter([10.0, 12.5, 13.0])
+    monitor = Monitor(clock=lambda: next(steady))
+    wall = iter([1e9, 2e9, 0.0])
+    monkeypatch.setattr("time.time", lambda: next(wall))
+    monitor.phase(seen("a", pid=1))
+    assert [s.seconds for s in monitor.running()] == [2.5]
+    assert monitor.last_seen("a").seconds == 3.0
+
+
+def test_the_durations_of_the_monitor_are_of_a_clock_that_nobody_sets():
+    assert Monitor()._clock is time.monotonic
+
+
+def test_full_storage_is_news_once_for_all_who_wait():
+    monitor = Monitor()
+    monitor.storage_full(("node", 1), "full")
+    monitor.storage_full(("node", 2), "full")
+    assert monitor.news() == ["full"]
+    monitor.storage_works(("node", 1))
+    assert monitor.news() == []
+    monitor.storage_works(("node", 2))
+    assert monitor.news() == ["there is space again; the study goes on"]
+
+
+def test_a_process_that_died_waits_for_no_space():
+    monitor = Monitor()
+    monitor.phase(seen("a", pid=1))
+    monitor.storage_full(("node", 1), "full")
+    monitor.storage_full(("node", 2), "full")
+    monitor.last_seen("a")
+    monitor.storage_works(("node", 2))
+    assert monitor.news() == ["full", "there is space again; the study goes on"]
