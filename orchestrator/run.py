@@ -1,5 +1,6 @@
 """A whole study: load, plan, run what is missing, tidy up. The command line and tests call the same functions."""
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ def run_study(
     definitions = session.definitions(study, Path(path).parent)
     store = Store(results or default_results(study))
     store.create()
+    if display is not None:
+        store.wait_when_full(display.event, functools.partial(display.event, "there is space again; the study goes on"))
     stopping = Stopping(store)
     with session.sole_driver(store), stopping.listening():
         session.freeze(study, Path(path), store)
