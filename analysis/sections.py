@@ -1167,8 +1167,10 @@ def _worth(row: Mapping[str, Any]) -> str:
     low, high = row["repair_rate_low"], row["repair_rate_high"]
     if row["n_pairs"] < 2:
         return "one seed says nothing of chance"
+    if low == high == 0:
+        return "no difference with any seed"
     if low <= 0 <= high:
-        return "repairs as much: the seeds differ by more than the setting"
+        return "no difference shown: the seeds disagree on its sign"
     return "repairs less with every seed" if high < 0 else "repairs more with every seed"
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from synthetic_study import FIXERS, brute_force, write_study, write_table
 
 import analysis
-from analysis import commands, report
+from analysis import commands, report, sections
 from analysis.errors import QueryError
 from analysis.queries import parse
 
@@ -328,6 +328,21 @@ def test_one_setting_against_the_other_seed_by_seed(tmp_path):
     page = report.write_report(written.folder).read_text()
     assert "step = false" in page
     assert "repairs less with every seed" in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "pairs", "said"),
+    [
+        (-0.2, 0.1, 3, "no difference shown: the seeds disagree on its sign"),
+        (-0.2, 0.0, 3, "no difference shown: the seeds disagree on its sign"),
+        (0.0, 0.0, 3, "no difference with any seed"),
+        (0.1, 0.2, 3, "repairs more with every seed"),
+        (-0.2, -0.1, 3, "repairs less with every seed"),
+        (0.1, 0.1, 1, "one seed says nothing of chance"),
+    ],
+)
+def test_no_difference_is_claimed_where_seeds_disagree(low, high, pairs, said):
+    assert sections._worth({"repair_rate_low": low, "repair_rate_high": high, "n_pairs": pairs}) == said
 
 
 def test_progress_with_and_without_a_plan(study, tmp_path):
