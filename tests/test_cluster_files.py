@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import ValidationError
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -28,6 +29,16 @@ def job():
 def test_it_follows_rays_own_schema(path):
     # As `ray up` does: defaults of the provider are filled in, then the schema holds.
     validate_config(prepare_config(yaml.safe_load(path.read_text())))
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"), [("idle_timeout_minutes", {"idle_minutes": 10}), ("max_workers", {"max_workers": "many"})]
+)
+def test_rays_own_schema_refuses_what_it_doesnt_know(field, wrong):
+    config = yaml.safe_load(CLOUD.read_text())
+    config.pop(field)
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        validate_config(prepare_config({**config, **wrong}))
 
 
 def test_rays_autoscaler_reads_the_kubernetes_job(job):

@@ -28,7 +28,7 @@ def make_model(seed):
 
 
 @pytest.fixture
-def test_split():
+def held_out():
     """The model of seed 0 is mostly right, and that of seed 1 is on some of the others."""
     inputs = torch.rand(90, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -38,15 +38,15 @@ def test_split():
     return TensorSplit(inputs, labels)
 
 
-def test_all_figures_come_from_the_same_predictions(test_split):
+def test_all_figures_come_from_the_same_predictions(held_out):
     original, fixed = make_model(0), make_model(1)
-    before = predictions(original, test_split, task=TASK)
+    before = predictions(original, held_out, task=TASK)
     groups = np.arange(90) % 2
-    attack = OriginalAttack(original, test_split, before, AttackSettings(0.05, steps=3, samples=5), task=TASK)
-    result = evaluate(fixed, test_split, before, task=TASK, groups=groups, original_attack=attack, micro_batch=7)
-    labels = test_split.labels.numpy()
+    attack = OriginalAttack(original, held_out, before, AttackSettings(0.05, steps=3, samples=5), task=TASK)
+    result = evaluate(fixed, held_out, before, task=TASK, groups=groups, original_attack=attack, micro_batch=7)
+    labels = held_out.labels.numpy()
     with torch.no_grad():
-        expected = fixed(test_split.batch().inputs).argmax(1).numpy()
+        expected = fixed(held_out.batch().inputs).argmax(1).numpy()
     assert result.predictions.dtype == np.int64
     assert np.array_equal(result.predictions, expected)
     row = result.row()
@@ -60,24 +60,24 @@ def test_all_figures_come_from_the_same_predictions(test_split):
     assert 0 <= row["asr_fixed"] <= 1
 
 
-def test_what_was_not_measured_is_null(test_split):
+def test_what_was_not_measured_is_null(held_out):
     model = make_model(0)
-    row = evaluate(model, test_split, predictions(model, test_split, task=TASK), task=TASK).row()
+    row = evaluate(model, held_out, predictions(model, held_out, task=TASK), task=TASK).row()
     missing = {name for name, value in row.items() if value is None}
     assert missing == {name for name in row if name.startswith(("asr", "masked", "aaod", "n_attacked"))}
     assert row["n_repaired"] == row["n_broken"] == 0
 
 
-def test_rows_have_the_names_of_the_trials_table(test_split):
+def test_rows_have_the_names_of_the_trials_table(held_out):
     schema = pytest.importorskip("analysis.schema")
     model = make_model(0)
-    row = evaluate(model, test_split, predictions(model, test_split, task=TASK), task=TASK).row()
+    row = evaluate(model, held_out, predictions(model, held_out, task=TASK), task=TASK).row()
     assert set(row) <= {column.name for column in schema.COLUMNS["trials"]}
 
 
-def test_nan_outputs_decide_nothing(test_split):
+def test_nan_outputs_decide_nothing(held_out):
     model = make_model(0)
-    clean = predictions(model, test_split, task=TASK)
+    clean = predictions(model, held_out, task=TASK)
 
     class SometimesNan(nn.Module):
         def forward(self, inputs):
@@ -85,21 +85,21 @@ def test_nan_outputs_decide_nothing(test_split):
             outputs[inputs[:, 0, 0, 0] > 0.5, 2] = torch.nan
             return outputs
 
-    decided = predictions(SometimesNan(), test_split, task=TASK)
-    lost = test_split.batch().inputs[:, 0, 0, 0].numpy() > 0.5
+    decided = predictions(SometimesNan(), held_out, task=TASK)
+    lost = held_out.batch().inputs[:, 0, 0, 0].numpy() > 0.5
     assert (decided[lost] == NO_CLASS).all()
     assert np.array_equal(decided[~lost], clean[~lost])
-    outputs = SometimesNan()(test_split.batch().inputs)
-    assert metrics.accuracy(test_split.labels, decided) == pytest.approx(TASK.score(outputs, test_split.labels))
+    outputs = SometimesNan()(held_out.batch().inputs)
+    assert metrics.accuracy(held_out.labels, decided) == pytest.approx(TASK.score(outputs, held_out.labels))
 
 
-def test_predicting_is_in_eval_mode_and_leaves_the_modes(test_split):
+def test_predicting_is_in_eval_mode_and_leaves_the_modes(held_out):
     model = make_model(0)
-    expected = predictions(model, test_split, task=TASK)
+    expected = predictions(model, held_out, task=TASK)
     model.train()
     model[3].eval()
     running = model[1].running_mean.clone()
-    assert np.array_equal(predictions(model, test_split, task=TASK, micro_batch=4), expected)
+    assert np.array_equal(predictions(model, held_out, task=TASK, micro_batch=4), expected)
     assert [module.training for module in model] == [True, True, True, False, True]
     assert torch.equal(running, model[1].running_mean)
 
