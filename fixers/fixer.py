@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import nn
@@ -98,18 +99,7 @@ class Fixer(ABC):
     @classmethod
     def parameter_infos(cls) -> dict[str, ParameterInfo]:
         """The hyper-parameters in the order of declaration."""
-        hints = get_type_hints(cls)
-        infos = {}
-        for item in dataclasses.fields(cls):
-            choices = get_args(hints[item.name]) if get_origin(hints[item.name]) is Literal else ()
-            infos[item.name] = ParameterInfo(
-                name=item.name,
-                default=item.default,
-                kind=type(choices[0]) if choices else hints[item.name],
-                choices=choices,
-                **item.metadata,
-            )
-        return infos
+        return dict(_parameter_infos(cls))
 
     @classmethod
     def build(cls, parameters: Mapping[str, Any], preset: str | None = None) -> Self:
@@ -154,6 +144,23 @@ class Fixer(ABC):
     def canonical_parameters(self) -> str:
         """All hyper-parameters as canonical JSON, equal for equal fixers."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+
+@cache
+def _parameter_infos(cls: type[Fixer]) -> Mapping[str, ParameterInfo]:
+    # Resolving the annotations takes most of a millisecond, and a plan builds every trial's fixer.
+    hints = get_type_hints(cls)
+    infos = {}
+    for item in dataclasses.fields(cls):
+        choices = get_args(hints[item.name]) if get_origin(hints[item.name]) is Literal else ()
+        infos[item.name] = ParameterInfo(
+            name=item.name,
+            default=item.default,
+            kind=type(choices[0]) if choices else hints[item.name],
+            choices=choices,
+            **item.metadata,
+        )
+    return infos
 
 
 def suggest(name: str, valid: Any) -> str:

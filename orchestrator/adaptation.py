@@ -117,6 +117,24 @@ def chosen(store: Store, sweep: OneSweep) -> dict[str, Any]:
     return found
 
 
+def told(found: Mapping[str, Any], *, most: int = 5) -> list[str]:
+    """A record of a sweep in lines for people: what was chosen, why, and the first runners-up."""
+    chosen_params, configurations = found["chosen"], found["configurations"]
+    varied = [name for name in chosen_params if len({json.dumps(item["params"][name]) for item in configurations}) > 1]
+
+    def line(item: Mapping[str, Any]) -> str:
+        params = ", ".join(f"{name}={item['params'][name]}" for name in varied) or "the default"
+        figures = "" if item["accuracy_valid"] is None else f", accuracy on valid {item['accuracy_valid']:.4f}"
+        return f"  {params}{figures}: {item['verdict']}"
+
+    more = len(configurations) - most
+    return [
+        f"{found['fixer']} on {found['subject']}: {found['reason']}.",
+        *(line(item) for item in configurations[:most]),
+        *([f"  and {more} more in {record_name(found['fixer'], found['subject'])}"] if more > 0 else []),
+    ]
+
+
 def write_study(source: str | Path, target: str | Path, found: Mapping[str, Any]) -> None:
     """Write a study file that runs the chosen configuration on its subject, everything else as in the source.
 
@@ -139,7 +157,7 @@ def write_study(source: str | Path, target: str | Path, found: Mapping[str, Any]
         data["attack"]["epsilon"] = {name: value for name, value in epsilon.items() if name == found["subject"]}
     text = (
         f"# {found['fixer']} adapted to {found['subject']} by fixstudy adapt {Path(source).name}\n"
-        f"# Chosen for the {found['reason']}.\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        f"# Why: {found['reason']}.\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     )
     parse_study(text, str(target), Path(target).parent)
     Path(target).write_text(text, encoding="utf-8")

@@ -115,6 +115,18 @@ def cli() -> None:
 # ---- studies --------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _tells_of_stop() -> Iterator[None]:
+    """End with a sentence and code 130 when somebody stops the study."""
+    from orchestrator.control import StudyStoppedError
+
+    try:
+        yield
+    except StudyStoppedError:
+        click.echo("fixstudy: stopped by `fixstudy stop`; the same command goes on where this one ended.", err=True)
+        sys.exit(130)
+
+
 @cli.command()
 @click.argument("study", type=click.Path())
 @click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
@@ -137,30 +149,63 @@ def run(
         _print_plan(study, results, data_root)
         return
     from analysis.report import write_report
-    from orchestrator.control import StudyStoppedError
     from orchestrator.progress import StudyDisplay, duration
     from orchestrator.run import run_study
 
     display = StudyDisplay(Path(study).stem)
-    try:
-        with display.shown():
-            summary = run_study(
-                study,
-                results=results,
-                address=address,
-                data_root=data_root,
-                display=display,
-                retry_failures=retry is not None,
-            )
-    except StudyStoppedError:
-        click.echo("fixstudy: stopped by `fixstudy stop`; the same command goes on where this one ended.", err=True)
-        sys.exit(130)
+    with _tells_of_stop(), display.shown():
+        summary = run_study(
+            study,
+            results=results,
+            address=address,
+            data_root=data_root,
+            display=display,
+            retry_failures=retry is not None,
+        )
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
     click.echo(
         f"{summary.ran} of {summary.planned} trials ran in {duration(summary.seconds)}; the study has now: {counts}."
     )
     if "://" not in summary.results:
         click.echo(f"Report: {write_report(summary.results)}")
+
+
+@cli.command(short_help="Sweep the hyper-parameters of one fixer on one subject.")
+@click.argument("study", type=click.Path())
+@click.option("--fixer", required=True, help="Name or abbreviation; one of the study's fixers.")
+@click.option("--subject", required=True, help="Name of one of the study's subjects.")
+@click.option("--write", metavar="FILE", help="Study file to write, with the chosen hyper-parameters fixed.")
+@click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
+@_RESULTS
+@_DATA_ROOT
+@_needs_torch
+def adapt(
+    study: str, fixer: str, subject: str, write: str | None, address: str | None, results: str | None,
+    data_root: str | None,
+) -> None:  # fmt: skip
+    """Run only the adaptation of one fixer to one subject, on valid, as the study file describes it.
+
+    Its trials belong to the study: fixstudy run doesn't repeat them.
+    """
+    from orchestrator import adaptation
+    from orchestrator.progress import StudyDisplay
+    from orchestrator.run import run_study
+    from orchestrator.store import Store
+
+    if write is not None:
+        adaptation.check_target(study, write)
+    only = adaptation.OneSweep(fixer, subject)
+    display = StudyDisplay(Path(study).stem)
+    with _tells_of_stop(), display.shown():
+        summary = run_study(
+            study, results=results, address=address, data_root=data_root, display=display, only=only
+        )  # fmt: skip
+    found = adaptation.chosen(Store(summary.results), only)
+    for line in adaptation.told(found):
+        click.echo(line)
+    if write is not None:
+        adaptation.write_study(study, write, found)
+        click.echo(f"Written: {write}")
 
 
 @cli.command(short_help="Show the trials a study would run, and run nothing.")

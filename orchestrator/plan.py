@@ -156,8 +156,9 @@ class TrialQueue:
         for those that time limits."""
         waiting = [spec for cell in cells for spec in cell.final if spec.trial_id not in self._done]
         self._waiting = deque(sorted(waiting, key=cost, reverse=True))
-        known_final = sum(spec.trial_id in plan.done for cell in plan.cells for spec in cell.final)
-        self.done_before = known_final + sum(len(party.sweep.results) for party in self._sweeps if party.sweep)
+        before = {spec.trial_id for cell in plan.cells for spec in (*cell.adapt, *cell.final)} & plan.done
+        before.update(*(party.sweep.results for party in self._sweeps if party.sweep is not None))
+        self.done_before = len(before)
         """Trials that had a row when the queue was made, those of the sweeps as far as they are known by then."""
         self._release_finished_sweeps()
 

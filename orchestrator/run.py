@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import session
+from orchestrator.adaptation import OneSweep
 from orchestrator.control import Stopping
 from orchestrator.progress import StudyDisplay
 from orchestrator.store import Store
@@ -41,6 +42,7 @@ def run_study(
     data_root: str | None = None,
     display: StudyDisplay | None = None,
     retry_failures: bool = False,
+    only: OneSweep | None = None,
 ) -> Summary:
     """Run what is missing of a study.
 
@@ -51,6 +53,7 @@ def run_study(
         data_root: folder of datasets; ``FIXSTUDY_DATA`` when not given.
         display: shows progress; none when not given.
         retry_failures: run again what failed for reasons that may pass (see :mod:`orchestrator.retry`).
+        only: run just this adaptation, and no final trials.
 
     Raises:
         UserError: the study file, the data or the results folder are not as they must be.
@@ -59,6 +62,8 @@ def run_study(
     began = time.monotonic()
     study = load_study(path)
     definitions = session.definitions(study, Path(path).parent)
+    if only is not None:
+        study, definitions = only.of(study), {name: definitions[name] for name in definitions if name == only.subject}
     store = Store(results or default_results(study))
     store.create()
     if display is not None:
@@ -83,6 +88,7 @@ def run_study(
 
             run = StudyRun(study, definitions, store, session.data_root(data_root), session.cache_dir(), on_row=on_row)
             run.stopping, run.retry_failures = stopping, retry_failures
+            run.final = only is None
             if display is not None:
                 shown = display
                 run.on_event = shown.event
