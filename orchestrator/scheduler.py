@@ -36,6 +36,7 @@ from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.outcomes import Verdict
 from orchestrator.pictures import store_pictures, wanted
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history
+from orchestrator.presence import check_nodes
 from orchestrator.retry import failures_that_may_pass
 from orchestrator.shared_cache import forget
 from orchestrator.storage import StorageError
@@ -208,6 +209,7 @@ class StudyRun:
         Returns:
             References to (subject, baseline), by name.
         """
+        check_nodes(self.definitions, self.data_root, self._gpus())
         task = ray.remote(num_cpus=1, num_gpus=self._gpus(), num_returns=2, max_retries=2)(_load_task)
         references: dict[str, Any] = {
             name: task.remote(

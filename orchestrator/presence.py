@@ -1,0 +1,146 @@
+"""Whether the nodes of a cluster have what a study reads there: asked before the first trial, node by node.
+
+Data are read by the tasks that load subjects, and by them alone: trials get theirs through the object store. A loading
+task runs on any node with the cores and GPUs for it, and runs again on another when its node is lost. So these nodes
+are asked, and no others. A node that joins later isn't; if it lacks the data, loading says so.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.subjects import datasets
+from orchestrator.subjects.corruption import CorruptedData
+from orchestrator.subjects.files import dataset_folder
+from orchestrator.subjects.own import FactoryModel, OnnxModel, WithWeights
+from orchestrator.subjects.own_data import OwnData
+from orchestrator.subjects.subject import DataSource, ModelSource, SubjectDefinition
+from orchestrator.subjects.targets import is_target
+
+SECONDS_TO_ANSWER = 120.0
+"""A node may have to start a process for the question first."""
+
+
+def missing(definitions: Mapping[str, SubjectDefinition], data_root: Path | None) -> list[str]:
+    """What this machine lacks of some subjects, in a sentence each. Opens folders, reads no samples."""
+    said = []
+    for name, definition in definitions.items():
+        try:
+            _check_data(definition.data, data_root)
+            for path in _model_files(definition.model):
+                _check_readable(path, f"the model of {name}")
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+def _check_data(source: DataSource, data_root: Path | None) -> None:
+    match source:
+        case CorruptedData():
+            _check_data(source.source, data_root)
+        case OwnData():
+            if not is_target(source.location):
+                _check_readable(Path(source.location), "the data")
+        case datasets.ImageNet():
+            try:
+                _check_folder(data_root, "imagenet")
+            except UserError:
+                # Loading takes a sample of it where there is one.
+                _check_folder(data_root, "imagenet_samples")
+        case datasets.IdxDigits() | datasets.MedMnist():
+            _check_folder(data_root, source.folder)
+        case datasets.Cifar10() | datasets.SkewedCifar10():
+            _check_folder(data_root, "cifar10")
+        case datasets.UtkFace():
+            _check_folder(data_root, "utkface")
+        case _:
+            # Embedded data come with a package.
+            return
+
+
+def _check_folder(data_root: Path | None, name: str) -> None:
+    folder = dataset_folder(data_root, name, "its files")
+    _check_readable(folder, f"the dataset {name}")
+    if not any(folder.iterdir()):
+        raise UserError(f"The folder {folder} is empty: put the files of {name} there.")
+
+
+def _check_readable(path: Path, what: str) -> None:
+    if not path.exists():
+        raise UserError(f"There is no {path}, which has {what}.")
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise UserError(f"{path}, which has {what}, can't be read; give the user that runs Ray the right to.")
+
+
+def _model_files(source: ModelSource) -> list[Path]:
+    match source:
+        case OnnxModel():
+            return [source.path]
+        case WithWeights():
+            return [*_model_files(source.base), source.path]
+        case FactoryModel():
+            return [] if source.weights is None else [source.weights]
+        case _:
+            return []
+
+
+def check_nodes(definitions: Mapping[str, SubjectDefinition], data_root: Path | None, gpus: float) -> None:
+    """Ask every node on which a subject may be loaded; where that is the driver's alone, loading itself will tell.
+
+    Args:
+        definitions: of the study's subjects.
+        data_root: folder of datasets on the nodes.
+        gpus: that a loading task takes.
+
+    Raises:
+        UserError: something is missing on a node; the sentence names it.
+    """
+    import ray
+    import ray.exceptions
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = loading_nodes(ray.nodes(), gpus)
+    if [node["NodeID"] for node in nodes] in ([], [ray.get_runtime_context().get_node_id()]):
+        return
+    task = ray.remote(num_cpus=0, max_retries=0)(missing)
+    asked = {
+        f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(definitions, data_root)
+        for node in nodes
+    }
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
+    answers = {}
+    for node, answer in asked.items():
+        try:
+            answers[node] = ray.get(answer, timeout=0.1)
+        except ray.exceptions.RayError:
+            # Lost or too busy to answer: its loading tasks, if it gets any, will tell or run elsewhere.
+            continue
+    sentence = complaint(answers)
+    if sentence is not None:
+        raise UserError(sentence)
+
+
+def loading_nodes(nodes: Sequence[Mapping[str, Any]], gpus: float) -> list[Mapping[str, Any]]:
+    """The nodes, as Ray lists them, that a loading task may run on."""
+    return [
+        node
+        for node in nodes
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1 and node["Resources"].get("GPU", 0) >= gpus
+    ]
+
+
+def complaint(answers: Mapping[str, Sequence[str]]) -> str | None:
+    """One sentence per thing that is missing, with the nodes that lack it; None when nothing is."""
+    nodes: dict[str, list[str]] = {}
+    for node, sentences in answers.items():
+        for sentence in sentences:
+            nodes.setdefault(sentence, []).append(node)
+    lines = []
+    for sentence, lacking in nodes.items():
+        some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        lines.append(f"On {'node' if len(lacking) == 1 else 'nodes'} {some}: {sentence}")
+    return "\n".join(lines) or None
