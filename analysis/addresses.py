@@ -2,7 +2,7 @@
 
 import os
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -49,22 +49,17 @@ def _open_s3(uri: str) -> tuple["pyarrow.fs.FileSystem", str]:
     options: dict[str, Any] = dict(given)
     if parts.username and parts.password:
         options |= {"access_key": unquote(parts.username), "secret_key": unquote(parts.password)}
-    if "region" not in options and not _names_a_region():
+    if "endpoint_override" not in options and (endpoint := _endpoint()):
+        options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
+    if "region" not in options and not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
         # Amazon knows where its bucket is; elsewhere any name does, and looking for one costs seconds of time-outs.
-        options["region"] = "us-east-1" if _is_elsewhere(options) else pyarrow.fs.resolve_s3_region(bucket)
+        elsewhere = "endpoint_override" in options
+        options["region"] = "us-east-1" if elsewhere else pyarrow.fs.resolve_s3_region(bucket)
     # A small file is one request in place of three, and appears or doesn't.
     filesystem = pyarrow.fs.S3FileSystem(allow_delayed_open=True, **options)
     return filesystem, f"{bucket}{unquote(parts.path)}".rstrip("/")
 
 
-def _names_a_region() -> bool:
-    return bool(os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"))
-
-
-def _is_elsewhere(options: dict[str, Any]) -> bool:
-    """Whether the server isn't Amazon's, which alone could be asked for a bucket's region."""
-    return bool(
-        options.get("endpoint_override")
-        or os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL")
-    )  # fmt: skip
+def _endpoint() -> SplitResult | None:
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return urlsplit(given) if given else None

@@ -146,14 +146,14 @@ def find_files(
     # Trials first: a trial that ends meanwhile has its predictions listed and not shown, never the other way round.
     order: tuple[DatasetName, ...] = ("trials", "predictions", "curves", "subjects")
     names = {dataset: folder.names(dataset) if dataset in datasets or dataset == "trials" else [] for dataset in order}
-    paths = {folder.path(dataset, name): dataset for dataset, listed in names.items() for name in listed}
-    footers = folder.footers(con, list(paths))
-    for path, metadata in footers.items():
-        _check_version(path, metadata)
+    merged = {
+        dataset: [folder.path(dataset, name) for name in listed if name.startswith(COMPACT_PREFIX)]
+        for dataset, listed in names.items()
+    }
+    footers = folder.footers(con, [path for paths in merged.values() for path in paths])
 
     def compacted(dataset: DatasetName) -> dict[str, frozenset[str]]:
-        compact = [folder.path(dataset, name) for name in names[dataset] if name.startswith(COMPACT_PREFIX)]
-        return {path: _listed_ids(path, footers[path]) for path in compact}
+        return {path: _listed_ids(path, footers[path]) for path in merged[dataset]}
 
     def single(dataset: DatasetName) -> dict[str, str]:
         return {
@@ -164,12 +164,19 @@ def find_files(
 
     trials = _without_duplicates(single("trials"), compacted("trials"), done=None)
     done = frozenset(single("trials")).union(*compacted("trials").values())
-    return {
+    files: dict[DatasetName, DatasetFiles] = {
         "trials": trials,
         "predictions": _without_duplicates(single("predictions"), compacted("predictions"), done),
         "curves": _without_duplicates(single("curves"), compacted("curves"), done),
         "subjects": DatasetFiles(tuple(single("subjects").values())),
     }
+    # Of files that don't count nothing is read: a listing that lags may show what was deleted after a compaction.
+    footers |= folder.footers(
+        con, [path for dataset in files.values() for path in dataset.paths if path not in footers]
+    )
+    for path, metadata in footers.items():
+        _check_version(path, metadata)
+    return files
 
 
 def _without_duplicates(
