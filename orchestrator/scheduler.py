@@ -5,6 +5,7 @@ plan is what the study says minus the trials that have a row, so there is no dri
 same command again is resuming.
 """
 
+import functools
 import io
 import json
 import logging
@@ -23,7 +24,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import capacity, outcomes
+from orchestrator import capacity, gpus, outcomes, packing
 from orchestrator.adaptation import figures_on_valid, record, record_name
 from orchestrator.control import Stopping, StudyStoppedError
 from orchestrator.errors import UserError
@@ -34,6 +35,7 @@ from orchestrator.monitor import Monitor, Sighting
 from orchestrator.news import pause_when_full, told
 from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.outcomes import Verdict
+from orchestrator.packing import Packing
 from orchestrator.pictures import store_pictures, wanted
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history
 from orchestrator.presence import check_nodes
@@ -89,7 +91,7 @@ class _PlanSearcher(_Stateless, Searcher):
         while (spec := self._queue.next()) is not None:
             if spec.trial_id not in self._run.stopping.cancelled:
                 self.left -= 1
-                return spec_config(spec)
+                return spec_config(spec, self._run.gpu(spec))
             self._run.settle_cancelled_trial(spec, None, self._queue)
         return Searcher.FINISHED if self._queue.exhausted else None
 
@@ -157,6 +159,7 @@ class _Collector(_Stateless, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         trial_id = trial.config["spec"]["trial_id"]
+        self._run.packing.learn(result["taken"])
         self._queue.finish(trial_id, Figures.of(result["figures"]))
         self._run.on_row(trial_id, result["outcome"], result.get("reason_code"))
 
@@ -192,6 +195,10 @@ class StudyRun:
     """Handle of the monitor actor while the study runs."""
     subjects: dict[str, LoadedSubject] = field(default_factory=dict)
     plan: Plan | None = None
+    packing: Packing = field(default_factory=lambda: Packing(1, None))
+    """How trials share GPUs."""
+    gpus: float = 0.0
+    """GPUs of a trial that shares none."""
     stopping: Stopping = field(init=False)
     """What `fixstudy stop` has asked for."""
     final: bool = True
@@ -382,6 +389,10 @@ class StudyRun:
             return self.study.resources.gpu
         return 1.0 if capacity.has_gpus(capacity.node_resources()) else 0.0
 
+    def gpu(self, spec: TrialSpec) -> float:
+        """GPUs that a trial gets: what the study says, or its part of one that several share."""
+        return self.packing.share(spec.fixer, spec.subject) if self.gpus == 1 else self.gpus
+
     def _tune(self, queue: TrialQueue, references: Mapping[str, Any]) -> None:
         context = WorkerContext(
             store=self.store,
@@ -394,8 +405,12 @@ class StudyRun:
             plugins=tuple(self.study.plugins),
             most_bytes=self.study.resources.memory,
         )
-        resources = {"CPU": self.study.resources.cpu, "GPU": self._gpus(), "memory": self.study.resources.memory or 0}
-        lanes = capacity.lanes(resources)
+        most, self.gpus = self.study.resources.share_gpu, self._gpus()
+        if most > 1 and self.gpus == 1:
+            self.packing = Packing(most, gpus.smallest_bytes(), self.store.rows(list(packing.COLUMNS)))
+        resources = {"CPU": self.study.resources.cpu, "memory": float(self.study.resources.memory or 0)}
+        capacity.lanes({**resources, "GPU": self.gpus})
+        lanes = capacity.lanes({**resources, "GPU": self.gpus / most})
         # Tune's loggers and its experiment checkpoints are of no use: results are rows, and rows are the state.
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * lanes)
@@ -428,7 +443,7 @@ class StudyRun:
             tuner = tune.Tuner(
                 tune.with_resources(
                     tune.with_parameters(TrialWorker, context=context),
-                    tune.PlacementGroupFactory([{key: value for key, value in resources.items() if value}]),
+                    functools.partial(_placement, dict(resources)),
                 ),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher, scheduler=InOrder(), num_samples=-1, reuse_actors=True
@@ -445,6 +460,12 @@ class StudyRun:
             tuner.fit()
         # Tune takes Ctrl-C for a wish to end and returns with trials in flight.
         return not searcher.left and not queue.in_flight
+
+
+def _placement(resources: Mapping[str, float], config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial takes; a process is used again for trials that take the same."""
+    taken = {**resources, "GPU": config.get("gpu", 0.0)}
+    return tune.PlacementGroupFactory([{name: amount for name, amount in taken.items() if amount}])
 
 
 def _load_task(

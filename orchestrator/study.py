@@ -150,6 +150,9 @@ class Resources(_Model):
     cpu: float = Field(default=1, gt=0)
     gpu: float | None = Field(default=None, ge=0)
     """GPUs per trial; one where the cluster has any when not given. A fraction shares a GPU."""
+    share_gpu: int = Field(default=1, ge=1)
+    """Trials that may share a GPU, each walled in to its part of the memory: as many as fit by what their fixer and
+    subject took before. What was never measured has a GPU to itself."""
     memory: Size | None = None
     """Most host memory that a trial's process may take for itself, of at least a GiB that Python and torch take; the
     one that takes more is ended. As much as there is when not given."""

@@ -195,8 +195,10 @@ def run_trial(
     try:
         on_phase(phase)
         reset_peak_memory(device)
+        started, busy = time.monotonic(), time.process_time()
         fixed, problem, seconds = _fix(spec, subject, settings, device, cache, attempts, report)
-        row |= {"fix_seconds": seconds, "notes": _json(problem.notes), **peak_memory(device)}
+        cores = (time.process_time() - busy) / max(time.monotonic() - started, 1e-9)
+        row |= {"fix_seconds": seconds, "cores": cores, "notes": _json(problem.notes), **peak_memory(device)}
         nonfinite = has_nonfinite(fixed)
         if nonfinite is not None:
             verdict = outcomes.judge_nonfinite(nonfinite)

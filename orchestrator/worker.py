@@ -21,11 +21,12 @@ from safetensors.torch import save
 
 from fixers import registry
 from fixers.cache import Cache, DirectoryCache
-from orchestrator import outcomes
+from orchestrator import outcomes, packing
 from orchestrator.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
 from orchestrator.monitor import Sighting
 from orchestrator.news import pause_when_full
 from orchestrator.objectives import COLUMNS
+from orchestrator.packing import wall_in
 from orchestrator.shared_cache import SharedCache
 from orchestrator.store import Store
 from orchestrator.study import TrialSpec
@@ -90,6 +91,9 @@ class TrialWorker(tune.Trainable):
         self._last_progress = 0.0
         warm_up(context.plugins)
         prepare_torch(self._device)
+        self._gpu_share = ray.get_runtime_context().get_assigned_resources().get("GPU") or None
+        if self._device.type == "cuda" and self._gpu_share is not None:
+            wall_in(self._gpu_share)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this process."""
@@ -104,7 +108,9 @@ class TrialWorker(tune.Trainable):
             record = self._run()
         self._watchdog.disarm()
         record.row["log_tail"] = self._log.text(CHARACTERS_WHEN_OK if record.row["outcome"] == "OK" else CHARACTERS)
-        record.row["gpu_shared"] = self._shares_gpu()
+        record.row["gpu_shared"] = self._gpu_share is not None and self._gpu_share < 1
+        record.row["gpu_share"] = self._gpu_share
+        record.row["gpu"] = ",".join(map(str, ray.get_gpu_ids())) or None
         self._store(record)
         if record.device_broken:
             raise DeviceBrokenError(f"The device failed in trial {self._spec.trial_id}; its row is stored.")
@@ -113,6 +119,7 @@ class TrialWorker(tune.Trainable):
             "outcome": record.row["outcome"],
             "reason_code": record.row["reason_code"],
             "figures": {name: record.row.get(name) for name in COLUMNS},
+            "taken": {name: record.row.get(name) for name in packing.COLUMNS},
         }
 
     def _run(self) -> TrialRecord:
@@ -174,10 +181,6 @@ class TrialWorker(tune.Trainable):
             self._last_progress = time.monotonic()
             self._context.monitor.progress.remote(self._spec.trial_id, step, dict(figures))
 
-    def _shares_gpu(self) -> bool:
-        assigned = ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
-        return self._device.type == "cuda" and 0 < assigned < 1
-
     def _expired(self, stack: str) -> None:
         """Called by the watchdog's thread: store the row that the main thread can't."""
         self._store_end(outcomes.judge_killed_by_watchdog(self._phase, time.monotonic() - self._since), stack)
@@ -232,6 +235,6 @@ def oom_kills() -> int:
     return 0
 
 
-def spec_config(spec: TrialSpec) -> dict[str, Any]:
-    """A trial as Tune's config."""
-    return {"spec": asdict(spec)}
+def spec_config(spec: TrialSpec, gpu: float = 0.0) -> dict[str, Any]:
+    """A trial as Tune's config, with the GPUs that it gets."""
+    return {"spec": asdict(spec), "gpu": gpu}
