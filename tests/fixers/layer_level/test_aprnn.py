@@ -300,24 +300,28 @@ def test_only_the_chosen_rows_change(make_problem, rows):
 
 def test_the_gradient_ranks_rows(make_problem):
     problem = make_problem()
-    fix(APRNN(layer="third_last", rows="gradient", rows_share=0.05, norm="l1", failing=3, elastic=True), problem)
+    fixed = fix(APRNN(layer="third_last", rows="gradient", rows_share=0.05, norm="l1", failing=3), problem)
     wrong = points_of(problem).select(torch.arange(3)).batch()
     model = problem.new_model()
     problem.task.loss(model(wrong.inputs), wrong.targets, reduction="sum").backward()
     strongest = model.get_submodule("classifier.1").weight.grad.norm(dim=1).topk(3).indices.tolist()
-    fixed = fix(APRNN(layer="third_last", rows="gradient", rows_share=0.05, norm="l1", failing=3), make_problem())
     before, after = problem.original.get_submodule("classifier.1"), fixed.get_submodule("classifier.1")
-    assert set((before.weight != after.weight).any(dim=1).nonzero().flatten().tolist()) <= set(strongest)
+    changed = (before.weight != after.weight).any(dim=1).nonzero().flatten().tolist()
+    assert changed
+    assert set(changed) <= set(strongest)
 
 
 def test_the_best_layer_is_chosen_on_valid(make_problem):
     problem = make_problem()
-    model = fix(APRNN(layer="best", norm="l1", failing=3), problem)
+    settings_of_all = {"norm": "l1", "failing": 6, "count_outputs": False}
+    model = fix(APRNN(layer="best", **settings_of_all), problem)
     scores = {}
     for layer in LAYERS:
         single = make_problem()
-        scores[layer] = single.score(fix(APRNN(layer=layer, norm="l1", failing=3), single), single.valid)
+        scores[layer] = single.score(fix(APRNN(layer=layer, **settings_of_all), single), single.valid)
+    assert len(set(scores.values())) > 1
     assert problem.score(model, problem.valid) == max(scores.values())
+    assert problem.notes["layer"] == LAYERS[max(scores, key=lambda layer: scores[layer])]
 
 
 def test_what_cannot_be_adapted_is_told(make_problem, resnet):
