@@ -12,6 +12,7 @@ import heapq
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -222,9 +223,12 @@ class _File:
 
     def abandon(self) -> None:
         """Delete what there is of it."""
-        if self._writer is not None:
-            self._writer.close()
-        self._sink.close()
+        # A full disk fails these as well.
+        with suppress(OSError):
+            if self._writer is not None:
+                self._writer.close()
+        with suppress(OSError):
+            self._sink.close()
         Path(self._path).unlink(missing_ok=True)
 
     def _write_group(self) -> None:

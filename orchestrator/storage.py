@@ -44,8 +44,9 @@ class StorageFullError(StorageError):
 class Patience:
     """How long storage is borne with. Durations are in seconds, of a clock that nobody sets."""
 
-    tries: int = 7
-    """Of one action that fails in a way that may pass."""
+    tries: int = 12
+    """Of one action that fails in a way that may pass: about a minute. A trial's files are synced in seven steps, so
+    where one step in ten fails every other try does."""
     first_wait: float = 0.1
     """Before the second try; each wait is up to twice the one before, at random, so that workers spread out."""
     longest_wait: float = 10.0

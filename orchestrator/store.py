@@ -224,7 +224,7 @@ class Store:
             sources = compaction.Sources(self._fs, dataset, paths, small)
             # Another driver's compaction may have taken a source away: then there is less to do for this one.
             with suppress(FileNotFoundError):
-                self._merge(sources, keys)
+                self._patiently(lambda: self._merge(sources, keys), f"compact {dataset}")  # noqa: B023
             self._delete_sources(dataset)
 
     def _merge(self, sources: compaction.Sources, keys: Mapping[str, compaction.Key]) -> None:
