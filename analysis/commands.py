@@ -21,7 +21,7 @@ from analysis.warehouse import datasets_of, open
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 TABLE_ROWS: Final = 200
@@ -90,10 +90,7 @@ def status_command(results: str | Path, form: Format = "table") -> None:
     Raises:
         ResultsError: the results can't be read.
     """
-    only_trials: tuple[DatasetName, ...] = ("trials",)
-    con = open(results, datasets=only_trials)
-    parts = {name: fetch(con.sql(named_queries()[name].sql)) for name in ("progress", "status", "failures")}
-    con.close()
+    parts = _status_parts(results)
     if form == "json":
         members = (f'"{name}": {to_json(rows).strip()}' for name, rows in parts.items())
         _write("{\n" + ",\n".join(members) + "\n}\n")
@@ -102,7 +99,38 @@ def status_command(results: str | Path, form: Format = "table") -> None:
     elif form == "parquet":
         raise UserError("The status is no data set; choose table, csv or json.")
     else:
-        _show_status(results, parts)
+        console = _console(sys.stdout)
+        for part in _status(results, parts):
+            console.print(part)
+
+
+def watch_command(results: str | Path, interval: float = 2.0) -> None:
+    """Show the status anew every few seconds until Ctrl-C, in place and without flicker.
+
+    Args:
+        results: the study's folder or URI.
+        interval: seconds between two looks.
+
+    Raises:
+        ResultsError: the results can't be read.
+    """
+    import time
+
+    from rich.console import Group
+    from rich.live import Live
+
+    shown = _status(results, _status_parts(results))
+    console = _console(sys.stdout)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(Group(*shown), console=console, auto_refresh=False, screen=console.is_terminal) as live,
+    ):
+        while True:
+            time.sleep(interval)
+            shown = _status(results, _status_parts(results))
+            live.update(Group(*shown), refresh=True)
+    # What was seen last stays on the screen.
+    console.print(Group(*shown))
 
 
 def export_command(results: str | Path, target: Path) -> None:
@@ -178,30 +206,41 @@ def _show_named(
         show(run_named(results, query, values), form, output)
 
 
-def _show_status(results: str | Path, parts: Mapping[str, Rows]) -> None:
+def _status_parts(results: str | Path) -> dict[str, Rows]:
+    only_trials: tuple[DatasetName, ...] = ("trials",)
+    con = open(results, datasets=only_trials)
+    try:
+        names = ("progress", "status", "failures", "nodes")
+        return {name: fetch(con.sql(named_queries()[name].sql)) for name in names}
+    finally:
+        con.close()
+
+
+def _status(results: str | Path, parts: Mapping[str, Rows]) -> "list[RenderableType]":
+    from rich.text import Text
+
     [progress] = parts["progress"].dictionaries()
-    console = _console(sys.stdout)
     planned, done = progress["planned"], progress["done"]
     if not done:
-        console.print(f"No trial of {results} is done yet.", markup=False, highlight=False)
-        return
+        return [Text(printable(f"No trial of {results} is done yet."))]
     share = f"{done:,} of {planned:,} trials done ({done / planned:.0%})" if planned else f"{done:,} trials done"
     outcomes = ", ".join(
         f"{progress[f'n_{outcome.lower()}']:,} {outcome}" for outcome in ("OK", "CORRUPTED", "FAILURE", "UNADAPTABLE")
     )
-    console.print(f"{share}: {outcomes}.", highlight=False)
+    shown: list[RenderableType] = [Text(f"{share}: {outcomes}.")]
     if progress["extra"]:
-        console.print(
-            f"{progress['extra']:,} more rows belong to earlier code, data or settings and not to the plan.",
-            highlight=False,
-        )
-    console.print(to_table(parts["status"]))
+        extra = f"{progress['extra']:,} more rows belong to earlier code, data or settings and not to the plan."
+        shown.append(Text(extra))
+    shown.append(to_table(parts["status"]))
+    if len(parts["nodes"].rows) > 1:
+        shown.append(to_table(parts["nodes"], title="By node"))
     if parts["failures"].rows:
         keep = ("fixer", "subject", "stage", "outcome", "n_trials", "reason")
         order = [parts["failures"].columns.index(name) for name in keep]
         rows = [tuple(row[i] for i in order) for row in parts["failures"].rows]
         types = tuple(parts["failures"].types[i] for i in order)
-        console.print(to_table(Rows(keep, types, rows), title="Not OK, and why"))
+        shown.append(to_table(Rows(keep, types, rows), title="Not OK, and why"))
+    return shown
 
 
 def _values(parameters: Iterable[str]) -> dict[str, Parameter]:

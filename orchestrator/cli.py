@@ -230,17 +230,14 @@ def _print_plan(study: str, results: str | None, data_root: str | None) -> None:
 @click.option("--watch", is_flag=True, help="Refresh every two seconds until interrupted.")
 def status(results: str, form: Any, watch: bool) -> None:
     """Progress, outcomes, and failures with reasons, from the Parquet files alone."""
-    import time
+    from analysis.commands import status_command, watch_command
 
-    from analysis.commands import status_command
-
-    while True:
-        if watch:
-            click.clear()
+    if not watch:
         status_command(results, form)
-        if not watch:
-            return
-        time.sleep(2)
+    elif form == "table":
+        watch_command(results)
+    else:
+        raise UserError("--watch is for the eye and shows tables; leave out --format.")
 
 
 @cli.command(short_help="Stop a running study, or one of its trials.")

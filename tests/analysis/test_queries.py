@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from synthetic_study import FIXERS, brute_force, write_study, write_table
 
 import analysis
-from analysis import commands, report, sections
+from analysis import commands, findings, report, sections
 from analysis.errors import QueryError
 from analysis.queries import parse
 
@@ -295,6 +295,32 @@ def test_adaptation(con, study):
     assert {r["n_trials"] for r in parameters} == {1}
 
 
+def test_every_set_of_a_sweep_with_its_gain_and_the_chosen_one(con, study):
+    found = rows(con, "adaptation_configurations")
+    tried = {(t["subject"], t["fixer"], t["params"]): t for t in study.trials if t["stage"] == "adapt"}
+    final = {(t["subject"], t["fixer"], t["params"]) for t in study.trials if t["stage"] == "final"}
+    assert {(r["subject"], r["fixer"], r["params"]) for r in found} == set(tried)
+    for row in found:
+        key = row["subject"], row["fixer"], row["params"]
+        trial = tried[key]
+        assert row["is_chosen"] is (key in final)
+        assert row["gain"] == pytest.approx(trial["accuracy_valid_fixed"] - trial["accuracy_valid_original"])
+        assert row["repair_rate_valid"] == trial["repair_rate_valid"]
+    assert any(row["is_chosen"] for row in found)
+
+
+def test_the_sensitivity_is_drawn_with_the_most_sensitive_fixer_on_top(con, study):
+    section = sections.adaptation(findings.find(con), con)
+    drawn = [plot for block in section.blocks if block.kind == "fold" for item in block.blocks for plot in item.plots]
+    assert len(drawn) == len({t["subject"] for t in study.trials if t["stage"] == "adapt"})
+    for plot in drawn:
+        ranges = [
+            max(trace["x"]) - min(trace["x"]) for trace in plot.figure["data"] if "-open" in trace["marker"]["symbol"]
+        ]
+        assert ranges == sorted(ranges, reverse=True)
+        assert len(plot.data.rows) == len(ranges)
+
+
 def test_one_setting_against_the_other_seed_by_seed(tmp_path):
     """Three seeds with and without a step; a second parameter differs too, and never mixes into a pair."""
     written = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), seeds=(0,), adapt=0, n_test=50)
@@ -553,7 +579,7 @@ def test_status(study, tmp_path, capsys):
     assert "40 trials done: 36 OK, 1 CORRUPTED, 1 FAILURE, 2 UNADAPTABLE." in out
     assert "Needs 3 consecutive fully connected layers; it has 1." in out
     commands.status_command(study.folder, "json")
-    assert set(json.loads(capsys.readouterr().out)) == {"progress", "status", "failures"}
+    assert set(json.loads(capsys.readouterr().out)) == {"progress", "status", "failures", "nodes"}
     commands.status_command(study.folder, "csv")
     assert capsys.readouterr().out.startswith("stage,fixer,subject")
     commands.status_command(tmp_path)
