@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator import session
 from orchestrator.adaptation import OneSweep
 from orchestrator.control import Stopping
+from orchestrator.profile import first_trials
 from orchestrator.progress import StudyDisplay
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study
@@ -43,6 +44,7 @@ def run_study(
     display: StudyDisplay | None = None,
     retry_failures: bool = False,
     only: OneSweep | None = None,
+    profile: bool = False,
 ) -> Summary:
     """Run what is missing of a study.
 
@@ -54,6 +56,7 @@ def run_study(
         display: shows progress; none when not given.
         retry_failures: run again what failed for reasons that may pass (see :mod:`orchestrator.retry`).
         only: run just this adaptation, and no final trials.
+        profile: run just the first trial of every fixer on every subject.
 
     Raises:
         UserError: the study file, the data or the results folder are not as they must be.
@@ -64,6 +67,8 @@ def run_study(
     definitions = session.definitions(study, Path(path).parent)
     if only is not None:
         study, definitions = only.of(study), {name: definitions[name] for name in definitions if name == only.subject}
+    if profile:
+        study = first_trials(study)
     store = Store(results or default_results(study))
     store.create()
     if display is not None:
@@ -88,7 +93,7 @@ def run_study(
 
             run = StudyRun(study, definitions, store, session.data_root(data_root), session.cache_dir(), on_row=on_row)
             run.stopping, run.retry_failures = stopping, retry_failures
-            run.final = only is None
+            run.final = only is None and not profile
             if display is not None:
                 shown = display
                 run.on_event = shown.event

@@ -1,0 +1,56 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.profile import first_trials
+from orchestrator.study import Adaptation, FixerEntry, Study, trial_specs
+
+STUDY = Study(
+    study="t",
+    subjects=["digits"],
+    fixers=[
+        FixerEntry(name="arachne", grid={"alpha": [2.0, 1.0, 4.0]}),
+        FixerEntry(name="care", adapt=Adaptation(search="optuna", budget=30)),
+        FixerEntry(name="finetune", params={"epochs": 3}),
+    ],
+    seeds=[7, 1, 2],
+)
+
+
+def test_the_first_trials_are_trials_of_the_study():
+    first = first_trials(STUDY)
+    for before, after in zip(STUDY.fixers, first.fixers, strict=True):
+        (one,) = trial_specs(first, after, "digits", "fingerprint", "final")
+        assert one == trial_specs(STUDY, before, "digits", "fingerprint", "final")[0]
+        assert one.seed == 7
+
+
+def test_a_sweep_keeps_its_search_and_has_one_trial():
+    adapt = first_trials(STUDY).fixers[1].adapt
+    assert (adapt.search, adapt.budget) == ("optuna", 1)
+    assert STUDY.fixers[1].adapt.budget == 30
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_profile_shows_what_trials_take_and_run_does_not_repeat_them(tmp_path):
+    plugin = Path(__file__).parents[2] / "examples" / "misbehaving_fixers.py"
+    study, results = tmp_path / "study.yaml", tmp_path / "results"
+    study.write_text(
+        f"study: profiled\nsubjects: [digits]\nplugins: ['{plugin}']\nfixers: [does_nothing, runs_out_of_memory_once]\n"
+        "seeds: 2\nattack: none\nkeep_models: none\npictures: false\n"
+    )
+
+    def call(command):
+        words = [sys.executable, "-m", "orchestrator.cli", command, str(study), "--results", str(results)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = call("profile")
+    for word in ("fixer", "peak_host_bytes", "cores", "does_nothing", "runs_out_of_memory_once"):
+        assert word in shown
+    assert len(list((results / "trials").glob("*.parquet"))) == 2
+    assert "2 of 4 trials ran" in call("run")
