@@ -170,6 +170,29 @@ def run(
         click.echo(f"Report: {write_report(summary.results)}")
 
 
+@cli.command(short_help="What a trial of each fixer takes: time, memory, cores.")
+@click.argument("study", type=click.Path())
+@click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
+@_RESULTS
+@_DATA_ROOT
+@_needs_torch
+def profile(study: str, address: str | None, results: str | None, data_root: str | None) -> None:
+    """Run the first trial of every fixer on every subject, and show what trials take.
+
+    They belong to the study: fixstudy run doesn't repeat them, and packs the others by what was measured.
+    """
+    from analysis.commands import sql_command
+    from orchestrator.progress import StudyDisplay
+    from orchestrator.run import run_study
+
+    display = StudyDisplay(Path(study).stem)
+    with _tells_of_stop(), display.shown():
+        summary = run_study(
+            study, results=results, address=address, data_root=data_root, display=display, profile=True
+        )  # fmt: skip
+    sql_command(summary.results, name="resources")
+
+
 @cli.command(short_help="Sweep the hyper-parameters of one fixer on one subject.")
 @click.argument("study", type=click.Path())
 @click.option("--fixer", required=True, help="Name or abbreviation; one of the study's fixers.")
