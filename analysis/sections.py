@@ -1114,7 +1114,54 @@ def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         "test figure of a sweep would be a leak. A large spread means that the fixer needs its sweep; harmful sets "
         "fall below the original."
     )
-    return Section("adaptation", "Adaptation", [lead, table], ("adaptation_sensitivity", "adaptation_parameters"))
+    blocks: list[Block] = [lead, *_sensitivity(con), table]
+    queries = ("adaptation_sensitivity", "adaptation_parameters", "adaptation_configurations")
+    return Section("adaptation", "Adaptation", blocks, queries)
+
+
+def _sensitivity(con: "duckdb.DuckDBPyConnection") -> list[Block]:
+    """One mark per set of hyper-parameters, the fixers that depend on them most on top."""
+    gains: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in answer(con, "adaptation_configurations").to_pylist():
+        if row["gain"] is not None:
+            gains.setdefault(row["subject"], {}).setdefault(row["fixer"], []).append(row)
+    blocks: list[Block] = []
+    for subject, fixers in gains.items():
+        strips, data = [], []
+        # Rows come with the best set first.
+        for name, rows in sorted(fixers.items(), key=lambda item: (item[1][-1]["gain"] - item[1][0]["gain"], item[0])):
+            values = [100 * row["gain"] for row in rows]
+            chosen = next((100 * row["gain"] for row in rows if row["is_chosen"]), None)
+            label = rows[0]["abbreviation"] or name
+            hover = [f"{plots.text(label)}: {v:.2f}" for v in values]
+            strips.append(plots.Strip(label, rows[0]["level"] or "", values, chosen, hover))
+            data.append(
+                [
+                    Value(label, title=name),
+                    Value(str(len(values)), sort=len(values)),
+                    *(Value(words.number(v), sort=v) for v in (values[-1], values[0], values[0] - values[-1])),
+                    Value("" if chosen is None else words.number(chosen), sort=chosen),
+                ]
+            )
+        slug = f"sensitivity-{_slug(subject)}"
+        columns = [
+            Column("Fixer", numeric=False),
+            Column("Sets", "OK"),
+            Column("Lowest"),
+            Column("Highest"),
+            Column("Range", first="descending"),
+            Column("Chosen"),
+        ]
+        title = f"{subject}: gain in accuracy on valid by set of hyper-parameters"
+        plot = Plot(
+            slug,
+            title,
+            "Filled: the set that the final trials run with. Left of 0: sets that harm.",
+            plots.strips(strips, "Gain in accuracy on valid, points"),
+            Table(f"{slug}-data", f"{title}, points", columns, data),
+        )
+        blocks.append(Fold(subject, [Plots([plot], wide=True)], open=not blocks))
+    return [Legend(LEVEL_LEGEND), *blocks] if blocks else []
 
 
 def settings(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:

@@ -73,6 +73,27 @@ SELECT
 FROM judged
 GROUP BY subject, fixer;
 
+-- One row per set of hyper-parameters that a sweep tried, judged on valid. How much a fixer depends on them is how much
+-- `gain` differs between its rows.
+CREATE OR REPLACE VIEW configurations AS
+SELECT
+    subject,
+    fixer,
+    any_value(abbreviation) AS abbreviation,
+    any_value(level) AS level,
+    params,
+    count(*) AS n_trials,
+    count(*) FILTER (outcome = 'OK') AS n_ok,
+    avg(accuracy_valid_original) FILTER (outcome = 'OK') AS accuracy_valid_original,
+    avg(accuracy_valid_fixed) FILTER (outcome = 'OK') AS accuracy_valid,
+    avg(repair_rate_valid) FILTER (outcome = 'OK') AS repair_rate_valid,
+    avg(negative_flip_rate_valid) FILTER (outcome = 'OK') AS negative_flip_rate_valid,
+    avg(accuracy_valid_fixed - accuracy_valid_original) FILTER (outcome = 'OK') AS gain,
+    median(fix_seconds) FILTER (outcome = 'OK') AS fix_seconds
+FROM latest
+WHERE stage = 'adapt'
+GROUP BY subject, fixer, params;
+
 -- The predictions that a fix changed from wrong to right or from right to wrong, of the trials in `selected` that are OK.
 CREATE OR REPLACE VIEW changes AS
 SELECT

@@ -11,27 +11,18 @@
 -- column spread: best - worst; lower is less sensitive [fraction]
 -- column share_harmful: configurations that lower accuracy on valid; lower is safer [fraction]
 -- column best_params: parameters of the best configuration, as JSON
-WITH configurations AS (
-    SELECT
-        subject, fixer, params,
-        avg(accuracy_valid_original) FILTER (outcome = 'OK') AS original,
-        avg(accuracy_valid_fixed) FILTER (outcome = 'OK') AS fixed
-    FROM latest
-    WHERE stage = 'adapt'
-    GROUP BY subject, fixer, params
-)
 SELECT
     subject,
     fixer,
     count(*) AS n_configurations,
-    count(fixed) AS n_ok,
-    avg(original) AS accuracy_valid_original,
-    max(fixed) AS best,
-    median(fixed) AS median,
-    min(fixed) AS worst,
+    count(accuracy_valid) AS n_ok,
+    avg(accuracy_valid_original) AS accuracy_valid_original,
+    max(accuracy_valid) AS best,
+    median(accuracy_valid) AS median,
+    min(accuracy_valid) AS worst,
     best - worst AS spread,
-    count(*) FILTER (fixed < original) / nullif(count(fixed), 0) AS share_harmful,
-    arg_max(params, fixed ORDER BY params) AS best_params
+    count(*) FILTER (gain < 0) / nullif(count(accuracy_valid), 0) AS share_harmful,
+    arg_max(params, accuracy_valid ORDER BY params) AS best_params
 FROM configurations
 GROUP BY subject, fixer
 ORDER BY subject, spread DESC NULLS LAST, fixer;
