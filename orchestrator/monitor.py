@@ -20,6 +20,8 @@ class Sighting:
     pid: int
     oom_kills: int
     """The kernel's count of OOM kills in the worker's cgroup when the trial began."""
+    host: str = ""
+    """Name of the node, for people."""
     streams: tuple[StreamFile, ...] = ()
     """Where the worker's output goes, for when it can't tell any more."""
     seconds: float = 0.0

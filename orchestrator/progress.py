@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
@@ -38,6 +38,7 @@ class StudyDisplay:
         self._began: float | None = None
         self._event = "reading the study"
         self._last_line = 0.0
+        self._dashboard = ""
         self._running: Callable[[], list[Sighting]] = list
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -77,6 +78,12 @@ class StudyDisplay:
         if not self._console.is_terminal:
             self._say(f"{self._title}: {sentence}")
 
+    def dashboard(self, url: str) -> None:
+        """Ray shows itself at this address."""
+        self._dashboard = url
+        if not self._console.is_terminal:
+            self._say(f"{self._title}: Ray's dashboard is at {url}")
+
     def planned(self, planned: int, done_before: int, running: Callable[[], list[Sighting]]) -> None:
         """The plan is known: its trials, those that have a row already, and how to ask for the ones in flight."""
         self._planned, self._before, self._running = planned, done_before, running
@@ -109,14 +116,21 @@ class StudyDisplay:
         )
         flying = self._running()
         if flying:
+            nodes = node_names(flying)
+            if len(nodes) > 1:
+                parts += [Text(line, style="bold") for line in by_node(flying, nodes)]
             table = Table.grid(padding=(0, 2))
             for sighting in flying[:MOST_TRIALS_SHOWN]:
                 figures = "  ".join(f"{name} {value:.4g}" for name, value in sighting.figures.items())
-                seconds = f"{sighting.seconds:.0f} s"
-                table.add_row(Text(sighting.label), sighting.phase, seconds, f"step {sighting.step}", figures)
+                # As much of the id as `fixstudy stop --trial` needs.
+                cells = [Text(sighting.trial_id[:8], style="dim"), Text(sighting.label), Text(sighting.phase)]
+                cells += [Text(f"{sighting.seconds:.0f} s"), Text(f"step {sighting.step}"), Text(figures)]
+                table.add_row(*cells, *([Text(nodes[sighting.node_id])] if len(nodes) > 1 else []))
             parts.append(table)
             if len(flying) > MOST_TRIALS_SHOWN:
                 parts.append(Text(f"and {len(flying) - MOST_TRIALS_SHOWN} more", style="dim"))
+        if self._dashboard:
+            parts.append(Text(f"Ray's dashboard: {self._dashboard}", style="dim"))
         return Group(*parts)
 
     def _eta(self) -> str:
@@ -131,6 +145,26 @@ class StudyDisplay:
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         sys.stderr.flush()
+
+
+def node_names(flying: Sequence[Sighting]) -> dict[str, str]:
+    """A name for people of each node with trials in flight; with a part of its id where several share a host."""
+    hosts = {sighting.node_id: sighting.host or "node" for sighting in flying}
+    names = Counter(hosts.values())
+    return {
+        node: host if names[host] == 1 else f"{host} ({node[:6]})"
+        for node, host in sorted(hosts.items(), key=lambda item: (item[1], item[0]))
+    }
+
+
+def by_node(flying: Sequence[Sighting], nodes: Mapping[str, str]) -> list[str]:
+    """A line per node: how many trials of which fixer are in flight there."""
+    lines = []
+    for node, name in nodes.items():
+        fixers = Counter(sighting.label.partition(" on ")[0] for sighting in flying if sighting.node_id == node)
+        counts = ", ".join(f"{count} {fixer}" for fixer, count in sorted(fixers.items()))
+        lines.append(f"{name}: {counts}")
+    return lines
 
 
 def duration(seconds: float) -> str:

@@ -79,8 +79,11 @@ def run_study(
         store.tidy()
         if display is not None:
             display.event("starting Ray" if address is None else f"joining Ray at {address}")
-        with session.ray_running(address):
+        with session.ray_running(address) as dashboard:
             import ray
+
+            if dashboard is not None and display is not None:
+                display.dashboard(f"http://{dashboard}")
 
             from orchestrator.scheduler import StudyRun
 

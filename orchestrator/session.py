@@ -57,8 +57,10 @@ def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
 
 
 @contextlib.contextmanager
-def ray_running(address: str | None) -> Iterator[None]:
+def ray_running(address: str | None) -> Iterator[str | None]:
     """A Ray to run on: the cluster at ``address``, or one of this machine that ends with the command.
+
+    Gives the address of its dashboard; None when that is off.
 
     Raises:
         UserError: no cluster answers at the address, or this machine is too busy to start one.
@@ -69,21 +71,21 @@ def ray_running(address: str | None) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        yield None
         return
-    _start_ray(address)
+    dashboard = _start_ray(address)
     try:
-        yield
+        yield dashboard
     finally:
         ray.shutdown()
 
 
-def _start_ray(address: str | None) -> None:
+def _start_ray(address: str | None) -> str | None:
     import ray
 
     for _ in range(STARTS_OF_RAY):
         try:
-            ray.init(
+            context = ray.init(
                 address=address,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
@@ -97,7 +99,7 @@ def _start_ray(address: str | None) -> None:
                 raise
             ray.shutdown()
         else:
-            return
+            return getattr(context, "dashboard_url", None) or None
     raise UserError("Ray's own processes didn't start in time because the machine is busy; try again later.")
 
 

@@ -6,6 +6,7 @@ in flight. Importing torch costs seconds and a trial may cost less: the process 
 
 import os
 import re
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -172,6 +173,7 @@ class TrialWorker(tune.Trainable):
                 node_id=ray.get_runtime_context().get_node_id(),
                 pid=os.getpid(),
                 oom_kills=self._oom_kills,
+                host=socket.gethostname(),
                 streams=self._streams,
             )
         )

@@ -35,7 +35,7 @@ class Study:
         return self.flying
 
     def sightings(self):
-        return [Sighting(t, t, "fix", "node", 1, 0.0, 0) for t in (*self.flying, "not-any-more")]
+        return [Sighting(t, t, "fix", "node", 1, 0) for t in (*self.flying, "not-any-more")]
 
     def end(self, sightings):
         for sighting in sightings:

@@ -5,7 +5,8 @@ import io
 from rich.console import Console
 
 from orchestrator import progress
-from orchestrator.progress import StudyDisplay, duration
+from orchestrator.monitor import Sighting
+from orchestrator.progress import StudyDisplay, duration, node_names
 
 
 def test_what_never_ran_says_nothing_of_the_time_left(monkeypatch):
@@ -22,3 +23,42 @@ def test_what_never_ran_says_nothing_of_the_time_left(monkeypatch):
 
 def test_durations_are_for_people():
     assert [duration(s) for s in (0.4, 59, 61, 7320)] == ["0 s", "59 s", "1 min 1 s", "2 h 2 min"]
+
+
+def sighting(trial, label, node, host):
+    return Sighting(trial, label, "fix", node, 1, 0, host=host)
+
+
+def rendered(display):
+    text = io.StringIO()
+    Console(file=text, width=120).print(display.render())
+    return text.getvalue()
+
+
+def test_one_node_is_not_named_and_several_are_with_their_fixers():
+    display = StudyDisplay("mine", Console(file=io.StringIO()))
+    flying = [
+        sighting("abcdef0123", "care on digits, seed 0", "n1", "gpu-1"),
+        sighting("bbcdef0123", "care on digits, seed 1", "n1", "gpu-1"),
+    ]
+    display.planned(10, 0, lambda: flying)
+    assert "gpu-1" not in rendered(display)
+    assert "abcdef01 " in rendered(display), "what `fixstudy stop --trial` asks for"
+    flying.append(sighting("cccdef0123", "arachne on [red]digits", "n2", "gpu-2"))
+    assert "gpu-1: 2 care" in rendered(display)
+    assert "gpu-2: 1 arachne" in rendered(display)
+    assert "[red]digits" in rendered(display), "names are no markup"
+
+
+def test_nodes_that_share_a_host_are_told_apart():
+    flying = [sighting("a", "care on d", "1" * 9, "h"), sighting("b", "care on d", "2" * 9, "h")]
+    assert node_names(flying) == {"1" * 9: "h (111111)", "2" * 9: "h (222222)"}
+
+
+def test_the_dashboard_is_shown_when_it_is_on():
+    text = io.StringIO()
+    display = StudyDisplay("mine", Console(file=text))
+    assert "dashboard" not in rendered(display)
+    display.dashboard("http://127.0.0.1:8265")
+    assert "http://127.0.0.1:8265" in rendered(display)
+    assert "http://127.0.0.1:8265" in text.getvalue(), "also where there is no terminal"
