@@ -14,6 +14,7 @@ from orchestrator.profile import first_trials
 from orchestrator.progress import StudyDisplay
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study
+from orchestrator.upkeep import Upkeep
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,11 @@ def run_study(
             from orchestrator.scheduler import StudyRun
 
             rows: set[str] = set()
+            upkeep = Upkeep(store)
 
             def on_row(trial_id: str, outcome: str, reason_code: str | None) -> None:
                 rows.add(trial_id)
+                upkeep.row()
                 if display is not None:
                     display.row(trial_id, outcome, reason_code)
 
@@ -105,7 +108,8 @@ def run_study(
                     done,
                     lambda: [s for s in ray.get(run.monitor.running.remote()) if s.trial_id not in rows],
                 )
-            run.run()
+            with upkeep:
+                run.run()
             planned = run.plan.planned if run.plan else 0
             loads = ray.get(run.monitor.loads.remote())
         if study.keep_models == "best":
