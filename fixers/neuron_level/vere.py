@@ -32,9 +32,11 @@ _BYTES_PER_SAMPLE = 2**19
 class VeRe(Fixer):
     """Verification-guided neuron repair.
 
-    The study found its LeNet5 and FaceNet unadaptable for a reason that is not known. Nothing in the published method
-    rules out models that end in two or more dense layers, so it runs on them here; models that end in one, such as
-    ResNet18 and DenseNet121, have no hidden dense neuron and are UNADAPTABLE, as in the study.
+    The study found its LeNet5 and FaceNet unadaptable for a reason that is not known. What the method needs is a hidden
+    dense neuron and relaxations of all that follows it (in the public code dense layers and ReLUs). Both models,
+    FaceNet as far as it is known, end so, as does the VGG16 that the study did adapt. So it runs on them here, which
+    departs from the study. Models that end in one dense layer, such as ResNet18 and DenseNet121, have no hidden dense
+    neuron and are UNADAPTABLE, as in the study.
 
     Departures from the published code:
 
