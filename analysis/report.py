@@ -20,6 +20,7 @@ from analysis.findings import Findings, find
 from analysis.queries import named_queries
 from analysis.queries import run as answer
 from analysis.schema import SCHEMA_VERSION
+from analysis.utilisation import utilisation
 
 if TYPE_CHECKING:
     import duckdb
@@ -117,6 +118,7 @@ def build(
         sections.seeds(findings),
         sections.adaptation(findings, con),
         sections.settings(findings, con),
+        *utilisation(con),
         *_appendix(con, findings, study_file(folder) if folder else None),
     ]
     answers = [Answer(a.subject, a.lead, a.details, a.others, a.chosen is not None) for a in advices]

@@ -6,6 +6,7 @@ import pytest
 from synthetic_study import write_table
 
 import analysis
+from analysis.utilisation import utilisation
 
 ORIGIN = datetime(2026, 1, 1, tzinfo=UTC)
 STEPS = 48
@@ -90,3 +91,21 @@ def test_what_trials_took(ask):
         "peak_host_bytes": 9, "cores": 1.5, "gpu_share": 0.25, "n_out_of_memory": 1,
     }  # fmt: skip
     assert (second["fixer"], second["cores"], second["n_out_of_memory"]) == ("care", None, 0)
+
+
+def test_the_report_shows_the_idlest_place_first_and_escapes_names(ask, tmp_path):
+    rows = [trial(0, 0, 480, host="busy"), trial(1, 0, 48, host="<b>idle</b>", gpu="0", gpu_share=0.5)]
+    ask("utilisation", rows)
+    (section,) = utilisation(analysis.open(tmp_path))
+    (plot,) = section.blocks[1].plots
+    assert plot.figure["layout"]["yaxis"]["ticktext"][1] == "busy"
+    assert "<b>" not in str(plot.figure)
+    assert [[value.text for value in row] for row in plot.data.rows] == [
+        ["<b>idle</b> GPU 0", "5.0", "0.10"],
+        ["busy", "100.0", "1.00"],
+    ]
+
+
+def test_rows_without_times_have_no_section(ask, tmp_path):
+    ask("utilisation", [{**trial(0, 0, 8, host="a"), "started_at": None}])
+    assert utilisation(analysis.open(tmp_path)) == []
