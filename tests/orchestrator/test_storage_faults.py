@@ -22,6 +22,7 @@ from orchestrator.errors import UserError
 from orchestrator.session import sole_driver
 from orchestrator.storage import Patience, StorageError, StorageFullError
 from orchestrator.store import Store
+from orchestrator.upkeep import Upkeep
 
 N_TEST = 50
 
@@ -382,3 +383,40 @@ def test_a_column_of_a_later_version_is_not_lost(store):
     with pytest.raises(ValueError, match="no column confidence"):
         store.compact(least_files=2)
     assert len(list((store.local_path / "predictions").glob("[0-9a-f]*.parquet"))) == 3
+
+
+# ---- upkeep ---------------------------------------------------------------------------------------------------
+
+
+def test_files_are_merged_while_a_study_runs(store):
+    with Upkeep(store, every=10) as upkeep:
+        for number in range(100):
+            write(store, number)
+            upkeep.row()
+            if number == 70:
+                # However slow the thread is, it takes what is there when it comes.
+                wait_until(lambda: merged(store, "trials"))
+    assert len(store.done()) == 100
+    with analysis.open(store.local_path) as con:
+        assert con.sql("select count(*), count(distinct trial_id) from trials").fetchall() == [(100, 100)]
+        assert con.sql("select count(*) from predictions").fetchall() == [(100 * N_TEST,)]
+
+
+def test_upkeep_leaves_the_trouble_to_who_writes(store, monkeypatch):
+    called = threading.Event()
+
+    def fails(self, **options):
+        called.set()
+        raise StorageError("broken")
+
+    monkeypatch.setattr(Store, "compact", fails)
+    with Upkeep(store, every=1) as upkeep:
+        upkeep.row()
+        assert called.wait(30)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
