@@ -231,6 +231,31 @@ def adapt(
         click.echo(f"Written: {write}")
 
 
+@cli.command(short_help="Run a study on a cluster from outside it, and follow it.")
+@click.argument("study", type=click.Path(), required=False)
+@click.option(
+    "--address",
+    metavar="URL",
+    envvar="RAY_API_SERVER_ADDRESS",
+    required=True,
+    help="Job server of the cluster's head, e.g. http://head:8265.",
+)
+@click.option("--results", metavar="URI", help="Results URI, or an absolute path that all nodes share.")
+@click.option("--data-root", metavar="FOLDER", help="Folder of datasets on the nodes; data don't travel.")
+@click.option("--retry", type=click.Choice(("failures",)), help="As for fixstudy run.")
+@click.option("--python", default="python", show_default=True, metavar="PATH", help="Interpreter on the head.")
+@click.option("--attach", metavar="JOB", help="Follow a job that was submitted before.")
+@_needs_torch
+def submit(**options: Any) -> None:
+    """Run a study as a job of a cluster: code, study file, plug-ins and models travel, datasets don't.
+
+    What the job says is shown until it ends, and its exit code is this command's. Ctrl-C offers to leave it running.
+    """
+    from orchestrator.submission import submit_command
+
+    sys.exit(submit_command(options.pop("study"), options.pop("address"), **options))
+
+
 @cli.command(short_help="Show the trials a study would run, and run nothing.")
 @click.argument("study", type=click.Path())
 @_RESULTS
