@@ -322,9 +322,12 @@ def _side_effects(cell: Cell) -> str:
     if cell.asr is not None and cell.asr_original is not None and cell.asr_rise is not None:
         noise = " (within its error)" if abs(cell.asr_rise.estimate) <= cell.asr_rise.half_width else ""
         parts.append(f"ASR {_moves(cell.asr_original, cell.asr.estimate)}{noise}")
-    if cell.aaod is not None and cell.aaod_original is not None:
-        verb = "falls" if cell.aaod < cell.aaod_original else "rises" if cell.aaod > cell.aaod_original else "stays"
-        parts.append(f"AAOD {verb} from {cell.aaod_original:.3f} to {cell.aaod:.3f}")
+    if cell.aaod is not None and cell.aaod_original is not None and cell.aaod_rise is not None:
+        rise = cell.aaod_rise
+        noise = " (within its error)" if rise.estimate and abs(rise.estimate) <= rise.half_width else ""
+        before, after = f"{cell.aaod_original:.3f}", f"{cell.aaod.estimate:.3f}"
+        verb = "rises" if rise.estimate > 0 else "falls"
+        parts.append(f"AAOD stays at {after}" if before == after else f"AAOD {verb} from {before} to {after}{noise}")
     if cell.seconds is not None:
         parts.append(f"the fix takes {seconds(cell.seconds)}")
     return ", ".join(parts)
@@ -368,7 +371,7 @@ def _option(verdict: Verdict | None) -> dict[str, Any] | None:
         "accuracy_original": cell.accuracy_original,
         "accuracy_fixed": cell.accuracy,
         "asr_rise": interval_json(cell.asr_rise),
-        "aaod_rise": cell.aaod_rise,
+        "aaod_rise": interval_json(cell.aaod_rise),
         "fix_seconds": cell.seconds,
         "trade_off": cell.trade_off,
         "violations": list(verdict.violations),

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import statistics
+from analysis import fairness, statistics
 from analysis.plots import LEVELS
+from analysis.queries import integers
 from analysis.queries import run as answer
 from analysis.schema import OUTCOMES, Outcome
 from analysis.statistics import Flips, Interval
 
 if TYPE_CHECKING:
     import duckdb
-    import pyarrow as pa
 
 TOLERANCE: Final = 0.001
 """Smallest change that counts, where a measured interval is even narrower: 0.1 points."""
@@ -76,7 +76,8 @@ class Cell:
         n_test: NFR's denominator.
         asr: attack success rate against the fixed model.
         asr_rise: ASR fixed - original; positive is worse.
-        aaod_rise: AAOD fixed - original; positive is worse.
+        aaod: AAOD of the fixed models, with its 95 % interval; the ends are nan without predictions to draw from.
+        aaod_rise: AAOD fixed - original, likewise; positive is worse.
         trade_off: class a to d.
         harms: what got measurably worse: NFR, ASR, AAOD.
         dominators: fixers at least as good in RR, NFR and, where measured, ASR and AAOD, and better in one.
@@ -104,8 +105,8 @@ class Cell:
     asr_rise: Interval | None = None
     n_attacked: int | None = None
     aaod_original: float | None = None
-    aaod: float | None = None
-    aaod_rise: float | None = None
+    aaod: Interval | None = None
+    aaod_rise: Interval | None = None
     trade_off: TradeOff | None = None
     harms: tuple[str, ...] = ()
     dominators: int = 0
@@ -343,10 +344,12 @@ def find(con: "duckdb.DuckDBPyConnection") -> Findings:
     for index, place in enumerate(places):
         by_place.setdefault(place, []).append(index)
     samples = _samples(con, runs, by_place)
+    chosen = {place: ok for place, all_ in by_place.items() if (ok := [i for i in all_ if runs[i].outcome == "OK"])}
+    patterns = fairness.patterns(con, chosen, {name: row["n_classes"] for name, row in info.items()})
     grouped: dict[str, list[Cell]] = {name: [] for name in info}
     for row in answer(con, "cells").to_pylist():
         own = tuple(runs[index] for index in by_place.get((row["subject"], row["fixer"]), ()))
-        cell = _cell(row, own, samples.get(row["subject"]))
+        cell = _cell(row, own, samples.get(row["subject"]), patterns.get((row["subject"], row["fixer"])))
         grouped.setdefault(row["subject"], []).append(cell)
     subjects = tuple(
         Subject(name, info.get(name, {}), _with_dominators(grouped[name]), samples.get(name))
@@ -355,7 +358,9 @@ def find(con: "duckdb.DuckDBPyConnection") -> Findings:
     return Findings(answer(con, "overview").to_pylist()[0], subjects)
 
 
-def _cell(row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None) -> Cell:
+def _cell(
+    row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None, patterns: fairness.Patterns | None
+) -> Cell:
     cell = Cell(
         subject=row["subject"],
         fixer=row["fixer"],
@@ -389,9 +394,7 @@ def _cell(row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None
         asr = _rate(row["asr_fixed"], attacked)
         if row["asr_original"] is not None:
             asr_rise = statistics.newcombe(asr, _rate(row["asr_original"], attacked))
-    aaod_rise = None
-    if row["aaod_fixed"] is not None and row["aaod_original"] is not None:
-        aaod_rise = row["aaod_fixed"] - row["aaod_original"]
+    aaod, aaod_rise = fairness.intervals(row["aaod_original"], row["aaod_fixed"], patterns)
     cell = replace(
         cell,
         accuracy=row["accuracy_fixed"],
@@ -402,7 +405,7 @@ def _cell(row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None
         asr_rise=asr_rise,
         n_attacked=row["n_attacked"],
         aaod_original=row["aaod_original"],
-        aaod=row["aaod_fixed"],
+        aaod=aaod,
         aaod_rise=aaod_rise,
     )
     harms = _harms(cell)
@@ -427,8 +430,11 @@ def _harms(cell: Cell) -> tuple[str, ...]:
         harms.append("ASR")
     if cell.aaod_rise is not None:
         seeds = cell.values("aaod_fixed")
-        # AAOD is no proportion; what is known of its error is how much the seeds differ.
-        if _beyond(cell.aaod_rise, (max(seeds) - min(seeds)) / 2 if seeds else 0.0):
+        error = cell.aaod_rise.half_width
+        if not math.isfinite(error) and seeds:
+            # Without predictions to draw from, all that is known of its error is how much the seeds differ.
+            error = (max(seeds) - min(seeds)) / 2
+        if _beyond(cell.aaod_rise.estimate, error):
             harms.append("AAOD")
     return tuple(harms)
 
@@ -463,24 +469,14 @@ def _value(interval: Interval | None) -> float:
     return interval.estimate if interval else 0.0
 
 
-def _numbers(column: "pa.ChunkedArray", kind: type[np.integer[Any]]) -> NDArray[Any]:
-    """An Arrow column of integers without nulls; pyarrow's own conversion imports pandas, which takes seconds."""
-    chunks = [
-        np.frombuffer(chunk.buffers()[1], dtype=kind)[chunk.offset : chunk.offset + len(chunk)]
-        for chunk in column.chunks
-        if len(chunk)
-    ]
-    return np.concatenate(chunks) if chunks else np.zeros(0, dtype=kind)
-
-
 def _samples(
     con: "duckdb.DuckDBPyConnection", runs: Sequence[Run], by_place: Mapping[tuple[str, str], Sequence[int]]
 ) -> dict[str, Samples]:
     """Per subject, the outcome of every image under every fixer, where the predictions are there to tell."""
     table = answer(con, "flips")
-    run = _numbers(table["run"], np.int64) - 1
-    sample = _numbers(table["sample_id"], np.int32)
-    repaired = _numbers(table["repaired"], np.int8) == 1
+    run = integers(table["run"], np.int64) - 1
+    sample = integers(table["sample_id"], np.int32)
+    repaired = integers(table["repaired"], np.int8) == 1
     begins = np.searchsorted(run, np.arange(len(runs) + 1))
 
     def images(index: int, kind: bool) -> NDArray[np.int32]:

@@ -171,7 +171,7 @@ def latex(findings: Findings) -> str:
             ("ASR", "AAOD"),
             lambda cell: (
                 words.fixed(100 * cell.asr.estimate, 2) if cell.asr else words.EN_DASH,
-                words.EN_DASH if cell.aaod is None else f"{cell.aaod:.4f}",
+                f"{cell.aaod.estimate:.4f}" if cell.aaod else words.EN_DASH,
             ),
         ),
         _tex_table(

@@ -74,11 +74,11 @@ def _axis(title: str, **more: Any) -> Figure:
 
 @dataclass(frozen=True)
 class Point:
-    """One fixer in a trade-off plot; both coordinates in percent or percentage points."""
+    """One fixer in a trade-off plot; both coordinates in percent or percentage points, with finite ends."""
 
     name: str
     level: str
-    x: float
+    x: Interval
     y: Interval
     front: bool
     hover: str = ""
@@ -153,13 +153,19 @@ def _padded(values: Sequence[float], *, share: float = 0.12, at_least: float = 0
 
 def trade_off(points: Sequence[Point], x_title: str, y_title: str = "RR, % (up is better)") -> Figure:
     """RR against a harm: the Pareto front as a stepped line, dominated fixers grey."""
-    ordered = sorted(points, key=lambda p: (not p.front, -p.y.estimate, p.x, p.name))
-    x_range = _padded([p.x for p in ordered] + [0.0])
+    ordered = sorted(points, key=lambda p: (not p.front, -p.y.estimate, p.x.estimate, p.name))
+    x_range = _padded([p.x.estimate for p in ordered] + [0.0])
+    # Bars get a third more room at most: one wide interval mustn't push all points together.
+    spare = 0.3 * (x_range[1] - x_range[0])
+    x_range = (
+        max(min([x_range[0], *(p.x.low for p in ordered)]), x_range[0] - spare),
+        min(max([x_range[1], *(p.x.high for p in ordered)]), x_range[1] + spare),
+    )
     y_range = _padded([p.y.estimate for p in ordered] + [0.0], at_least=1.0)
     names = [words.shortened(p.name, 12) for p in ordered]
-    positions = place_labels([(p.x, p.y.estimate) for p in ordered], names, x_range, y_range, (205, 195))
+    positions = place_labels([(p.x.estimate, p.y.estimate) for p in ordered], names, x_range, y_range, (205, 195))
     data: list[Figure] = []
-    front = sorted({(p.x, p.y.estimate) for p in ordered if p.front})
+    front = sorted({(p.x.estimate, p.y.estimate) for p in ordered if p.front})
     if front:
         # The region that the front dominates is bounded by steps: at a harm of x, the best RR of any point left of x.
         data.append(
@@ -184,7 +190,7 @@ def trade_off(points: Sequence[Point], x_title: str, y_title: str = "RR, % (up i
                     "type": "scatter",
                     "mode": "markers+text",
                     "name": text(f"{level} level" + ("" if on_front else ", dominated")),
-                    "x": [ordered[i].x for i in chosen],
+                    "x": [ordered[i].x.estimate for i in chosen],
                     "y": [ordered[i].y.estimate for i in chosen],
                     "text": [text(names[i]) if positions[i] else "" for i in chosen],
                     "textposition": [positions[i] or "middle right" for i in chosen],
@@ -196,15 +202,8 @@ def trade_off(points: Sequence[Point], x_title: str, y_title: str = "RR, % (up i
                         "size": 9,
                         "line": {"width": 1.5, "color": paint},
                     },
-                    "error_y": {
-                        "type": "data",
-                        "symmetric": False,
-                        "array": [ordered[i].y.high - ordered[i].y.estimate for i in chosen],
-                        "arrayminus": [ordered[i].y.estimate - ordered[i].y.low for i in chosen],
-                        "thickness": 1,
-                        "width": 0,
-                        "color": _faded(paint),
-                    },
+                    "error_x": _bars([ordered[i].x for i in chosen], paint),
+                    "error_y": _bars([ordered[i].y for i in chosen], paint),
                     "hovertext": [ordered[i].hover for i in chosen],
                     "hoverinfo": "text",
                 }
@@ -216,6 +215,18 @@ def trade_off(points: Sequence[Point], x_title: str, y_title: str = "RR, % (up i
         yaxis=_axis(y_title, range=[y_range[0], max(y_range[1], min(highest * 1.03, y_range[1] * 1.3))], nticks=6),
     )
     return {"data": data, "layout": layout}
+
+
+def _bars(intervals: Sequence[Interval], paint: str) -> Figure:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [interval.high - interval.estimate for interval in intervals],
+        "arrayminus": [interval.estimate - interval.low for interval in intervals],
+        "thickness": 1,
+        "width": 0,
+        "color": _faded(paint),
+    }
 
 
 def _faded(hexadecimal: str, alpha: float = 0.4) -> str:

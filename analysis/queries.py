@@ -19,6 +19,9 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from analysis.errors import QueryError
 from analysis.folder import first_line
 
@@ -120,6 +123,16 @@ def rows(con: "duckdb.DuckDBPyConnection", name: str, **parameters: Parameter) -
     """The answer to a question as one dictionary per row; arguments and errors as for `run`."""
     result: list[dict[str, Any]] = run(con, name, **parameters).to_pylist()
     return result
+
+
+def integers(column: "pa.ChunkedArray", kind: type[np.integer[Any]]) -> NDArray[Any]:
+    """A column of integers without nulls, as `kind`; pyarrow's own conversion imports pandas, which takes seconds."""
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], dtype=kind)[chunk.offset : chunk.offset + len(chunk)]
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return np.concatenate(chunks) if chunks else np.zeros(0, dtype=kind)
 
 
 def bind(query: NamedQuery, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:

@@ -235,11 +235,11 @@ def _effectiveness_table(subject: Subject) -> Table:
         "rr": _shades(ok, lambda c: _estimate(c.repair_rate), higher=True),
         "nfr": _shades(ok, lambda c: _estimate(c.negative_flip_rate), higher=False),
         "asr": _shades(ok, lambda c: _estimate(c.asr), higher=False),
-        "aaod": _shades(ok, lambda c: c.aaod, higher=False),
+        "aaod": _shades(ok, lambda c: _estimate(c.aaod), higher=False),
         "time": _shades(ok, lambda c: c.seconds, higher=False),
     }
     has_asr = any(cell.asr for cell in ok)
-    has_aaod = any(cell.aaod is not None for cell in ok)
+    has_aaod = any(cell.aaod for cell in ok)
     columns = [
         Column("Fixer", numeric=False),
         Column("Level", numeric=False),
@@ -248,7 +248,7 @@ def _effectiveness_table(subject: Subject) -> Table:
         Column("RR %", "95 % interval", first="descending"),
         Column("NFR %", "95 % interval"),
         *([Column("ASR %", "less is better")] if has_asr else []),
-        *([Column("AAOD", "less is fairer")] if has_aaod else []),
+        *([Column("AAOD", "95 % interval; less is fairer")] if has_aaod else []),
         Column("Time", "median fix"),
         Column("Class", "and harms", numeric=False),
         Column("Seeds", "OK / run", first="descending"),
@@ -287,17 +287,7 @@ def _effectiveness_table(subject: Subject) -> Table:
                 )
             )
         if has_aaod:
-            relative = _relative(cell.aaod_original, cell.aaod, lower_is_better=True)
-            row.append(
-                Value(MISSING, style="missing")
-                if cell.aaod is None
-                else Value(
-                    f"{cell.aaod:#.3g}" if cell.aaod else "0",
-                    small="" if relative is None else f"{_signed(relative, 1)} % rel.",
-                    sort=cell.aaod,
-                    style=shade["aaod"].get(cell.fixer, ""),
-                )
-            )
+            row.append(_aaod_value(cell, shade["aaod"].get(cell.fixer, "")))
         row.append(
             Value(MISSING, style="missing")
             if cell.seconds is None
@@ -309,6 +299,19 @@ def _effectiveness_table(subject: Subject) -> Table:
         rows.append(row)
     original = _original_values(subject)
     return Table(f"effectiveness-{_slug(subject.name)}", f"{subject.name}: {original}", columns, rows)
+
+
+def _aaod_value(cell: Cell, style: str) -> Value:
+    if cell.aaod is None:
+        return Value(MISSING, style="missing")
+    estimate = cell.aaod.estimate
+    small = []
+    if math.isfinite(cell.aaod.half_width):
+        small.append(f"{cell.aaod.low:.3f} to {cell.aaod.high:.3f}")
+    relative = _relative(cell.aaod_original, estimate, lower_is_better=True)
+    if relative is not None:
+        small.append(f"{_signed(relative, 1)} % rel.")
+    return Value(f"{estimate:#.3g}" if estimate else "0", small="; ".join(small), sort=estimate, style=style)
 
 
 def _original_values(subject: Subject) -> str:
@@ -352,7 +355,7 @@ def trade_offs(findings: Findings) -> Section:
     blocks: list[Block] = [
         Paragraph(
             "Up and to the left is better. The dotted line is the Pareto front: nothing repairs more for less harm. "
-            "Dominated fixers are grey and hollow. Bars are 95 % intervals of RR. Labels that would cover one another "
+            "Dominated fixers are grey and hollow. Bars are 95 % intervals. Labels that would cover one another "
             "are left out; every point names itself on hover and is in the table."
         ),
         Legend(
@@ -375,8 +378,9 @@ def trade_offs(findings: Findings) -> Section:
         Paragraph(
             "Classes: "
             + "; ".join(f"{letter} {meaning}" for letter, meaning in TRADE_OFFS.items())
-            + ". A change counts when it exceeds half the width of its 95 % interval and 0.1 points (AAOD: half the "
-            "range over seeds). The classes are this project's; the study's letters are statistical groups.",
+            + ". A change counts when it exceeds half the width of its 95 % interval and 0.1 points (AAOD without "
+            "predictions: half the range over seeds). The classes are this project's; the study's letters are "
+            "statistical groups.",
             fine=True,
         )
     )
@@ -384,25 +388,25 @@ def trade_offs(findings: Findings) -> Section:
 
 
 def _trade_off_plots(subject: Subject) -> Iterable[Plot]:
-    properties: list[tuple[str, str, str, Callable[[Cell], float | None]]] = [
-        ("nfr", "RR against NFR", "NFR, % (left is better)", lambda c: _hundred(_estimate(c.negative_flip_rate))),
-        ("asr", "RR against the change of ASR", "ASR change, points", lambda c: _hundred(_estimate(c.asr_rise))),
-        ("aaod", "RR against the change of AAOD", "AAOD change, points", lambda c: _hundred(c.aaod_rise)),
+    properties: list[tuple[str, str, str, Callable[[Cell], Interval | None]]] = [
+        ("nfr", "RR against NFR", "NFR, % (left is better)", lambda c: c.negative_flip_rate),
+        ("asr", "RR against the change of ASR", "ASR change, points", lambda c: c.asr_rise),
+        ("aaod", "RR against the change of AAOD", "AAOD change, points", lambda c: c.aaod_rise),
     ]
     for key, title, axis, harm in properties:
         known = [(cell, x) for cell in subject.ok if (x := harm(cell)) is not None and cell.repair_rate]
         if not known:
             continue
-        dominators = statistics.dominated_by([(-_zero(_estimate(cell.repair_rate)), x) for cell, x in known])
+        dominators = statistics.dominated_by([(-_zero(_estimate(cell.repair_rate)), x.estimate) for cell, x in known])
         points = [
             plots.Point(
                 cell.abbreviation,
                 cell.level,
-                x,
+                _scaled(x),
                 _scaled(cell.repair_rate),
                 bool(n == 0),
                 f"<b>{plots.text(cell.abbreviation)}</b> {plots.text(cell.fixer)}<br>RR {_said(cell.repair_rate)}"
-                f"<br>{title.rsplit(' ', 1)[-1]} {words.fixed(x, 2)}",
+                f"<br>{axis.split(',')[0]} {_bracketed(*_hundredths(x))}",
             )
             for (cell, x), n in zip(known, dominators, strict=True)
             if cell.repair_rate is not None
@@ -411,8 +415,8 @@ def _trade_off_plots(subject: Subject) -> Iterable[Plot]:
         rows = [
             [
                 fixer_value(cell),
-                percent_value(_estimate(cell.repair_rate)),
-                Value(words.fixed(x, 2), sort=x),
+                interval_value(cell.repair_rate),
+                Value(*_hundredths(x), sort=round(100 * x.estimate, 6)),
                 Value("front" if n == 0 else f"dominated by {n}", sort=int(n)),
             ]
             for (cell, x), n in zip(known, dominators, strict=True)
@@ -428,8 +432,8 @@ def _trade_off_plots(subject: Subject) -> Iterable[Plot]:
                 f"{subject.name}: {title}",
                 [
                     Column("Fixer", numeric=False),
-                    Column("RR %", first="descending"),
-                    Column(axis.split(" (")[0]),
+                    Column("RR %", "95 % interval", first="descending"),
+                    Column(axis.split(" (")[0], "95 % interval"),
                     Column("Front", numeric=False),
                 ],
                 rows,
@@ -438,7 +442,17 @@ def _trade_off_plots(subject: Subject) -> Iterable[Plot]:
 
 
 def _scaled(interval: Interval | None) -> Interval:
-    return Interval(*(100 * value for value in interval)) if interval else Interval(0.0, 0.0, 0.0)
+    """In percent; ends that aren't known are drawn at the estimate."""
+    if interval is None:
+        return Interval(0.0, 0.0, 0.0)
+    low, estimate, high = (100 * value for value in interval)
+    return Interval(low, estimate, high) if math.isfinite(high - low) else Interval(estimate, estimate, estimate)
+
+
+def _hundredths(interval: Interval) -> tuple[str, str]:
+    """The estimate in percent with two decimals, and its interval, empty where it isn't known."""
+    low, estimate, high = (words.fixed(100 * value, 2) for value in interval)
+    return estimate, f"{low} to {high}" if math.isfinite(interval.half_width) else ""
 
 
 def _said(interval: Interval | None) -> str:
@@ -447,6 +461,10 @@ def _said(interval: Interval | None) -> str:
     return words.percent(interval.estimate) + (
         f" ({words.span(interval)})" if math.isfinite(interval.half_width) else ""
     )
+
+
+def _bracketed(text: str, more: str) -> str:
+    return f"{text} ({more})" if more else text
 
 
 def _hundred(value: float | None) -> float | None:
@@ -484,9 +502,7 @@ def _trade_off_matrix(findings: Findings) -> Table:
                 ),
                 count(cells, lambda c: c.negative_flip_rate),
                 count(cells, lambda c: c.asr_rise),
-                count(
-                    cells, lambda c: None if c.aaod_rise is None else Interval(c.aaod_rise, c.aaod_rise, c.aaod_rise)
-                ),
+                count(cells, lambda c: c.aaod_rise),
                 Value(" ".join(classes), sort=classes),
             ]
         )

@@ -292,7 +292,7 @@ def test_a_time_limit_is_an_arrow_and_not_a_figure():
 
 def test_the_front_is_drawn_as_steps():
     def point(name, x, y, front):
-        return plots.Point(name, "model", x, Interval(y, y, y), front)
+        return plots.Point(name, "model", Interval(x, x, x), Interval(y, y, y), front)
 
     figure = plots.trade_off([point("A", 1, 10, True), point("B", 2, 30, True), point("C", 3, 5, False)], "NFR, %")
     line = figure["data"][0]
