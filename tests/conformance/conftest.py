@@ -20,7 +20,15 @@ from fixers.requirements import SubjectFacts
 from fixers.training import train
 
 PRESET = "quick"
-BUDGETS = {"epochs": 3, "max_epochs": 10, "rounds": 2, "generations": 5, "iterations": 20, "probe_epochs": 5}
+BUDGETS = {
+    "epochs": 3,
+    "max_epochs": 10,
+    "rounds": 2,
+    "generations": 5,
+    "iterations": 20,
+    "probe_epochs": 5,
+    "passing": 30,
+}
 """The contract holds for any budget, so it is checked with a small one where an approach has these parameters."""
 DEVICE = os.environ.get("FIXSTUDY_TEST_DEVICE", "cpu")
 """Set to cuda to hold the approaches to their contract on a GPU."""
@@ -104,6 +112,7 @@ class Run:
     fixed: nn.Module
     problem: RepairProblem
     steps: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    moved_global_generator: bool = False
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -168,6 +177,17 @@ def instance(fixer: type[Fixer]) -> Fixer:
 def run(fixer: type[Fixer], instance: Fixer, bench: Bench) -> Run:
     """One fix, shared by the tests that only look at its result."""
     return make_run(instance, bench)
+
+
+@pytest.fixture(scope="session")
+def again(fixer: type[Fixer], instance: Fixer, bench: Bench, run: Run) -> Run:
+    """The same fix once more, from another state of torch's global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        before = torch.get_rng_state()
+        repeated = make_run(instance, bench)
+        repeated.moved_global_generator = not torch.equal(before, torch.get_rng_state())
+    return repeated
 
 
 def make_run(instance: Fixer, bench: Bench, **changes: Any) -> Run:
