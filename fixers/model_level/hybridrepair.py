@@ -111,7 +111,9 @@ class HybridRepair(Fixer):
     )
     requirements: ClassVar[tuple[Requirement, ...]] = (ImageInput(), LinearLayers(), TrainingSamples())
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"budget": 100.0, "epochs": 8, "views": 4, "learning_rate": 3e-3, "batch_size": 32},
+        # The cheapest epochs and views of the grids; of the learning rates 1e-3 and 1e-2 and the consistency factors
+        # the pair with the highest mean accuracy on valid of digits, seeds 0 to 2: 0.904, the original's is 0.843.
+        "quick": {"budget": 100.0, "epochs": 5, "views": 4, "learning_rate": 1e-2, "consistency": 100.0},
         "study": {"epochs": 10, "views": 8, "budget": 10.0},
     }
 

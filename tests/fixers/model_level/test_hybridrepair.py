@@ -15,7 +15,7 @@ from fixers.model_level import hybridrepair as module
 from fixers.model_level.hybridrepair import HybridRepair, Pool, _Trainer, sampling_weights, typical_doubt
 from fixers.training import train
 
-QUICK = HybridRepair.build({"epochs": 2, "budget": 10.0, "learning_rate": 1e-2}, "quick")
+QUICK = HybridRepair.build({"epochs": 2, "budget": 10.0, "batch_size": 32}, "quick")
 RECIPE = TrainingRecipe("sgd", 1e-2, 32, weight_decay=5e-4, momentum=0.9)
 
 
