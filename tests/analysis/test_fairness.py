@@ -128,6 +128,14 @@ def test_order_of_images_and_names_of_groups_and_classes_dont_matter(seed, k):
         assert other == pytest.approx(one, abs=0.25 * one.half_width + 1e-12)
 
 
+def test_seeds_that_describe_an_image_differently_have_no_patterns():
+    everything = np.array([[0, 1], [0, 0], [0, 0], [5, 5]])  # group, label, original, count
+    seed = np.array([7], dtype=np.int32), np.array([[0], [0], [0], [1]])
+    other = np.array([7], dtype=np.int32), np.array([[1], [0], [0], [1]])
+    assert fairness._patterns(everything, [seed, seed], 2).counts.tolist() == [4, 5, 1]
+    assert fairness._patterns(everything, [seed, other], 2) is None
+
+
 def test_many_images_are_drawn_in_blocks(monkeypatch):
     patterns = _patterns(_images(np.random.default_rng(8), 300, 3, 2), 3)
     whole = fairness.bootstrap(patterns, replicates=101)
