@@ -342,6 +342,7 @@ def heat_map(
     unit: str = "%",
     scale: str = "benefit",
     x_title: str = "",
+    upright: bool = False,
     hover: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
     """A matrix in one hue, with its figures in the cells where there is room.
@@ -353,6 +354,7 @@ def heat_map(
         unit: unit of the values in hover text.
         scale: "benefit" (blue) or "harm" (red).
         x_title: title of the columns.
+        upright: whether names of columns have room to stand side by side; long ones or many are slanted otherwise.
         hover: text per cell; the value otherwise.
     """
     paint = COLOURS["model"] if scale == "benefit" else HARM
@@ -397,7 +399,7 @@ def heat_map(
             x_title,
             tickvals=list(range(len(columns))),
             ticktext=columns,
-            tickangle=-60 if any(len(c) > 3 for c in columns) or len(columns) > 10 else 0,
+            tickangle=0 if upright or (len(columns) <= 10 and all(len(c) <= 3 for c in columns)) else -60,
             showgrid=False,
         ),
         yaxis=_axis("", tickvals=list(range(len(rows))), ticktext=rows, autorange="reversed", showgrid=False),

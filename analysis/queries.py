@@ -19,15 +19,14 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from analysis.errors import QueryError
 from analysis.folder import first_line
 
 if TYPE_CHECKING:
     import duckdb
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 Parameter = float | int | str | bool | None
 _LINE: Final = re.compile(
@@ -125,8 +124,10 @@ def rows(con: "duckdb.DuckDBPyConnection", name: str, **parameters: Parameter) -
     return result
 
 
-def integers(column: "pa.ChunkedArray", kind: type[np.integer[Any]]) -> NDArray[Any]:
+def integers(column: "pa.ChunkedArray", kind: "type[np.integer[Any]]") -> "NDArray[Any]":
     """A column of integers without nulls, as `kind`; pyarrow's own conversion imports pandas, which takes seconds."""
+    import numpy as np
+
     chunks = [
         np.frombuffer(chunk.buffers()[1], dtype=kind)[chunk.offset : chunk.offset + len(chunk)]
         for chunk in column.chunks

@@ -145,17 +145,22 @@ class Sandbox:
     def ask(self, sql: str, form: Form, timeout: float) -> bytes:
         """Answer one SELECT as an Arrow stream, or as JSON with columns, types and rows."""
         self.start()
-        timer = threading.Timer(timeout, self._kill)
+        late = threading.Event()
+        timer = threading.Timer(timeout, self._kill, [late])
         try:
             _send(self._pipe("stdin"), {"sql": sql, "form": form})
             # The first answer says that the results are open: the time for that is nobody's SQL.
             self._receive()
             timer.start()
             return self._receive()
-        except (BrokenPipeError, EOFError):
-            late = timer.finished.is_set()
+        except QueryError:
+            # Memory that ran out may have left the process in pieces. The next one starts while the user reads.
             self.close()
-            if late:
+            self.start()
+            raise
+        except (BrokenPipeError, EOFError):
+            self.close()
+            if late.is_set():
                 raise QueryError(
                     f"The query was ended after {timeout:g} s; narrow it, or give it more time with --timeout."
                 ) from None
@@ -165,6 +170,11 @@ class Sandbox:
             ) from None
         finally:
             timer.cancel()
+            if timer.is_alive():
+                timer.join()
+            # The time may have run out just as the answer came: the next question needs a process of its own.
+            if late.is_set():
+                self.close()
 
     def _pipe(self, name: Literal["stdin", "stdout"]) -> IO[bytes]:
         pipe: IO[bytes] | None = getattr(self._process, name, None)
@@ -172,7 +182,8 @@ class Sandbox:
             raise BrokenPipeError
         return pipe
 
-    def _kill(self) -> None:
+    def _kill(self, late: threading.Event) -> None:
+        late.set()
         if self._process is not None:
             self._process.kill()
 

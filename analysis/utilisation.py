@@ -27,9 +27,9 @@ def utilisation(con: "duckdb.DuckDBPyConnection") -> list[Section]:
     shown = order[:MOST_PLACES]
     more = f" The {MOST_PLACES} idlest of {len(order)} are shown." if len(order) > MOST_PLACES else ""
     first = next(iter(places.values()))
-    ticks = [f"{row['hour']:.3g}" if n % COLUMNS_PER_TICK == 0 else "" for n, row in enumerate(first)]
+    ticks = [f"{row['hour']:.2g}" if n % COLUMNS_PER_TICK == 0 else "" for n, row in enumerate(first)]
     plot = Plot(
-        "utilisation",
+        "busy-share",
         "Busy share over time, %",
         f"Rows are nodes, or GPUs; columns are hours since the first trial began.{more}",
         plots.heat_map(
@@ -37,13 +37,14 @@ def utilisation(con: "duckdb.DuckDBPyConnection") -> list[Section]:
             ticks,
             shown,
             x_title="hours",
+            upright=True,
             hover=[
                 [f"{plots.text(place)}, {row['hour']:.3g} h: {100 * row['busy_share']:.0f} %" for row in places[place]]
                 for place in shown
             ],
         ),
         Table(
-            "utilisation-data",
+            "busy-share-data",
             "Busy share of nodes and GPUs",
             [Column("Place", numeric=False), Column("Busy", "% of the time"), Column("Trials at once", "on average")],
             [_row(place, places[place]) for place in order],

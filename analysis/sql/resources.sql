@@ -6,7 +6,7 @@
 -- column seconds: fix and evaluation of the longest trial [seconds]
 -- column peak_device_bytes: largest device memory while fixing; null on a CPU [bytes]
 -- column peak_host_bytes: largest resident memory of a worker while fixing [bytes]
--- column cores: cores busy while fixing, on average, of the busiest trial
+-- column cores: cores busy while fixing, on average, of the busiest trial [cores]
 -- column gpu_share: smallest part of a GPU that a trial was given; null on a CPU [fraction]
 -- column n_out_of_memory: trials of which an attempt ran out of device memory [trials]
 SELECT

@@ -170,6 +170,12 @@ def test_newcombe_equals_statsmodels():
         assert (ours.low, ours.high) == pytest.approx(theirs, abs=1e-9)
 
 
+def test_holm_by_hand():
+    assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+# Importing statsmodels takes longer than all other tests of statistics.
+@pytest.mark.slow
 @given(st.lists(st.floats(0, 1), max_size=20))
 def test_holm_equals_statsmodels(p_values):
     multitest = pytest.importorskip("statsmodels.stats.multitest")
