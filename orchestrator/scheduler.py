@@ -48,7 +48,7 @@ from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.sweeps import Choice
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
 from orchestrator.trial_order import InOrder
-from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config, warm_up
+from orchestrator.worker import TrialWorker, WorkerContext, oom_kills, spec_config
 
 MOST_RUNS_OF_A_TRIAL = 3
 """A trial whose node is lost runs again, until it has taken this many nodes with it."""
@@ -244,7 +244,6 @@ class StudyRun:
 
     def _run(self) -> None:
         self.on_event("loading subjects, training missing originals")
-        self._warm_up_processes()
         references = self.load_subjects()
         plan = self.plan = self._without_failures(make_plan(self.study, self.subjects, self.store.done()))
         self._note_plan(plan.planned)
@@ -276,16 +275,6 @@ class StudyRun:
         self.store.set_aside(again)
         self.on_event(f"{len(again)} failed trials run again; their rows are kept in retried/")
         return replace(plan, done=plan.done - again)
-
-    def _warm_up_processes(self) -> None:
-        """Let processes import what trials need while the subjects load.
-
-        Ray hands an idle process to the next task or worker, so the trials start in these and in those that loaded
-        subjects; it keeps as many idle ones as a node has cores.
-        """
-        resources = {"CPU": self.study.resources.cpu, "GPU": self._gpus()}
-        for _ in range(capacity.fitting(resources, capacity.live_nodes()) - len(self.definitions)):
-            ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(warm_up).remote(self.study.plugins)
 
     def settle_lost_trial(self, spec: TrialSpec, error: BaseException, queue: TrialQueue) -> None:
         """Give a trial whose worker is gone its row, or another run where it wasn't to blame.
@@ -376,8 +365,13 @@ class StudyRun:
 
     def _store_pictures(self, references: Mapping[str, Any]) -> None:
         """Keep the samples that the report shows; drawn where the data are, which may be out of the driver's reach."""
-        task = ray.remote(num_cpus=0)(_picture_task)
         samples = {name: ids for name, ids in wanted(self.store.uri).items() if name in references}
+        if len(capacity.live_nodes()) == 1:
+            # The data are on this machine, and a new process would take longer to start than to draw.
+            for name, ids in samples.items():
+                _picture_task(ray.get(references[name]), ids, self.store)
+            return
+        task = ray.remote(num_cpus=0)(_picture_task)
         ray.get([task.remote(references[name], ids, self.store) for name, ids in samples.items()])
 
     def _chosen(self, cell: Cell, choice: Choice) -> None:

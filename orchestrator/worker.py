@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -90,7 +90,10 @@ class TrialWorker(tune.Trainable):
         self._phase: Phase = "load"
         self._since = time.monotonic()
         self._last_progress = 0.0
-        warm_up(context.plugins)
+        for plugin in context.plugins:
+            registry.load(plugin)
+        # The first look-up imports every approach; that isn't part of anybody's fixing time.
+        registry.all_fixers()
         prepare_torch(self._device)
         self._gpu_share = ray.get_runtime_context().get_assigned_resources().get("GPU") or None
         if self._device.type == "cuda" and self._gpu_share is not None:
@@ -208,13 +211,6 @@ class TrialWorker(tune.Trainable):
             **columns,
         }
         self._context.store.write_trial(row)
-
-
-def warm_up(plugins: Sequence[str]) -> None:
-    """Import every approach, once per process; that isn't part of anybody's fixing time."""
-    for plugin in plugins:
-        registry.load(plugin)
-    registry.all_fixers()
 
 
 def prepare_torch(device: torch.device) -> None:
