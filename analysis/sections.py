@@ -248,7 +248,7 @@ def _effectiveness_table(subject: Subject) -> Table:
         Column("RR %", "95 % interval", first="descending"),
         Column("NFR %", "95 % interval"),
         *([Column("ASR %", "less is better")] if has_asr else []),
-        *([Column("AAOD", "95 % interval; less is fairer")] if has_aaod else []),
+        *([Column("AAOD", "less is fairer")] if has_aaod else []),
         Column("Time", "median fix"),
         Column("Class", "and harms", numeric=False),
         Column("Seeds", "OK / run", first="descending"),
@@ -302,16 +302,15 @@ def _effectiveness_table(subject: Subject) -> Table:
 
 
 def _aaod_value(cell: Cell, style: str) -> Value:
+    """AAOD with its interval; with its relative change where the interval isn't known, as in published tables."""
     if cell.aaod is None:
         return Value(MISSING, style="missing")
     estimate = cell.aaod.estimate
-    small = []
-    if math.isfinite(cell.aaod.half_width):
-        small.append(f"{cell.aaod.low:.3f} to {cell.aaod.high:.3f}")
     relative = _relative(cell.aaod_original, estimate, lower_is_better=True)
-    if relative is not None:
-        small.append(f"{_signed(relative, 1)} % rel.")
-    return Value(f"{estimate:#.3g}" if estimate else "0", small="; ".join(small), sort=estimate, style=style)
+    small = "" if relative is None else f"{_signed(relative, 1)} % rel."
+    if math.isfinite(cell.aaod.half_width):
+        small = f"{cell.aaod.low:.3f} to {cell.aaod.high:.3f}"
+    return Value(f"{estimate:#.3g}" if estimate else "0", small=small, sort=estimate, style=style)
 
 
 def _original_values(subject: Subject) -> str:
