@@ -49,7 +49,8 @@ class APRNN(Fixer):
     )
     requirements: ClassVar[tuple[Requirement, ...]] = (EditableWeights(), Traceable(), FixableBranches())
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Without the outputs in its norm the program takes a third of the time; valid shows no difference.
+        # Without the outputs in its norm the program takes a third of the time on a residual network. Accuracy on valid
+        # was .963 against .960 there, and .843 against .854 on the digits: quicker, not better.
         "quick": {"norm": "l1", "failing": 20, "count_outputs": False},
         "study": {"norm": "mixed", "failing": 100, "keep_ratio": 0.0},
     }
