@@ -56,7 +56,7 @@ class GenMuNN(Fixer):
     )
     requirements: ClassVar[tuple[Requirement, ...]] = (EditableWeights(), Traceable())
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {"population": 20, "generations": 20},
+        "quick": {"population": 20, "generations": 20, "passes": 200},
         "study": {"population": 50, "generations": 100},
     }
 
