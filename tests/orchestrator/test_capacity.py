@@ -5,10 +5,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.autoscaler._private.util import prepare_config
+from test_cluster_files import CLOUD
 
 from orchestrator import capacity
 from orchestrator.errors import UserError
-from tests.test_cluster_files import CLOUD
 
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0}
 HEAD = {"CPU": 4.0}

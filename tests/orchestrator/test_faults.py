@@ -1,24 +1,21 @@
-"""Deaths of workers and nodes, and memory that runs out, on real raylets: every planned trial keeps exactly one row."""
+"""Deaths of workers, nodes and the head, and memory that runs out, on real raylets: a trial keeps exactly one row."""
 
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
 import pytest
+from driver_process import PATIENCE, Driver, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 PLUGIN = Path(__file__).with_name("cluster_fixers.py")
 NOTHING = PLUGIN.parents[2] / "examples" / "misbehaving_fixers.py"
 SEEDS = 6
-PATIENCE = 300.0
-COLUMNS = "trial_id, seed, outcome, accuracy_fixed, n_repaired, n_broken"
 
 
 @pytest.fixture
@@ -34,50 +31,31 @@ def study(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-class Driver:
-    """``fixstudy run`` in a process of its own."""
+def start_head():
+    """A head without cores; nodes are added by the test. Workers inherit the environment of their raylet."""
+    from ray.cluster_utils import Cluster
 
-    def __init__(self, study: Path, folder: Path, *options: str, **environment: str) -> None:
-        self.results, self._log = folder / "results", folder / "driver.log"
-        command = [sys.executable, "-m", "orchestrator.cli", "run", str(study), "--results", str(self.results)]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, *options], stdout=log, stderr=log, env=os.environ | environment, start_new_session=True
-            )
-
-    @property
-    def said(self) -> str:
-        return self._log.read_text()
-
-    def finish(self) -> None:
-        """Wait for the end, which must be a good one."""
-        self.process.wait(PATIENCE)
-        assert self.process.returncode == 0, self.said
-
-    def rows(self) -> list[tuple[object, ...]]:
-        files = f"{self.results}/trials/*.parquet"
-        return duckdb.sql(f"select {COLUMNS} from read_parquet('{files}') order by fixer, seed").fetchall()
-
-
-def wait_for(condition: Callable[[], object], driver: Driver) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert driver.process.poll() is None, driver.said
-        assert time.monotonic() < deadline, driver.said
-        time.sleep(0.05)
+    return Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 200_000_000},
+    )
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """A head without cores; nodes are added by the test. Workers inherit the environment of their raylet."""
-    from ray.cluster_utils import Cluster
-
     monkeypatch.setenv("SHOWS_FOLDER", str(tmp_path))
+    cluster = start_head()
+    yield cluster
+    cluster.shutdown()
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 200_000_000},
-    )
+
+@pytest.fixture
+def durable_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """A head that keeps its state in Ray's embedded database, so that a new control service finds it."""
+    monkeypatch.setenv("SHOWS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("RAY_gcs_storage", "rocksdb")
+    monkeypatch.setenv("RAY_gcs_storage_path", str(tmp_path / "gcs"))
+    cluster = start_head()
     yield cluster
     cluster.shutdown()
 
@@ -89,6 +67,10 @@ def add_node(cluster):
 def nodes_seen(folder):
     """Nodes on which a trial has begun."""
     return {path.read_text() for path in folder.glob("[0-9]*-[0-9]*")} - {""}
+
+
+def driver_lost_a_node(driver):
+    return re.search("lost its (node|process)", driver.said)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +110,7 @@ def test_a_lost_node_costs_nothing_but_time(undisturbed, cluster, study, tmp_pat
     Path(tmp_path, "go").touch()
     driver.finish()
     assert driver.rows() == undisturbed
-    assert re.search("lost its (node|process) and runs again", driver.said)
+    assert driver_lost_a_node(driver)
 
 
 def test_a_node_that_joins_late_takes_its_share(undisturbed, cluster, study, tmp_path):
@@ -138,6 +120,56 @@ def test_a_node_that_joins_late_takes_its_share(undisturbed, cluster, study, tmp
     add_node(cluster)
     wait_for(lambda: len(nodes_seen(tmp_path)) == 2, driver)
     Path(tmp_path, "go").touch()
+    driver.finish()
+    assert driver.rows() == undisturbed
+
+
+def test_a_drained_node_costs_nothing_but_time(undisturbed, cluster, study, tmp_path):
+    """As a cloud takes back a spot machine: the node is told, and ends soon after."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    nodes = [add_node(cluster), add_node(cluster)]
+    driver = Driver(study("shows"), tmp_path, "--address", cluster.address)
+    wait_for(lambda: len(nodes_seen(tmp_path)) == 2, driver)
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int((time.time() + 3) * 1000)
+    accepted, why = GcsClient(address=cluster.address).drain_node(nodes[0].node_id, reason, "spot", deadline)
+    assert accepted, why
+    # Ray sends nothing new there; at the deadline it is the cloud that ends the machine.
+    time.sleep(3)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    Path(tmp_path, "go").touch()
+    driver.finish()
+    assert driver.rows() == undisturbed
+
+
+def test_a_control_service_that_comes_back_costs_nothing_but_time(undisturbed, durable_cluster, study, tmp_path):
+    add_node(durable_cluster)
+    driver = Driver(study("shows"), tmp_path, "--address", durable_cluster.address)
+    wait_for(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")), driver)
+    durable_cluster.head_node.kill_gcs_server()
+    durable_cluster.head_node.start_gcs_server()
+    Path(tmp_path, "go").touch()
+    driver.finish()
+    assert driver.rows() == undisturbed
+
+
+def test_a_head_that_is_gone_for_good_costs_the_trials_in_flight(undisturbed, study, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOWS_FOLDER", str(tmp_path))
+    first = start_head()
+    add_node(first)
+    path = study("shows")
+    driver = Driver(path, tmp_path, "--address", first.address)
+    wait_for(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")), driver)
+    Path(tmp_path, "go").touch()
+    wait_for(driver.rows_so_far, driver)
+    first.head_node.kill_gcs_server()
+    driver.process.wait(PATIENCE)
+    assert driver.process.returncode != 0
+    first.shutdown()
+    # On this machine alone, where the rows are.
+    driver = Driver(path, tmp_path)
     driver.finish()
     assert driver.rows() == undisturbed
 

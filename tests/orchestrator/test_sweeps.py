@@ -624,3 +624,55 @@ def test_figures_are_read_from_the_rows_of_sweeps(tmp_path):
     assert adaptation.figures_on_valid(store) == {"a": Figures("OK", 0.9, 0.5, 0.1, 2.0, 1.0)}
     assert Figures.of({**values, "evaluate_seconds": None}).seconds == 2.0
     assert replace(Figures.of(values), fix_seconds=None).seconds is None
+
+
+# ---- on Ray ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_sweeps_of_two_fixers_on_ray_resume_and_are_written_back(ray_address, tmp_path):
+    """Two sweeps at once, rows lost in between, then one sweep alone and its study: nothing runs twice."""
+    from orchestrator.run import run_study
+
+    source, results = tmp_path / "study.yaml", tmp_path / "results"
+    source.write_text("""
+study: swept
+subjects: [digits]
+fixers:
+  - {name: finetune, preset: quick, adapt: {search: asha, budget: 4}}
+  - name: arachne
+    preset: quick
+    params: {generations: 3}
+    adapt: {search: optuna, budget: 4, parallel: 2, objective: pareto, space: {alpha: [1.0, 5.0, 10.0]}}
+attack: none
+time_limit: 10m
+""")
+    only = OneSweep("finetune", "digits")
+    first = run_study(source, results=str(results), address=ray_address, only=only)
+    assert first.ran == 4
+    found = adaptation.chosen(Store(results), only)
+    summary = run_study(source, results=str(results), address=ray_address)
+    assert summary.planned == 4 + 1 + 4 + 1
+    assert summary.ran == summary.planned - 4
+    assert adaptation.chosen(Store(results), only) == found, "the study goes on from the sweep that ran alone"
+
+    rows = {row["trial_id"]: row for row in Store(results).rows(["stage", "fixer", "params", "accuracy_fixed"])}
+    swept = [row for row in rows.values() if row["stage"] == "adapt"]
+    assert len(swept) == 8
+    assert all(row["accuracy_fixed"] is None for row in swept), "a sweep never sees the test split"
+    chosen = {row["fixer"]: json.loads(row["params"]) for row in rows.values() if row["stage"] == "final"}
+    assert chosen["finetune"] == found["chosen"]
+    record = adaptation.chosen(Store(results), OneSweep("arachne", "digits"))
+    assert record["pareto_set"][0] == record["configurations"][0]["trial_id"]
+    assert chosen["arachne"] == record["chosen"]
+
+    lost = [trial_id for trial_id, row in rows.items() if row["stage"] == "adapt"][::2]
+    for trial_id in lost:
+        (results / "trials" / f"{trial_id}.parquet").unlink()
+    again = run_study(source, results=str(results), address=ray_address)
+    assert again.ran == len(lost)
+    assert {row["trial_id"] for row in Store(results).rows(["stage"])} == set(rows)
+
+    adaptation.write_study(source, tmp_path / "adapted.yaml", found)
+    assert run_study(tmp_path / "adapted.yaml", results=str(results), address=ray_address).ran == 0, "it has its row"
