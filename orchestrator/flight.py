@@ -1,8 +1,9 @@
 """The trials of a running study as :mod:`orchestrator.control` needs them: where they are, and how they are ended."""
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
@@ -13,6 +14,26 @@ from orchestrator.monitor import Sighting
 from orchestrator.plan import TrialQueue
 
 SECONDS_TO_END = 30.0
+SECONDS_TO_RESTART = 20.0
+"""How long a monitor that was killed may take to start anew; Ray's memory monitor may choose it, too."""
+Answer = TypeVar("Answer")
+
+
+def ask(question: Callable[[], Any], otherwise: Answer, patience: float = SECONDS_TO_RESTART) -> Answer:
+    """What the monitor answers to a call of one of its methods; ``otherwise`` when it is gone for longer than that.
+
+    A monitor that starts anew has forgotten what it knew.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            answer: Answer = ray.get(question())
+        except ray.exceptions.RayActorError:
+            if time.monotonic() > until:
+                return otherwise
+            time.sleep(0.5)
+        else:
+            return answer
 
 
 class Flight:

@@ -11,6 +11,7 @@ from orchestrator import session
 from orchestrator.adaptation import OneSweep
 from orchestrator.control import Stopping
 from orchestrator.profile import first_trials
+from orchestrator.monitor import Sighting
 from orchestrator.progress import StudyDisplay
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study
@@ -81,11 +82,10 @@ def run_study(
         if display is not None:
             display.event("starting Ray" if address is None else f"joining Ray at {address}")
         with session.ray_running(address) as dashboard:
-            import ray
-
             if dashboard is not None and display is not None:
                 display.dashboard(f"http://{dashboard}")
 
+            from orchestrator.flight import ask
             from orchestrator.scheduler import StudyRun
 
             rows: set[str] = set()
@@ -103,15 +103,16 @@ def run_study(
             if display is not None:
                 shown = display
                 run.on_event = shown.event
-                run.on_plan = lambda plan, done: shown.planned(
-                    plan.planned,
-                    done,
-                    lambda: [s for s in ray.get(run.monitor.running.remote()) if s.trial_id not in rows],
-                )
+
+                def running() -> list[Sighting]:
+                    sightings: list[Sighting] = ask(run.monitor.running.remote, [], patience=0)
+                    return [sighting for sighting in sightings if sighting.trial_id not in rows]
+
+                run.on_plan = lambda plan, done: shown.planned(plan.planned, done, running)
             with upkeep:
                 run.run()
             planned = run.plan.planned if run.plan else 0
-            loads = ray.get(run.monitor.loads.remote())
+            loads: dict[str, int] = ask(run.monitor.loads.remote, {})
         if study.keep_models == "best":
             keep_best_models(store)
         store.compact()

@@ -28,7 +28,7 @@ from orchestrator import capacity, gpus, outcomes, packing
 from orchestrator.adaptation import figures_on_valid, record, record_name
 from orchestrator.control import Stopping, StudyStoppedError
 from orchestrator.errors import UserError
-from orchestrator.flight import Flight
+from orchestrator.flight import Flight, ask
 from orchestrator.loading import LoadedSubject, load
 from orchestrator.logtail import read_streams
 from orchestrator.monitor import Monitor, Sighting
@@ -288,7 +288,7 @@ class StudyRun:
             raise cause
         verdict = self._row_of(spec.trial_id)
         if verdict is None:
-            seen: Sighting | None = ray.get(self.monitor.last_seen.remote(spec.trial_id))
+            seen: Sighting | None = ask(lambda: self.monitor.last_seen.remote(spec.trial_id), None)
             if self.stopping.stopped:
                 # It has no row, so it runs when the study goes on.
                 queue.in_flight.pop(spec.trial_id)

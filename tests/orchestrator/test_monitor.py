@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from orchestrator.monitor import Monitor, Sighting
 
 
@@ -62,3 +64,15 @@ def test_a_process_that_died_waits_for_no_space():
     monitor.last_seen("a")
     monitor.storage_works(("node", 2))
     assert monitor.news() == ["full", "there is space again; the study goes on"]
+
+
+@pytest.mark.ray
+def test_a_monitor_that_is_gone_answers_nothing_instead_of_ending_the_study(ray_address):
+    import ray
+
+    from orchestrator.flight import ask
+
+    monitor = ray.remote(num_cpus=0)(Monitor).remote()
+    assert ask(monitor.loads.remote, None) == {}
+    ray.kill(monitor)
+    assert ask(monitor.loads.remote, None, patience=0) is None
