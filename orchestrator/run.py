@@ -10,8 +10,8 @@ from typing import Any
 from orchestrator import session
 from orchestrator.adaptation import OneSweep
 from orchestrator.control import Stopping
-from orchestrator.profile import first_trials
 from orchestrator.monitor import Sighting
+from orchestrator.profile import first_trials
 from orchestrator.progress import StudyDisplay
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study
