@@ -231,6 +231,11 @@ class StudyRun:
                 if isinstance(error.cause, UserError):
                     raise error.cause from None
                 raise
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().partition("\n")[0].rstrip(".")
+                raise UserError(
+                    f"The subject {name} couldn't be loaded: its process or node was lost again and again ({reason})."
+                ) from error
             self.store.write_subject(self.subjects[name].row)
         return {name: subject for name, (subject, _) in references.items()}
 
