@@ -644,7 +644,7 @@ fixers:
   - name: arachne
     preset: quick
     params: {generations: 3}
-    adapt: {search: optuna, budget: 4, parallel: 2, objective: pareto, space: {alpha: [1.0, 5.0, 10.0]}}
+    adapt: {search: optuna, budget: 4, parallel: 2, objective: pareto, space: {alpha: [1.0, 2.0, 5.0, 10.0]}}
 attack: none
 time_limit: 10m
 """)
