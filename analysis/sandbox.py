@@ -154,9 +154,8 @@ class Sandbox:
             timer.start()
             return self._receive()
         except QueryError:
-            # Memory that ran out may have left the process in pieces. The next one starts while the user reads.
+            # Memory that ran out may have left the process in pieces.
             self.close()
-            self.start()
             raise
         except (BrokenPipeError, EOFError):
             self.close()

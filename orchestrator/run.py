@@ -97,9 +97,17 @@ def run_study(
                 if display is not None:
                     display.row(trial_id, outcome, reason_code)
 
-            run = StudyRun(study, definitions, store, session.data_root(data_root), session.cache_dir(), on_row=on_row)
-            run.stopping, run.retry_failures = stopping, retry_failures
-            run.final = only is None and not profile
+            run = StudyRun(
+                study,
+                definitions,
+                store,
+                session.data_root(data_root),
+                session.cache_dir(),
+                stopping,
+                on_row=on_row,
+                final=only is None and not profile,
+                retry_failures=retry_failures,
+            )
             if display is not None:
                 shown = display
                 run.on_event = shown.event

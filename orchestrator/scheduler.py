@@ -178,6 +178,7 @@ class StudyRun:
         store: its results.
         data_root: folder of datasets on the nodes.
         cache_dir: folder for originals and intermediate results on the nodes.
+        stopping: what `fixstudy stop` has asked for.
         on_row: told of each row as it appears: trial id, outcome, reason code.
         on_event: told in a sentence what is going on.
         on_plan: told the plan and how many of its trials are done already.
@@ -188,6 +189,7 @@ class StudyRun:
     store: Store
     data_root: Path | None
     cache_dir: Path
+    stopping: Stopping
     on_row: Callable[[str, str, str | None], None] = lambda trial_id, outcome, reason: None
     on_event: Callable[[str], None] = lambda sentence: None
     on_plan: Callable[[Plan, int], None] = lambda plan, done: None
@@ -199,16 +201,10 @@ class StudyRun:
     """How trials share GPUs."""
     gpus: float = 0.0
     """GPUs of a trial that shares none."""
-    stopping: Stopping = field(init=False)
-    """What `fixstudy stop` has asked for."""
     final: bool = True
     """Whether final trials run; without them only adaptations do."""
     retry_failures: bool = False
     """Whether trials that failed for reasons that may pass run again."""
-
-    def __post_init__(self) -> None:
-        """Nobody has asked for anything yet."""
-        self.stopping = Stopping(self.store)
 
     def load_subjects(self) -> dict[str, Any]:
         """Load all subjects on the cluster, in parallel; missing originals are trained there.

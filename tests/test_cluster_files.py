@@ -28,7 +28,9 @@ def job():
 @pytest.mark.parametrize("path", [CLOUD, ON_PREMISE], ids=lambda path: path.stem)
 def test_it_follows_rays_own_schema(path):
     # As `ray up` does: defaults of the provider are filled in, then the schema holds.
-    validate_config(prepare_config(yaml.safe_load(path.read_text())))
+    config = prepare_config(yaml.safe_load(path.read_text()))
+    validate_config(config)
+    assert config["head_node_type"] in config["available_node_types"]
 
 
 @pytest.mark.parametrize(
