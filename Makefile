@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where this is set, as in many containers, every process would compile all of torch and Ray again: 10 s each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart demo reproduction test test-slow lint types boundaries unit format clean
 .DEFAULT_GOAL := quickstart

@@ -143,13 +143,19 @@ def code_version(fixer: type[Fixer]) -> str:
         path = getattr(module, "__file__", None)
         if path is None:
             continue
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-        sources[name] = _bare_code(tree)
-        waiting += [imported for imported in _imports(tree) if _is_ours(imported)]
+        sources[name], imports = _parsed(Path(path).read_text(encoding="utf-8"))
+        waiting += [imported for imported in imports if _is_ours(imported)]
     # Where a plug-in's file lies says nothing about what it computes.
     texts = {_PLUGIN_NAME.sub("", name): text for name, text in sources.items()}
     code = "\n".join(f"{name}\n{texts[name]}" for name in sorted(texts))
     return hashlib.sha256(code.encode()).hexdigest()[:12]
+
+
+@cache
+def _parsed(source: str) -> tuple[str, tuple[str, ...]]:
+    # Approaches share most of their modules; each is parsed once per process.
+    tree = ast.parse(source)
+    return _bare_code(tree), tuple(_imports(tree))
 
 
 def _is_ours(name: str) -> bool:
