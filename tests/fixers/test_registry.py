@@ -90,8 +90,8 @@ def test_the_code_version_covers_helper_modules(tmp_path, monkeypatch):
     arachne = fixers.get("arachne")
     registry.code_version.cache_clear()
     version = registry.code_version(arachne)
-    bare = registry._bare_code
-    monkeypatch.setattr(registry, "_bare_code", lambda tree: bare(tree).replace("def pareto_front", "def pareto"))
+    parsed = registry._parsed
+    monkeypatch.setattr(registry, "_parsed", lambda source: parsed(source.replace("def pareto_front", "def pareto")))
     registry.code_version.cache_clear()
     assert registry.code_version(arachne) != version
     registry.code_version.cache_clear()
