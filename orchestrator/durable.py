@@ -5,9 +5,12 @@ import socket
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
+
+MOST_SYNCS_AT_ONCE = 8
 
 
 def write_files(files: Mapping[str, bytes | pa.Buffer]) -> None:
@@ -77,5 +80,10 @@ def _sync_all(paths: Collection[str]) -> None:
         for path in paths:
             _sync(path)
         return
-    with ThreadPoolExecutor(len(paths)) as pool:
-        list(pool.map(_sync, paths))
+    list(_pool(os.getpid()).map(_sync, paths))
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads that live as long as their process: on a busy machine starting one takes longer than a sync."""
+    return ThreadPoolExecutor(MOST_SYNCS_AT_ONCE, thread_name_prefix="fixstudy-sync")
