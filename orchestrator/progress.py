@@ -17,6 +17,8 @@ from orchestrator.monitor import Sighting
 
 SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_OF_SILENCE = 60.0
+"""Without a terminal; after them a line says what is running."""
 MOST_TRIALS_SHOWN = 12
 STYLES = {"OK": "green", "CORRUPTED": "yellow", "FAILURE": "red", "UNADAPTABLE": "dim"}
 
@@ -54,23 +56,13 @@ class StudyDisplay:
     def shown(self) -> Iterator["StudyDisplay"]:
         """Show it until the block ends."""
         if not self._console.is_terminal:
-            yield self
-            return
-        stop = threading.Event()
-        with Live(self.render(), console=self._console, refresh_per_second=4, transient=True) as live:
-
-            def refresh() -> None:
-                while not stop.wait(SECONDS_BETWEEN_POLLS):
-                    live.update(self.render())
-
-            thread = threading.Thread(target=refresh, name="display", daemon=True)
-            thread.start()
-            try:
+            with _repeating(self.say_what_runs):
                 yield self
-            finally:
-                stop.set()
-                thread.join()
-                live.update(self.render())
+            return
+        with Live(self.render(), console=self._console, refresh_per_second=4, transient=True) as live:
+            with _repeating(lambda: live.update(self.render())):
+                yield self
+            live.update(self.render())
 
     def event(self, sentence: str) -> None:
         """Something worth a line happened."""
@@ -94,13 +86,26 @@ class StudyDisplay:
     def row(self, trial_id: str, outcome: str, reason_code: str | None) -> None:
         """A trial has its row."""
         self._outcomes[outcome] += 1
-        now = time.monotonic()
         done = self._before + self._outcomes.total()
         bad = outcome in ("FAILURE", "CORRUPTED")
-        if not self._console.is_terminal and (bad or now - self._last_line > SECONDS_BETWEEN_LINES):
-            self._last_line = now
+        silent = time.monotonic() - self._last_line
+        if not self._console.is_terminal and (bad or silent > SECONDS_BETWEEN_LINES):
             latest = f"; trial {trial_id} is {outcome} ({reason_code})" if bad else ""
             self._say(f"{self._title}: {done}/{self._planned} trials done{self._eta()}{latest}")
+
+    def say_what_runs(self) -> None:
+        """A line for those who wait without a terminal, when there was none for a while."""
+        now = time.monotonic()
+        if self._began is None or now - self._last_line < SECONDS_OF_SILENCE:
+            return
+        flying = sorted(self._running(), key=lambda sighting: -sighting.seconds)
+        if flying:
+            oldest = flying[0]
+            others = f" and {len(flying) - 1} more" if len(flying) > 1 else ""
+            self._say(
+                f"{self._title}: {self._before + self._outcomes.total()}/{self._planned} trials done{self._eta()}; "
+                f"{oldest.label} ({oldest.phase}) for {duration(oldest.seconds)}{others}"
+            )
 
     def render(self) -> RenderableType:
         """The display as it stands."""
@@ -143,8 +148,27 @@ class StudyDisplay:
         return f", about {duration((time.monotonic() - self._began) / ran * left)} left"
 
     def _say(self, line: str) -> None:
+        self._last_line = time.monotonic()
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         sys.stderr.flush()
+
+
+@contextmanager
+def _repeating(action: Callable[[], None]) -> Iterator[None]:
+    """Do something again and again beside the block."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(SECONDS_BETWEEN_POLLS):
+            action()
+
+    thread = threading.Thread(target=work, name="display", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def node_names(flying: Sequence[Sighting]) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """What is told while a study runs."""
 
 import io
+from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from orchestrator import progress
@@ -9,16 +11,43 @@ from orchestrator.monitor import Sighting
 from orchestrator.progress import StudyDisplay, duration, node_names
 
 
-def test_what_never_ran_says_nothing_of_the_time_left(monkeypatch):
-    clock = iter([100.0, 101.0, 200.0, 200.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    return clock
+
+
+def test_what_never_ran_says_nothing_of_the_time_left(clock):
     text = io.StringIO()
     display = StudyDisplay("mine", Console(file=text))
     display.planned(10, 0, list)
     display.row("a", "UNADAPTABLE", "dense_chain")
     assert "left" not in text.getvalue()
+    clock.now = 200.0
     display.row("b", "OK", None)
     assert text.getvalue().splitlines()[-1] == "mine: 2/10 trials done, about 13 min 20 s left", "8 trials of 100 s"
+
+
+def test_without_a_terminal_a_line_breaks_a_long_silence(clock):
+    text = io.StringIO()
+    display = StudyDisplay("mine", Console(file=text))
+    flying = [sighting("a", "apricot on [red]mnist, seed 0", "n", "h"), sighting("b", "care on mnist", "n", "h")]
+    display.planned(9, 4, lambda: flying)
+    for clock.now in (110.0, 161.0, 170.0, 230.0):
+        flying[0] = replace(flying[0], seconds=clock.now - 100)
+        display.say_what_runs()
+    assert text.getvalue().splitlines()[1:] == [
+        "mine: 4/9 trials done; apricot on [red]mnist, seed 0 (fix) for 1 min 1 s and 1 more",
+        "mine: 4/9 trials done; apricot on [red]mnist, seed 0 (fix) for 2 min 10 s and 1 more",
+    ]
 
 
 def test_durations_are_for_people():
