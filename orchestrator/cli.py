@@ -101,6 +101,13 @@ def _needs_torch(command: Callable[P, R]) -> Callable[P, R]:
 _DATA_ROOT = click.option("--data-root", metavar="FOLDER", help="Folder of datasets; FIXSTUDY_DATA when not given.")
 _RESULTS = click.option("--results", metavar="URI", help="Results folder or URI; results/<study> when not given.")
 
+_LOG = click.option(
+    "--log",
+    multiple=True,
+    metavar="SERVICE[=TARGET]",
+    help="Also show trials in tensorboard[=FOLDER], mlflow[=URI] or wandb[=PROJECT]; may be given several times.",
+)
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fixstudy", message="%(prog)s %(version)s")
@@ -110,6 +117,14 @@ def cli() -> None:
     A study runs fixers on subjects, with seeds and hyper-parameters, and writes Parquet that any SQL tool reads.
     Start with: fixstudy run examples/quickstart.yaml
     """
+
+
+def _services(log: tuple[str, ...]) -> dict[str, str | None]:
+    if not log:
+        return {}
+    from orchestrator.loggers import parse
+
+    return parse(log)
 
 
 # ---- studies --------------------------------------------------------------------------------------------------
@@ -137,11 +152,13 @@ def _tells_of_stop() -> Iterator[None]:
     type=click.Choice(("failures",)),
     help="Also run again what failed for want of memory, time or a living process, and what was stopped.",
 )
+@_LOG
 @click.option("--dry-run", is_flag=True, help="Show the plan and run nothing.")
 @_needs_torch
 def run(
-    study: str, address: str | None, results: str | None, data_root: str | None, retry: str | None, dry_run: bool
-) -> None:
+    study: str, address: str | None, results: str | None, data_root: str | None, retry: str | None,
+    log: tuple[str, ...], dry_run: bool,
+) -> None:  # fmt: skip
     """Run what is missing of a study. The same command again resumes."""
     if dry_run and retry:
         raise UserError("--dry-run shows what is missing and knows no failures; leave out --retry.")
@@ -152,6 +169,7 @@ def run(
     from orchestrator.progress import StudyDisplay, duration
     from orchestrator.run import run_study
 
+    show_in = _services(log)
     display = StudyDisplay(Path(study).stem)
     with _tells_of_stop(), display.shown():
         summary = run_study(
@@ -161,6 +179,7 @@ def run(
             data_root=data_root,
             display=display,
             retry_failures=retry is not None,
+            show_in=show_in,
         )
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
     click.echo(
@@ -243,6 +262,7 @@ def adapt(
 @click.option("--results", metavar="URI", help="Results URI, or an absolute path that all nodes share.")
 @click.option("--data-root", metavar="FOLDER", help="Folder of datasets on the nodes; data don't travel.")
 @click.option("--retry", type=click.Choice(("failures",)), help="As for fixstudy run.")
+@_LOG
 @click.option("--python", default="python", show_default=True, metavar="PATH", help="Interpreter on the head.")
 @click.option("--attach", metavar="JOB", help="Follow a job that was submitted before.")
 @_needs_torch

@@ -47,6 +47,7 @@ def run_study(
     retry_failures: bool = False,
     only: OneSweep | None = None,
     profile: bool = False,
+    show_in: Mapping[str, str | None] | None = None,
 ) -> Summary:
     """Run what is missing of a study.
 
@@ -59,6 +60,7 @@ def run_study(
         retry_failures: run again what failed for reasons that may pass (see :mod:`orchestrator.retry`).
         only: run just this adaptation, and no final trials.
         profile: run just the first trial of every fixer on every subject.
+        show_in: services that show the trials, with their targets (see :mod:`orchestrator.loggers`).
 
     Raises:
         UserError: the study file, the data or the results folder are not as they must be.
@@ -107,6 +109,7 @@ def run_study(
                 on_row=on_row,
                 final=only is None and not profile,
                 retry_failures=retry_failures,
+                show_in=show_in or {},
             )
             if display is not None:
                 shown = display

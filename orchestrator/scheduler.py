@@ -6,13 +6,12 @@ same command again is resuming.
 """
 
 import functools
-import io
 import json
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,28 +123,18 @@ class _TuneLog(logging.Filter):
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Listen to Tune until the block ends; what Ray prints goes to the log of this module."""
+        """Listen to Tune until the block ends."""
         loggers = [logging.getLogger(f"ray.tune.{name}") for name in _TALKATIVE]
         for logger in loggers:
             logger.addFilter(self)
         try:
-            with redirect_stdout(_Printed()):
-                yield
+            yield
         finally:
             for logger in loggers:
                 logger.removeFilter(self)
 
 
 _TALKATIVE = ("execution.tune_controller", "tune", "analysis.experiment_analysis")
-
-
-class _Printed(io.TextIOBase):
-    """Standard output while Tune runs: Ray prints there when a worker dies, which is a row of ours, not news."""
-
-    def write(self, text: str) -> int:
-        if text.strip():
-            logging.getLogger(__name__).debug("ray: %s", text.strip())
-        return len(text)
 
 
 class _Collector(_Stateless, tune.Callback):
@@ -205,6 +194,8 @@ class StudyRun:
     """Whether final trials run; without them only adaptations do."""
     retry_failures: bool = False
     """Whether trials that failed for reasons that may pass run again."""
+    show_in: Mapping[str, str | None] = field(default_factory=dict)
+    """Services that the trials are shown in, with their targets (see :mod:`orchestrator.loggers`)."""
 
     def load_subjects(self) -> dict[str, Any]:
         """Load all subjects on the cluster, in parallel; missing originals are trained there.
@@ -430,6 +421,14 @@ class StudyRun:
             # Tune takes Ctrl-C for a wish to end and returns as if all were done.
             raise KeyboardInterrupt
 
+    def _loggers(self) -> list[tune.Callback]:
+        if not self.show_in:
+            return []
+        from orchestrator import loggers
+
+        # The name, not the method: a display may take its place after the run was made.
+        return [*loggers.build(self.show_in, self.study.study, self.store, lambda sentence: self.on_event(sentence))]
+
     def _fit(self, queue: TrialQueue, context: WorkerContext, resources: Mapping[str, float], wave: int) -> bool:
         """Run a wave of trials to its end; whether another may follow."""
         log = _TuneLog()
@@ -447,7 +446,8 @@ class StudyRun:
                     name=self.study.study,
                     storage_path=scratch,
                     verbose=0,
-                    callbacks=[_Collector(self, queue, log)],
+                    # The collector comes first: it stores the rows that the others show.
+                    callbacks=[_Collector(self, queue, log), *self._loggers()],
                     failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 ),

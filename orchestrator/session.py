@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
@@ -70,14 +71,24 @@ def ray_running(address: str | None) -> Iterator[str | None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    if ray.is_initialized():
-        yield None
-        return
-    dashboard = _start_ray(address)
-    try:
-        yield dashboard
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(_Printed()):
+        if ray.is_initialized():
+            yield None
+            return
+        dashboard = _start_ray(address)
+        try:
+            yield dashboard
+        finally:
+            ray.shutdown()
+
+
+class _Printed(io.TextIOBase):
+    """Standard output while Ray runs: it prints there when a worker dies, which is a row of ours, not news."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger(__name__).debug("ray: %s", text.strip())
+        return len(text)
 
 
 def _start_ray(address: str | None) -> str | None:

@@ -132,21 +132,30 @@ class Store:
         return list(seen.values())
 
     def row(self, trial_id: str, columns: Sequence[str]) -> dict[str, Any] | None:
-        """The given columns of one trial's row; None when it has none.
+        """The given columns of one trial's row; None when it has none."""
+        table = self._of_trial("trials", trial_id, columns)
+        return None if table is None else _first(table)
+
+    def curves(self, trial_id: str) -> pa.Table | None:
+        """The curves of one trial, in the order in which they were reported; None when it has none."""
+        return self._of_trial("curves", trial_id, ["step", "metric", "value", "seconds"])
+
+    def _of_trial(self, dataset: DatasetName, trial_id: str, columns: Sequence[str]) -> pa.Table | None:
+        """What a dataset holds of one trial.
 
         Its file is asked for by name, which an object store answers truthfully even where its listings lag behind.
         """
 
         def read(path: str) -> pa.Table:
-            source = pads.dataset(path, SCHEMAS["trials"], format="parquet", filesystem=self._fs)
+            source = pads.dataset(path, SCHEMAS[dataset], format="parquet", filesystem=self._fs)
             return source.to_table(["trial_id", *columns], filter=pads.field("trial_id") == trial_id)
 
-        places = [f"{self._root}/trials/{trial_id}.parquet"]
+        what = f"read {dataset} of {trial_id}"
         with suppress(FileNotFoundError):
-            return _first(self._patiently(lambda: read(places[0]), f"read the row of {trial_id}"))
-        for path, ids in self._sources("trials")[1].items():
+            return self._patiently(lambda: read(f"{self._root}/{dataset}/{trial_id}.parquet"), what)
+        for path, ids in self._sources(dataset)[1].items():
             if trial_id in ids:
-                return _first(self._patiently(lambda path=path: read(path), f"read the row of {trial_id}"))  # type: ignore[misc]
+                return self._patiently(lambda path=path: read(path), what)  # type: ignore[misc]
         return None
 
     # ---- other files ------------------------------------------------------------------------------------------

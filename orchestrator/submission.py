@@ -47,6 +47,7 @@ class Job:
         results: URI, or an absolute path that all nodes share.
         data_root: folder of datasets on the nodes; their ``FIXSTUDY_DATA`` when None.
         retry: passed on to ``fixstudy run``.
+        log: likewise.
         python: the interpreter of the cluster's environment.
     """
 
@@ -54,6 +55,7 @@ class Job:
     results: str
     data_root: str | None = None
     retry: str | None = None
+    log: tuple[str, ...] = ()
     python: str = "python"
 
     def command(self) -> str:
@@ -64,6 +66,8 @@ class Job:
             words += ["--data-root", self.data_root]
         if self.retry is not None:
             words += ["--retry", self.retry]
+        for service in self.log:
+            words += ["--log", service]
         return shlex.join(words)
 
 
@@ -311,6 +315,7 @@ def submit_command(
     results: str | None,
     data_root: str | None,
     retry: str | None,
+    log: tuple[str, ...],
     python: str,
     attach: str | None,
 ) -> int:
@@ -337,7 +342,7 @@ def submit_command(
     with tempfile.TemporaryDirectory(prefix="fixstudy-submit-") as folder:
         packed = pack(Path(study), Path(folder))
         with _answering(address):
-            job = submit(client, Job(packed, results, data_root, retry, python), Path(folder), name)
+            job = submit(client, Job(packed, results, data_root, retry, log, python), Path(folder), name)
     click.echo(f"Submitted as {job}; results go to {results}.", err=True)
     return _follow_or_detach(client, job, address)
 

@@ -128,10 +128,11 @@ def test_too_much_is_refused_with_the_largest_file(tmp_path):
 
 
 def test_the_command_of_a_job_survives_strange_names():
-    command = Job("study/my study.yaml", "s3://b/x y", data_root="/d", retry="failures").command()
+    job = Job("study/my study.yaml", "s3://b/x y", data_root="/d", retry="failures", log=("mlflow=http://m", "wandb"))
+    command = job.command()
     assert command == (
         "python -m orchestrator.cli run 'study/my study.yaml' --address auto --results 's3://b/x y' "
-        "--data-root /d --retry failures"
+        "--data-root /d --retry failures --log mlflow=http://m --log wandb"
     )
 
 
@@ -191,7 +192,7 @@ def test_ctrl_c_offers_to_detach(monkeypatch, capsys, terminal, leave, stopped, 
     monkeypatch.setattr(submission, "connect", lambda address: cluster)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: terminal))
     monkeypatch.setattr(submission.click, "confirm", lambda *a, **k: leave)
-    options = {"results": None, "data_root": None, "retry": None, "python": "python"}
+    options = {"results": None, "data_root": None, "retry": None, "log": (), "python": "python"}
     assert submit_command(None, "http://head:8265", attach="j", **options) == code
     assert cluster.stopped is stopped
     said = capsys.readouterr().err
@@ -201,7 +202,7 @@ def test_ctrl_c_offers_to_detach(monkeypatch, capsys, terminal, leave, stopped, 
 @pytest.mark.parametrize("results", [None, "results/mine"])
 def test_results_must_outlive_the_job(tmp_path, results):
     study = str(write_study(tmp_path, "subjects: [digits]\n"))
-    options = {"data_root": None, "retry": None, "python": "python", "attach": None}
+    options = {"data_root": None, "retry": None, "log": (), "python": "python", "attach": None}
     with pytest.raises(UserError, match="give --results as a URI"):
         submit_command(study, "http://192.0.2.1:8265", results=results, **options)
     with pytest.raises(UserError, match="one of them"):
@@ -215,7 +216,7 @@ def test_a_server_that_goes_away_is_said_in_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(submission, "connect", lambda address: Gone())
     study = str(write_study(tmp_path, "subjects: [digits]\n"))
-    options = {"data_root": None, "retry": None, "python": "python", "attach": None}
+    options = {"data_root": None, "retry": None, "log": (), "python": "python", "attach": None}
     with pytest.raises(UserError, match=r"at http://head:8265 takes no job \(Connection reset by peer\)"):
         submit_command(study, "http://head:8265", results="s3://b/x", **options)
 
