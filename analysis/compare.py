@@ -1,6 +1,6 @@
 """Two studies side by side: ours and the published one, before and after a change, one machine and another."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ class Pair:
     accuracy_change: float | None
 
     @property
+    def cells(self) -> tuple[Cell | None, Cell | None]:
+        """Of the first and of the second study."""
+        return self.first, self.second
+
+    @property
     def verdict(self) -> str:
         """What can be said: agreement, a difference beyond the intervals, another outcome, or missing."""
         if self.first is None or self.second is None:
@@ -69,17 +74,34 @@ class StudyComparison:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Markdown."""
+        """Markdown: per subject of both studies the figures side by side, then their differences."""
         lines = [f"# {md_text(self.first)} and {md_text(self.second)}", "", *(f"- {md_text(n)}" for n in self.notes)]
-        heads = ["Subject", "Fixer", "First", "Second", "RR, points", "NFR, points", "ACC change, points", "Verdict"]
-        lines += ["", md_row(heads), md_row(["---"] * len(heads))]
+        by_subject: dict[str, list[Pair]] = {}
         for pair in self.pairs:
-            change = words.EN_DASH if pair.accuracy_change is None else words.fixed(pair.accuracy_change, 2)
-            cells = [pair.subject, pair.fixer, _cell(pair.first), _cell(pair.second)]
-            cells += [_difference(pair.repair_rate), _difference(pair.negative_flip_rate), change, pair.verdict]
-            lines.append(md_row([md_text(cell) for cell in cells]))
-        lines += ["", "Differences are second minus first, with 95 % intervals of the test samples (not of the seeds)."]
+            by_subject.setdefault(pair.subject, []).append(pair)
+        for subject, pairs in by_subject.items():
+            if any(pair.first for pair in pairs) and any(pair.second for pair in pairs):
+                lines += ["", f"## {md_text(subject)}", "", *self._figures(pairs), "", *_differences(pairs)]
         return "\n".join(lines) + "\n"
+
+    def _figures(self, pairs: Sequence[Pair]) -> list[str]:
+        measures = [measure for measure in _MEASURES if any(measure.of(cell) for pair in pairs for cell in pair.cells)]
+        lines = [
+            f"Each cell is {md_text(self.first)} / {md_text(self.second)}; means over the seeds.",
+            "",
+            md_row(["Fixer", *(measure.head for measure in measures)]),
+            md_row(["---", *("---:" for _ in measures)]),
+        ]
+        original = [_beside(*(_first_of(measure.original, pairs, side) for side in (0, 1))) for measure in measures]
+        rows = [["*original*", *original]]
+        for pair in pairs:
+            figures = [_beside(*(measure.of(cell) for cell in pair.cells)) for measure in measures]
+            # What has no figures has a word in their place, once.
+            figures[0] = _beside(*(measures[0].of(cell) or _outcome(cell) for cell in pair.cells))
+            rows.append([pair.fixer, *figures])
+        total = [_total_seconds(pairs, side) for side in (0, 1)]
+        rows.append(["*sum*", *(_beside(*total) if measure.head == "Time" else "" for measure in measures)])
+        return lines + [md_row([cell if cell.startswith("*") else md_text(cell) for cell in row]) for row in rows]
 
     def to_json(self) -> dict[str, Any]:
         """For machines: fractions, and intervals as {low, estimate, high}."""
@@ -98,6 +120,10 @@ class StudyComparison:
                     "repair_rate_difference": interval_json(pair.repair_rate),
                     "negative_flip_rate_difference": interval_json(pair.negative_flip_rate),
                     "accuracy_change_difference": pair.accuracy_change,
+                    **{
+                        name: [value(cell) if cell else None for cell in pair.cells]
+                        for name, value in (("accuracy", _accuracy), ("asr", _asr), ("fix_seconds", _seconds))
+                    },
                     "verdict": pair.verdict,
                 }
                 for pair in self.pairs
@@ -160,18 +186,98 @@ def _notes(first: Findings, second: Findings, pairs: tuple[Pair, ...]) -> list[s
             f"{words.conjunction(other)}: the data, splits or original weights are not the same in both studies, so "
             "compare changes and not figures."
         )
+    for side, name in enumerate((first.study, second.study)):
+        alone = sorted(prints[side].keys() - prints[1 - side].keys())
+        if alone and common:
+            notes.append(f"Only {name} has {words.conjunction(alone)}.")
     both = [pair for pair in pairs if pair.first and pair.second]
     agree = sum(pair.verdict in ("agrees", "same outcome") for pair in both)
     notes.append(f"{len(both)} cells are in both studies; {agree} of them agree within their intervals.")
     return notes
 
 
-def _cell(cell: Cell | None) -> str:
-    if cell is None:
-        return words.EN_DASH
-    if not cell.is_ok or cell.repair_rate is None or cell.negative_flip_rate is None:
-        return cell.outcome
-    return f"RR {words.percent(cell.repair_rate.estimate)}, NFR {words.percent(cell.negative_flip_rate.estimate)}"
+# ---- Markdown -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measure:
+    head: str
+    value: Callable[[Cell], float | None]
+    words: Callable[[float], str]
+    of_original: Callable[[Cell], float | None] = lambda cell: None
+
+    def of(self, cell: Cell | None) -> str | None:
+        return self._said(self.value(cell)) if cell is not None and cell.is_ok else None
+
+    def original(self, cell: Cell | None) -> str | None:
+        return self._said(self.of_original(cell)) if cell is not None else None
+
+    def _said(self, value: float | None) -> str | None:
+        return None if value is None else self.words(value)
+
+
+def _accuracy(cell: Cell) -> float | None:
+    return cell.accuracy
+
+
+def _asr(cell: Cell) -> float | None:
+    return None if cell.asr is None else cell.asr.estimate
+
+
+def _seconds(cell: Cell) -> float | None:
+    values = cell.values("fix_seconds")
+    return sum(values) / len(values) if values else None
+
+
+def _hundredths(fraction: float) -> str:
+    return words.fixed(100 * fraction, 2)
+
+
+_MEASURES = (
+    _Measure("ACC, %", _accuracy, _hundredths, lambda cell: cell.accuracy_original),
+    _Measure("change, %", lambda cell: cell.change, lambda change: words.fixed(change, 2)),
+    _Measure("RR, %", lambda cell: cell.repair_rate.estimate if cell.repair_rate else None, _hundredths),
+    _Measure("NFR, %", lambda cell: cell.negative_flip_rate.estimate if cell.negative_flip_rate else None, _hundredths),
+    _Measure("ASR, %", _asr, _hundredths, lambda cell: cell.asr_original),
+    _Measure("AAOD", lambda cell: cell.aaod.estimate if cell.aaod else None, lambda value: words.fixed(value, 3),
+             lambda cell: cell.aaod_original),
+    _Measure("Time", _seconds, words.seconds),
+)  # fmt: skip
+
+
+def _beside(first: str | None, second: str | None) -> str:
+    if first is None and second is None:
+        return ""
+    return f"{first or words.EN_DASH} / {second or words.EN_DASH}"
+
+
+def _outcome(cell: Cell | None) -> str | None:
+    return None if cell is None or cell.is_ok else cell.outcome
+
+
+def _first_of(said: Callable[[Cell | None], str | None], pairs: Sequence[Pair], side: int) -> str | None:
+    return next((text for pair in pairs if (text := said(pair.cells[side])) is not None), None)
+
+
+def _total_seconds(pairs: Sequence[Pair], side: int) -> str | None:
+    """Of one seed of every fixer that has a time."""
+    values = [value for pair in pairs if (cell := pair.cells[side]) and (value := _seconds(cell)) is not None]
+    return words.seconds(sum(values)) if values else None
+
+
+def _differences(pairs: Sequence[Pair]) -> list[str]:
+    heads = ["Fixer", "RR, points", "NFR, points", "ACC change, points", "Verdict"]
+    lines = [
+        "Differences are second minus first, with 95 % intervals of the test samples (not of the seeds).",
+        "",
+        md_row(heads),
+        md_row(["---"] * len(heads)),
+    ]
+    for pair in pairs:
+        change = words.EN_DASH if pair.accuracy_change is None else words.fixed(pair.accuracy_change, 2)
+        cells = [pair.fixer, _difference(pair.repair_rate), _difference(pair.negative_flip_rate), change, pair.verdict]
+        lines.append(md_row([md_text(cell) for cell in cells]))
+    return lines
 
 
 def _difference(difference: Interval | None) -> str:

@@ -1,9 +1,11 @@
 """Two studies side by side."""
 
 import json
+from statistics import fmean
 
 import pytest
 
+from analysis import words
 from analysis.compare import compare
 from analysis.errors import UserError
 
@@ -32,8 +34,30 @@ def test_every_cell_of_either_study_has_a_verdict(study, other):
     assert (result.first, result.second) == ("synthetic", "other")
     text = str(result)
     assert "1 of them agree" in text
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_the_page_has_the_figures_of_both_studies_side_by_side(study, other):
+    result = compare(study.folder, other.folder)
+    figures, differences = (part.split("\n\n")[0] for part in str(result).split("\n\n| Fixer |")[1:])
+    for table in (figures, differences):
+        assert len({line.count("|") for line in table.splitlines()[1:]}) == 1
+    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in figures.splitlines()[1:]}
+    (pair,) = (pair for pair in result.pairs if (pair.subject, pair.fixer) == ("digits", "arachne"))
+    means = [100 * fmean(run.accuracy_fixed for run in cell.ok_runs) for cell in pair.cells]
+    assert rows["arachne"][0] == f"{means[0]:.2f} / {means[1]:.2f}"
+    assert rows["apricot"][0].endswith(" / FAILURE")
+    assert rows["apricot"][2].endswith(" / \u2013")
+    assert rows["*original*"][0].split(" / ")[0] == f"{100 * pair.first.accuracy_original:.2f}"
+    assert result.to_json()["pairs"][1]["accuracy"] == pytest.approx([m / 100 for m in means])
+    seconds = [
+        sum(
+            fmean(run.fix_seconds for run in p.first.ok_runs) for p in result.pairs if p.first and p.subject == "digits"
+        )
+    ]
+    assert rows["*sum*"][-1].startswith(words.seconds(seconds[0]))
+    assert "| new |" not in str(result)
+    assert "Only other has new." in result.notes
 
 
 def test_the_difference_is_second_minus_first_and_turns_with_them(study, other):
