@@ -167,11 +167,12 @@ def latex(findings: Findings) -> str:
         _tex_table(
             findings,
             "properties",
-            "Robustness and fairness. ASR: attack success rate in percent; AAOD: average absolute odds difference.",
+            "Robustness and fairness. ASR: attack success rate in percent; AAOD: average absolute odds difference, "
+            "with its 95 % interval.",
             ("ASR", "AAOD"),
             lambda cell: (
                 words.fixed(100 * cell.asr.estimate, 2) if cell.asr else words.EN_DASH,
-                f"{cell.aaod.estimate:.4f}" if cell.aaod else words.EN_DASH,
+                _aaod(cell),
             ),
         ),
         _tex_table(
@@ -193,6 +194,15 @@ def _effectiveness(cell: Cell) -> tuple[str, ...]:
         words.fixed(100 * cell.repair_rate.estimate, 2) if cell.repair_rate else words.EN_DASH,
         words.fixed(100 * cell.negative_flip_rate.estimate, 2) if cell.negative_flip_rate else words.EN_DASH,
     )
+
+
+def _aaod(cell: Cell) -> str:
+    if cell.aaod is None:
+        return words.EN_DASH
+    text = f"{cell.aaod.estimate:.4f}"
+    if math.isfinite(cell.aaod.half_width):
+        text += f" ({cell.aaod.low:.3f}{words.EN_DASH}{cell.aaod.high:.3f})"
+    return text
 
 
 def _tex_table(

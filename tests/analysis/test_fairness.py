@@ -9,6 +9,7 @@ from synthetic_study import _aaod as slow_aaod
 import analysis
 from analysis import fairness
 from analysis.findings import find
+from analysis.report import write_report
 
 
 def _images(rng, n, k, seeds, change=0.15, gap=0.15):
@@ -164,6 +165,12 @@ def test_cells_have_the_rows_aaod_and_an_interval_around_it(study, subject):
         assert cell.aaod_rise.estimate == cell.aaod.estimate - cell.aaod_original
         assert cell.aaod.half_width > 0 and cell.aaod_rise.half_width > 0
     assert len(subject.ok) == 2
+
+
+def test_the_interval_is_in_the_table_for_papers(study, subject, tmp_path):
+    text = write_report(study.folder, tmp_path / "r.tex", "latex").read_text()
+    aaod = subject.cell("apricot").aaod
+    assert f"{aaod.estimate:.4f} ({aaod.low:.3f}--{aaod.high:.3f})" in text
 
 
 def test_subjects_without_groups_have_no_aaod(study):
