@@ -6,6 +6,7 @@ in LaTeX. The same results give the same bytes.
 
 import base64
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -90,6 +91,15 @@ def study_file(folder: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
+def commit(folder: Path) -> str | None:
+    """The git commit of the study file, when the driver knew it."""
+    try:
+        found = json.loads((folder / "origin.json").read_text(encoding="utf-8"))["commit"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
 # --- the document ------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +129,7 @@ def build(
         sections.adaptation(findings, con),
         sections.settings(findings, con),
         *utilisation(con),
-        *_appendix(con, findings, study_file(folder) if folder else None),
+        *_appendix(con, findings, folder),
     ]
     answers = [Answer(a.subject, a.lead, a.details, a.others, a.chosen is not None) for a in advices]
     if not answers:
@@ -237,8 +247,9 @@ def _trial_data(con: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
     return {"n": table.num_rows, "columns": columns}
 
 
-def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str | None) -> list[Section]:
+def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, folder: Path | None) -> list[Section]:
     blocks: list[Any] = []
+    study = study_file(folder) if folder else None
     for subject in findings.subjects:
         if subject.info:
             known = [
@@ -255,6 +266,8 @@ def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, study: str |
     entries = [(name, overview[column]) for name, column in named if overview[column]]
     if overview["n_hosts"]:
         entries.append(("nodes", str(overview["n_hosts"])))
+    if folder and (known_commit := commit(folder)):
+        entries.append(("commit of the study file", known_commit))
     entries.append(("results schema", f"version {SCHEMA_VERSION}"))
     blocks.append(Fold("Versions and settings", [Settings(entries)], open=True))
     versions = [(row["fixer"], row["code_versions"]) for row in answer(con, "code_versions").to_pylist()]

@@ -6,8 +6,10 @@ import io
 import json
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.store import Store
@@ -16,6 +18,7 @@ from orchestrator.subjects.subject import SubjectDefinition
 
 FROZEN_SETTINGS = "settings.json"
 ORIGIN = "origin.json"
+SECONDS_FOR_GIT = 5.0
 STARTS_OF_RAY = 3
 """How often Ray is started before giving up."""
 
@@ -161,4 +164,17 @@ def freeze(study: Study, path: Path, store: Store) -> None:
     store.write_bytes(FROZEN_SETTINGS, now)
     store.write_bytes("study.yaml", path.read_bytes())
     # Paths inside the file are relative to where it was.
-    store.write_bytes(ORIGIN, json.dumps({"folder": str(path.resolve().parent)}).encode())
+    folder = path.resolve().parent
+    store.write_bytes(ORIGIN, json.dumps({"folder": str(folder), "commit": commit_of(folder)}).encode())
+
+
+def commit_of(folder: Path) -> str | None:
+    """The git commit that a folder is at, and whether files differ from it; None where there is no repository."""
+    git = ["git", "-C", str(folder)]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": SECONDS_FOR_GIT, "check": True}
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit} (with changes)" if changed else commit

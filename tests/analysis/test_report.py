@@ -321,6 +321,18 @@ def test_markdown_tables_are_rectangular(study, tmp_path):
         assert len({re.sub(r"\\\|", "", line).count("|") for line in block.splitlines()}) == 1
 
 
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", '{"folder": "/f"}', '{"commit": null}', '{"commit": "<b>c0ffee</b>"}']
+)
+def test_the_commit_is_shown_where_it_is_known(write_study, tmp_path, content):
+    folder = write_study(tmp_path / "s", subjects=("digits",)).folder
+    if content is not None:
+        (folder / "origin.json").write_text(content)
+    page = report.write_report(folder).read_text()
+    assert ("&lt;b&gt;c0ffee&lt;/b&gt;" in page) is (content is not None and "c0ffee" in content)
+    assert "<b>c0ffee" not in page
+
+
 def test_latex_has_the_studys_tables(published, tmp_path):
     text = report.write_report(published, tmp_path / "r.tex", "latex").read_text()
     assert text.count("\\begin{table*}") == text.count("\\end{table*}") == 3

@@ -1,10 +1,13 @@
 """Starting Ray on machines that are busy, and joining clusters that aren't there."""
 
+import re
+import subprocess
+
 import pytest
 import ray
 
 from orchestrator.errors import UserError
-from orchestrator.session import STARTS_OF_RAY, ray_running
+from orchestrator.session import STARTS_OF_RAY, commit_of, ray_running
 
 
 @pytest.fixture
@@ -55,3 +58,15 @@ def test_other_errors_of_ray_are_not_hidden(starts):
     starts[0].append(Exception("disk on fire"))
     with pytest.raises(Exception, match="disk on fire"), ray_running(None):
         pass
+
+
+def test_the_commit_of_a_study_file_is_known(tmp_path):
+    assert commit_of(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    (tmp_path / "study.yaml").write_text("study: mine\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    commit = commit_of(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    (tmp_path / "study.yaml").write_text("study: other\n")
+    assert commit_of(tmp_path) == f"{commit} (with changes)"
