@@ -79,7 +79,7 @@ def heatmaps(
 
 
 def _relevance(model: nn.Module, inputs: Tensor, layers: list[str], problem: RepairProblem) -> dict[str, Tensor]:
-    with _frozen(model), torch.enable_grad(), _inputs_of(model, layers) as entering:
+    with _frozen(model), torch.enable_grad(), network.inputs_of(model, layers) as entering:
         outputs = model(inputs.detach().clone().requires_grad_(True))
         scores = outputs.gather(1, problem.task.predict(outputs)[:, None]).sum()
         values = list(entering.values())
@@ -89,24 +89,6 @@ def _relevance(model: nn.Module, inputs: Tensor, layers: list[str], problem: Rep
         for name, value, gradient in zip(entering, values, gradients, strict=True)
         if gradient is not None
     }
-
-
-@contextmanager
-def _inputs_of(model: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
-    entering: dict[str, Tensor] = {}
-
-    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
-        def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            entering.setdefault(name, arguments[0])
-
-        return model.get_submodule(name).register_forward_pre_hook(keep)
-
-    handles = [hook(name) for name in layers]
-    try:
-        yield entering
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Selection", ESEC/FSE 2018.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +15,7 @@ from torch.nn import functional
 from fixers.data import Split
 from fixers.heatmaps import layers_to_explain
 from fixers.localisation import weight_layers
+from fixers.network import inputs_of
 from fixers.problem import RepairProblem
 
 Group = Literal["correct", "mistaken", "missed"]
@@ -185,30 +185,12 @@ def _passes(
     model: nn.Module, split: Split, taps: Sequence[str], problem: RepairProblem
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """Targets, outputs and features of each micro-batch; where a layer is called several times the first counts."""
-    with torch.no_grad(), _inputs_of(model, taps) as entering:
+    with torch.no_grad(), inputs_of(model, taps) as entering:
         for batch in split.batches(problem.micro_batch, device=problem.device):
             problem.check_deadline()
             entering.clear()
             outputs = model(batch.inputs)
             yield batch.targets, outputs, {tap: _reduced(entering[tap]) for tap in taps}
-
-
-@contextmanager
-def _inputs_of(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    entering: dict[str, Tensor] = {}
-
-    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
-        def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            entering.setdefault(name, arguments[0])
-
-        return model.get_submodule(name).register_forward_pre_hook(keep)
-
-    handles = [hook(name) for name in layers]
-    try:
-        yield entering
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _reduced(values: Tensor) -> Tensor:
