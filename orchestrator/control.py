@@ -176,8 +176,15 @@ class Stopping:
 
     def _stop_study(self) -> str:
         self.stopped = True
-        count = 0 if self._study is None else len(self._study.in_flight())
-        return f"The study stops, and {count} trials in flight with it; `fixstudy run` goes on where it ended."
+        # Tune is given some trials ahead of time; those that wait there aren't lost.
+        running = [] if self._study is None else self._running(self._study)
+        count = f"{len(running)} running trial{'' if len(running) == 1 else 's'}"
+        return f"The study stops, and {count} with it; `fixstudy run` goes on where it ended."
+
+    @staticmethod
+    def _running(study: RunningStudy) -> list[Sighting]:
+        flying = set(study.in_flight())
+        return [sighting for sighting in study.sightings() if sighting.trial_id in flying]
 
     def _cancel(self, given: str) -> tuple[bool, str]:
         known = {} if self._study is None else self._study.open_trials()
@@ -192,10 +199,8 @@ class Stopping:
         return False, f"No open trial begins with '{given}'; {now}."
 
     def _end_trials(self, study: RunningStudy) -> None:
-        flying = set(study.in_flight())
-        wanted = flying if self.stopped else flying & self.cancelled
-        if wanted:
-            found = [sighting for sighting in study.sightings() if sighting.trial_id in wanted]
+        if self.stopped or self.cancelled & set(study.in_flight()):
+            found = [s for s in self._running(study) if self.stopped or s.trial_id in self.cancelled]
             if found:
                 study.end(found)
 

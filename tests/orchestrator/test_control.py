@@ -82,7 +82,7 @@ def test_a_trial_that_is_not_clear_stops_nothing(store):
 def test_the_whole_study_is_stopped(store):
     study, stopping = Study(), Stopping(store, interval=0.02)
     with sole_driver(store), stopping.listening(), stopping.of(study):
-        assert "2 trials in flight" in ask_to_stop(store, None)
+        assert "2 running trials with it" in ask_to_stop(store, None)
         wait_for(lambda: len(study.ended) == 2)
     assert stopping.stopped
 
