@@ -112,6 +112,7 @@ class Stopping:
         remote = store.local_path is None
         self._interval = interval or (SECONDS_BETWEEN_REMOTE_LOOKS if remote else SECONDS_BETWEEN_LOOKS)
         self._study: RunningStudy | None = None
+        self._interrupted = False
         self.stopped = False
         """Whether the whole study is to stop."""
         self.cancelled: set[str] = set()
@@ -157,6 +158,9 @@ class Stopping:
             study = self._study
             if study is not None and (self.stopped or self.cancelled):
                 self._end_trials(study)
+                if self.stopped:
+                    # Tune would start the trials that it was given ahead of time, one after another.
+                    self._interrupt()
 
     def _requests(self) -> list[str]:
         return sorted(name for name in self._store.names(FOLDER) if name.startswith(REQUEST) and name.endswith(".json"))
@@ -172,6 +176,12 @@ class Stopping:
         self._store.delete(f"{FOLDER}/{name}")
         if self.stopped and self._study is None:
             # Loading, planning or drawing: nothing that couldn't be cut short and done again.
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """As Ctrl-C does, which Tune takes for a wish to end; once, because a second one ends it without a clean-up."""
+        if not self._interrupted:
+            self._interrupted = True
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _stop_study(self) -> str:
