@@ -7,9 +7,11 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -420,3 +422,48 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+# ---- a whole study --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_on_a_full_disk_pauses_says_so_and_goes_on(small_disk, tmp_path, shared_cache):
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    plugin = Path(__file__).with_name("cluster_fixers.py")
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"study: full\nsubjects: [digits]\nplugins: ['{plugin}']\nfixers: [shows]\nseeds: 4\nattack: none\n"
+        "keep_models: none\npictures: false\n"
+    )
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(study), "--results", str(small_disk / "results")]
+    said = tmp_path / "said"
+    environment = os.environ | {"SHOWS_FOLDER": str(tmp_path), "FIXSTUDY_CACHE": str(shared_cache)}
+    with said.open("wb") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def until(condition):
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert driver.poll() is None, said.read_text()
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.1)
+
+    try:
+        until(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")))
+        filler = fill(small_disk)
+        (tmp_path / "go").touch()
+        until(lambda: "is full (No space left on device" in said.read_text())
+        assert list(small_disk.glob("results/trials/*.parquet")) == []
+        filler.unlink()
+        assert driver.wait(300) == 0, said.read_text()
+    finally:
+        driver.kill()
+        driver.wait()
+    assert "there is space again; the study goes on" in said.read_text()
+    with analysis.open(small_disk / "results") as con:
+        rows = con.sql("select outcome, count(*), count(distinct trial_id), max(attempts) from trials group by 1")
+        assert rows.fetchall() == [("OK", 4, 4, 1)]
+        assert con.sql("select count(distinct trial_id) from predictions").fetchall() == [(4,)]
+    assert list(small_disk.rglob("*.tmp-*")) == []
