@@ -84,13 +84,14 @@ def decide(rule: Rule, claims: Tensor, confidence: Tensor, votes: Tensor, precis
 
 def combined(rule: Rule, original: Tensor, outputs: Tensor, classes: Tensor, precision: Tensor, task: Task) -> Tensor:
     """Outputs (N, K) of whoever decides: the original's (N, K), or those of one of the experts (E, N, K)."""
-    predicted = task.predict(outputs.flatten(0, 1)).reshape(outputs.shape[:2])
-    classes = classes.to(outputs.device)
-    confidence = outputs.gather(-1, classes[:, None, None].expand(-1, outputs.shape[1], 1)).squeeze(-1)
-    votes = (predicted[None] == classes[:, None, None]).sum(1)
-    winner = decide(rule, predicted == classes[:, None], confidence, votes, precision)
+    # Nothing here asks for the number of inputs, which ONNX's tracing would take for a constant.
+    predicted = task.predict(outputs.flatten(0, 1)).reshape(len(outputs), -1)
+    own = classes.to(outputs.device)[:, None, None]
+    confidence = outputs.gather(-1, own.expand_as(outputs[..., :1])).squeeze(-1)
+    votes = (predicted[None] == own).sum(1)
+    winner = decide(rule, predicted == own.squeeze(-1), confidence, votes, precision)
     everyone = torch.cat([original[None], outputs])
-    return everyone[winner + 1, torch.arange(len(original), device=original.device)]
+    return everyone.gather(0, (winner + 1)[None, :, None].expand_as(everyone[:1])).squeeze(0)
 
 
 class ExpertNetwork(nn.Module):
@@ -111,30 +112,28 @@ class ExpertNetwork(nn.Module):
         (layer,) = experts.places.layers
         cut = network.cut(copy.deepcopy(model).eval(), layer)
         self.before, self.after = cut.prefix, cut.suffix
-        self._rule, self._task, self._weight = rule, task, f"{layer}.weight"
-        stack = []
-        for values in experts.values:
-            copied = copy.deepcopy(model)
-            experts.places.write(copied, values)
-            stack.append(copied.get_parameter(self._weight).detach())
-        self.weights: Tensor
+        self._rule, self._task = rule, task
+        # A module each, rather than one that is called with each expert's weights, so that ONNX's tracing can follow.
+        self.experts = nn.ModuleList(_behind(layer, model, experts, values) for values in experts.values)
         self.classes: Tensor
         self.precision: Tensor
-        self.register_buffer("weights", torch.stack(stack))
-        self.register_buffer("classes", experts.classes.to(stack[0].device))
-        self.register_buffer("precision", precision.to(stack[0].device))
+        device = next(model.parameters()).device
+        self.register_buffer("classes", experts.classes.to(device))
+        self.register_buffer("precision", precision.to(device))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs (B, K) of the network that decides each input."""
         values = self.before(inputs)
         original: Tensor = self.after(*values)
-
-        def expert(weight: Tensor) -> Tensor:
-            outputs: Tensor = torch.func.functional_call(self.after, {self._weight: weight}, values)
-            return outputs
-
-        outputs = torch.stack([expert(weight) for weight in self.weights])
+        outputs = torch.stack([expert(*values) for expert in self.experts])
         return combined(self._rule, original, outputs, self.classes, self.precision, self._task)
+
+
+def _behind(layer: str, model: nn.Module, experts: Experts, values: Tensor) -> nn.Module:
+    """The model from a layer on, with an expert's values."""
+    copied = copy.deepcopy(model).eval()
+    experts.places.write(copied, values)
+    return network.cut(copied, layer).suffix
 
 
 def predictions(problem: RepairProblem, experts: Experts, split: Split) -> Tensor:

@@ -6,10 +6,14 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+from fixers.experts import RULES, ExpertNetwork, Experts
+from fixers.task import Classification
+from fixers.weight_patches import Places
 from orchestrator.errors import UserError
 from orchestrator.subjects.architectures import ARCHITECTURES
 from orchestrator.subjects.onnx_export import ModelExportError, export_onnx
@@ -228,3 +232,22 @@ def test_architecture_from_the_new_exporter(tmp_path: Path, name: str, opset: in
     pixels = torch.rand(3, *shape)
     with torch.no_grad():
         assert (imported.model(pixels) - model(pixels)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_experts_that_vote_are_written_as_one_network(rule, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    weight = model[3].weight.detach()
+    places = Places(("3",), (torch.arange(weight.numel()),))
+    values = weight.flatten() + torch.randn(2, weight.numel())
+    experts = Experts(torch.tensor([0, 2]), places, values)
+    network = ExpertNetwork(model, experts, rule, torch.tensor([0.9, 0.4]), Classification(3))
+    export_onnx(network, tmp_path / "voting.onnx", input_shape=(3, 2, 2))
+    pixels = torch.rand(500, 3, 2, 2)
+    session = onnxruntime.InferenceSession(tmp_path / "voting.onnx")
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+    wanted = network(pixels)
+    torch.testing.assert_close(torch.from_numpy(outputs), wanted, rtol=1e-4, atol=1e-5)
+    decided_by_experts = (wanted != model(pixels)).any(dim=1).float().mean()
+    assert 0.05 < decided_by_experts < 0.95
