@@ -25,7 +25,7 @@ demo: $(STAMP)  ## a first report in about a minute: results/demo/report.html
 reproduction: $(STAMP)  ## ours against the published figures on MNIST; needs FIXSTUDY_DATA and FIXSTUDY_REFERENCE, and hours
 	$(BIN)/fixstudy run examples/reproduction.yaml
 	$(BIN)/fixstudy import-published results/published
-	$(BIN)/fixstudy compare results/reproduction results/published > docs/reproduction.md
+	$(BIN)/fixstudy compare results/reproduction results/published > docs/reproduction_figures.md
 
 test: lint types boundaries unit  ## everything that CI runs
 

@@ -100,7 +100,7 @@ class StudyComparison:
             figures[0] = _beside(*(measures[0].of(cell) or _outcome(cell) for cell in pair.cells))
             rows.append([pair.fixer, *figures])
         total = [_total_seconds(pairs, side) for side in (0, 1)]
-        rows.append(["*sum*", *(_beside(*total) if measure.head == "Time" else "" for measure in measures)])
+        rows.append(["*sum of both*", *(_beside(*total) if measure.head == "Time" else "" for measure in measures)])
         return lines + [md_row([cell if cell.startswith("*") else md_text(cell) for cell in row]) for row in rows]
 
     def to_json(self) -> dict[str, Any]:
@@ -260,9 +260,10 @@ def _first_of(said: Callable[[Cell | None], str | None], pairs: Sequence[Pair], 
 
 
 def _total_seconds(pairs: Sequence[Pair], side: int) -> str | None:
-    """Of one seed of every fixer that has a time."""
-    values = [value for pair in pairs if (cell := pair.cells[side]) and (value := _seconds(cell)) is not None]
-    return words.seconds(sum(values)) if values else None
+    """Of one seed of every fixer that has a time in both studies."""
+    both = [(_seconds(pair.first), _seconds(pair.second)) for pair in pairs if pair.first and pair.second]
+    times = [times for times in both if None not in times]
+    return words.seconds(sum(time[side] or 0 for time in times)) if times else None
 
 
 def _differences(pairs: Sequence[Pair]) -> list[str]:
