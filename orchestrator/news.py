@@ -35,7 +35,10 @@ def told(monitor: Any, on_event: Callable[[str], None]) -> Iterator[None]:
     stop = threading.Event()
 
     def listen() -> None:
-        while not stop.wait(SECONDS_BETWEEN_LOOKS):
+        over = False
+        while not over:
+            # A last look when the block has ended: what was said until then is told.
+            over = stop.wait(SECONDS_BETWEEN_LOOKS)
             # A monitor that doesn't answer now is asked again.
             with suppress(ray.exceptions.RayError):
                 for sentence in ray.get(monitor.news.remote(), timeout=SECONDS_TO_ANSWER):

@@ -197,7 +197,7 @@ def test_a_study_is_stopped_and_goes_on(tmp_path, shared_cache):
 
     said = stop()
     assert (said.returncode, said.stderr) == (0, "")
-    assert "1 trials in flight" in said.stdout
+    assert "1 running trial with it" in said.stdout
     assert first.wait(PATIENCE) == 130, log.read_text()
     assert "stopped by `fixstudy stop`" in log.read_text()
     assert len(rows()) == 5
