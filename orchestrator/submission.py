@@ -6,6 +6,7 @@ where they are. What the job says is followed, and it goes on without whoever fo
 
 import asyncio
 import importlib.util
+import logging
 import re
 import shlex
 import shutil
@@ -32,6 +33,7 @@ MOST_BYTES: Final = 200_000_000
 SECONDS_BETWEEN_LOOKS: Final = 2.0
 _NOT_PACKED: Final = shutil.ignore_patterns("__pycache__", "*.pyc")
 _ENDED: Final = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+_TALKATIVE: Final = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
 _MODULES: Final = ("model", "data")
 """Keys of a subject that may name a function of a module beside the study file."""
 _FILES: Final = ("model", "weights")
@@ -232,6 +234,9 @@ def connect(address: str) -> Client:
         raise UserError(f"fixstudy submit needs {missing[0]}: pip install 'fixstudy[cluster]'.")
     from ray.job_submission import JobSubmissionClient
 
+    # What it uploads and when a connection closes is no news for people.
+    for module in _TALKATIVE:
+        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
     with _answering(address):
         client: Client = JobSubmissionClient(address)
         return client
@@ -248,7 +253,7 @@ def _answering(address: str) -> Iterator[None]:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"The job server at {address} takes no job ({said}); give the head's address, such as http://head:8265, "
-            "and see that ray[default] runs there and that its token, if it wants one, is in RAY_AUTH_TOKEN."
+            "and see that ray[default] runs there; where it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -250,6 +251,8 @@ def test_a_study_is_submitted_followed_left_and_followed_again(tmp_path, shared_
     # A path of sockets may have 107 characters.
     short = Path(tempfile.mkdtemp(prefix="sent-", dir="/tmp"))
     own |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(short)}
+    # As on a real cluster: the server asks for a token, and both sides have it.
+    own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     start = ["start", "--head", "--port=6399", "--dashboard-port=8299", "--num-cpus=2", "--num-gpus=0", "--block"]
     start += ["--object-store-memory=200000000", "--disable-usage-stats"]
     address, results = "http://127.0.0.1:8299", tmp_path / "results"
