@@ -85,7 +85,8 @@ class StudyComparison:
         return "\n".join(lines) + "\n"
 
     def _figures(self, pairs: Sequence[Pair]) -> list[str]:
-        measures = [measure for measure in _MEASURES if any(measure.of(cell) for pair in pairs for cell in pair.cells)]
+        measures = [_MEASURES[0]]
+        measures += [m for m in _MEASURES[1:] if any(m.of(cell) for pair in pairs for cell in pair.cells)]
         lines = [
             f"Each cell is {md_text(self.first)} / {md_text(self.second)}; means over the seeds.",
             "",
@@ -98,10 +99,10 @@ class StudyComparison:
             figures = [_beside(*(measure.of(cell) for cell in pair.cells)) for measure in measures]
             # What has no figures has a word in their place, once.
             figures[0] = _beside(*(measures[0].of(cell) or _outcome(cell) for cell in pair.cells))
-            rows.append([pair.fixer, *figures])
+            rows.append([md_text(pair.fixer), *figures])
         total = [_total_seconds(pairs, side) for side in (0, 1)]
         rows.append(["*sum of both*", *(_beside(*total) if measure.head == "Time" else "" for measure in measures)])
-        return lines + [md_row([cell if cell.startswith("*") else md_text(cell) for cell in row]) for row in rows]
+        return lines + [md_row(row) for row in rows]
 
     def to_json(self) -> dict[str, Any]:
         """For machines: fractions, and intervals as {low, estimate, high}."""

@@ -55,6 +55,19 @@ def test_the_page_has_the_figures_of_both_studies_side_by_side(study, other):
     assert "Only other has new." in result.notes
 
 
+def test_studies_in_which_nothing_worked_have_their_outcomes_side_by_side(write_study, tmp_path):
+    folders = []
+    for name, outcome in (("a", "FAILURE"), ("b", "UNADAPTABLE")):
+        outcomes = {("apricot", "digits", seed): outcome for seed in (0, 1)}
+        study = write_study(
+            tmp_path / name, subjects=("digits",), fixers=("apricot",), outcomes=outcomes, adapt=0, study=f"*{name}|"
+        )
+        folders.append(study.folder)
+    text = str(compare(*folders))
+    assert "| apricot | FAILURE / UNADAPTABLE |" in text
+    assert "Each cell is \\*a\\| / \\*b\\|;" in text
+
+
 def test_the_difference_is_second_minus_first_and_turns_with_them(study, other):
     forth = {(p.subject, p.fixer): p for p in compare(study.folder, other.folder).pairs}["digits", "arachne"]
     back = {(p.subject, p.fixer): p for p in compare(other.folder, study.folder).pairs}["digits", "arachne"]
