@@ -34,14 +34,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 types: $(STAMP)
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 boundaries: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not ray" --numprocesses 2 --dist worksteal
-	$(BIN)/pytest -m "not slow and ray"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not ray" --numprocesses 2 --dist worksteal --durations 15
+	$(BIN)/pytest -m "not slow and ray" --durations 15
 
 test-slow: $(STAMP)  ## the tests that take minutes each
 	$(BIN)/pytest -m slow

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Self
@@ -76,6 +77,10 @@ def query(
 
     with Sandbox(results, memory_limit=memory_limit, threads=threads) as sandbox:
         return pa.ipc.open_stream(sandbox.ask(sql, "arrow", timeout)).read_all()
+
+
+class _SpentError(QueryError):
+    """The statement failed and may have left its process in pieces: no memory, or a fault inside DuckDB."""
 
 
 @dataclass
@@ -153,8 +158,7 @@ class Sandbox:
             self._receive()
             timer.start()
             return self._receive()
-        except QueryError:
-            # Memory that ran out may have left the process in pieces.
+        except _SpentError:
             self.close()
             raise
         except (BrokenPipeError, EOFError):
@@ -190,7 +194,7 @@ class Sandbox:
         pipe = self._pipe("stdout")
         header = json.loads(pipe.readline() or _end())
         if header["status"] == "query error":
-            raise QueryError(header["message"])
+            raise (_SpentError if header["spent"] else QueryError)(header["message"])
         if header["status"] == "results error":
             raise ResultsError(header["message"])
         payload = pipe.read(header["length"])
@@ -304,7 +308,8 @@ def serve() -> None:
             _send(answers, {"status": "ok", "length": 0})
             payload = _answer(con, request["sql"], request["form"])
         except QueryError as error:
-            _send(answers, {"status": "query error", "message": str(error)})
+            spent = isinstance(error, _SpentError)
+            _send(answers, {"status": "query error", "message": str(error), "spent": spent})
         except ResultsError as error:
             _send(answers, {"status": "results error", "message": str(error)})
         else:
@@ -318,13 +323,17 @@ def _answer(con: "duckdb.DuckDBPyConnection", sql: str, form: Form) -> bytes:
     try:
         return _as_arrow(con, sql) if form == "arrow" else _as_rows(con, sql)
     except duckdb.OutOfMemoryException as error:
-        raise QueryError(f"The query needs more memory than it may use: {first_line(error)}.") from error
+        raise _SpentError(f"The query needs more memory than it may use: {first_line(error)}.") from error
+    except (duckdb.FatalException, duckdb.InternalException) as error:
+        raise _SpentError(f"The query failed: {first_line(error)}.") from error
     except duckdb.Error as error:
         raise QueryError(f"The query failed: {first_line(error)}.") from error
     except MemoryError:
-        raise QueryError("The query needs more memory than it may use; aggregate, or select fewer rows.") from None
+        raise _SpentError("The query needs more memory than it may use; aggregate, or select fewer rows.") from None
     finally:
-        con.execute("ROLLBACK")
+        # What is spent may not even take this.
+        with suppress(duckdb.Error):
+            con.execute("ROLLBACK")
 
 
 def _as_arrow(con: "duckdb.DuckDBPyConnection", sql: str) -> bytes:

@@ -174,7 +174,7 @@ def test_links_open_what_they_lead_to(visit):
         assert seen.page.locator("#sql-cells").get_attribute("open") is not None
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_text_stands_out_from_its_background(visit, scheme):
     with visit("study", scheme=scheme) as seen:
         seen.draw_everything()
@@ -209,7 +209,7 @@ def test_text_stands_out_from_its_background(visit, scheme):
         pytest.param("study", "light", marks=pytest.mark.slow),
         ("study", "dark"),
         pytest.param("published", "light", marks=pytest.mark.slow),
-        ("failed", "light"),
+        pytest.param("failed", "light", marks=pytest.mark.slow),
     ],
 )
 def test_axe_has_no_complaint(visit, name, scheme):

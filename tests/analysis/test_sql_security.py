@@ -240,6 +240,21 @@ def test_greedy_statements_are_ended_by_memory_or_time(place, form, sql):
         assert sandbox.rows("SELECT 1").rows == [(1,)]
 
 
+def test_a_process_outlives_mistakes_and_not_want_of_memory(place):
+    with Sandbox(place[1].folder, memory_limit="100MB", threads=1) as sandbox:
+        sandbox.rows("SELECT 1")
+        first = sandbox._process.pid
+        for mistake in ("SELEC 1", "SELECT nothing FROM trials", "DROP TABLE trials", "SELECT 'a'::INTEGER"):
+            with pytest.raises(QueryError):
+                sandbox.rows(mistake)
+            assert sandbox.rows("SELECT count(*) > 0 FROM trials").rows == [(True,)]
+        assert sandbox._process.pid == first, "a typing error at the prompt costs no new process"
+        with pytest.raises(QueryError, match="memory"):
+            sandbox.rows("SELECT list(i) FROM range(100000000) AS t(i)")
+        assert sandbox.rows("SELECT 1").rows == [(1,)]
+        assert sandbox._process.pid != first
+
+
 @pytest.mark.parametrize("sql", READS + ENVIRONMENT + WRITES)
 def test_an_untrusted_connection_alone_reaches_nothing(place, sql, tmp_path, monkeypatch):
     """The second wall stands without the first: no check of the statement here."""

@@ -161,7 +161,9 @@ def test_running_out_of_time_is_a_failure(make_problem):
         apply.fix(NNrepair(solver_seconds=0.0), make_problem())
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", ["pvc", *(pytest.param(rule, marks=pytest.mark.slow) for rule in RULES if rule != "pvc")]
+)
 def test_without_failures_of_a_class_there_is_no_expert_and_no_change_towards_it(make_problem, rule):
     whole = make_problem()
     for label in (3, 8):

@@ -59,7 +59,9 @@ def reference_samples(mnist, decided):
     return mnist.select(torch.from_numpy(chosen))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["original", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:3]), NAMES[3]]
+)
 def test_attack_success_is_that_of_foolbox(name, models, reference_samples):
     """On the very images of the reference; what differs is the random starts and the program."""
     rate, _ = attack(models[name], reference_samples, AttackSettings(0.15), task=TASK).rates

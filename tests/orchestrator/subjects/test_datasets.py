@@ -362,7 +362,7 @@ def test_the_real_mnist_has_the_splits_of_the_study(data_root: Path) -> None:
     [
         ("utkface", [4500, 500, 500, 500], (3, 48, 48)),
         pytest.param("cifar10", [18_000, 2_000, 500, 500], (3, 32, 32), marks=pytest.mark.slow),
-        ("cifar10s", [18_000, 2_000, 1_000, 1_000], (3, 32, 32)),
+        pytest.param("cifar10s", [18_000, 2_000, 1_000, 1_000], (3, 32, 32), marks=pytest.mark.slow),
         ("imagenet", [400, 100, 250, 250], (3, 224, 224)),
     ],
 )
