@@ -109,17 +109,17 @@ class StudyLogger(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show its curves and figures."""
-        self._end(trial, failed=False)
+        self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that its process is gone, and what its row says if it has one."""
-        self._end(trial, failed=True)
+        self._end(trial)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Give the service time to send what it holds."""
         self._tell(lambda callback: callback.on_experiment_end(trials=[], **info))
 
-    def _end(self, trial: Any, *, failed: bool) -> None:
+    def _end(self, trial: Any) -> None:
         trial_id = trial.config["spec"]["trial_id"]
         shown = self._shown.pop(trial_id)
         row = self._store.row(trial_id, ["outcome", *FIGURES]) if self._callback is not None else None
@@ -132,7 +132,8 @@ class StudyLogger(tune.Callback):
                 figures = {name: row[name] for name in FIGURES if row[name] is not None}
                 ok = float(row["outcome"] == "OK")
                 callback.log_trial_result(last + 1, shown, {**figures, "ok": ok, "training_iteration": last + 1})
-            callback.log_trial_end(shown, failed=failed)
+            # Without a row it was lost, and runs again as another run of the service.
+            callback.log_trial_end(shown, failed=row is None or row["outcome"] == "FAILURE")
 
         self._tell(tell)
 

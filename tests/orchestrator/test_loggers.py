@@ -14,7 +14,7 @@ from orchestrator.store import Store
 STUDY = """
 study: shown
 subjects: [digits]
-fixers: [{name: finetune, params: {epochs: 3}}, ends_its_process]
+fixers: [{name: finetune, params: {epochs: 3}}, FAILING]
 seeds: 1
 attack: none
 keep_models: none
@@ -44,7 +44,8 @@ def test_a_study_is_shown_in_all_services(ray_address, study_file, tmp_path, mon
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     results, board = tmp_path / "results", tmp_path / "board"
     services = parse([f"tensorboard={board}", f"mlflow=file://{tmp_path}/mlruns"])
-    summary = run_study(study_file(STUDY), results=str(results), address=ray_address, show_in=services)
+    study = study_file(STUDY.replace("FAILING", "raises"))
+    summary = run_study(study, results=str(results), address=ray_address, show_in=services)
     assert summary.outcomes == {"OK": 1, "FAILURE": 1}
     store = Store(results)
     rows = {row["fixer"]: row for row in store.rows(["fixer", "accuracy_fixed", "repair_rate", "outcome"])}
@@ -59,13 +60,13 @@ def test_a_study_is_shown_in_all_services(ray_address, study_file, tmp_path, mon
     for metric in {point["metric"] for point in points}:
         curve = {point["step"]: point["value"] for point in points if point["metric"] == metric}
         assert shown[f"ray/tune/progress/{metric}"] == pytest.approx(curve)
-    assert events(board / "shown" / trials["ends_its_process"])["ray/tune/ok"].popitem()[1] == 0.0
+    assert events(board / "shown" / trials["raises"])["ray/tune/ok"].popitem()[1] == 0.0
 
     client = mlflow.MlflowClient(f"file://{tmp_path}/mlruns")
     runs = client.search_runs([client.get_experiment_by_name("shown").experiment_id])
     assert {run.data.params["fixer"]: run.info.status for run in runs} == {
         "finetune": "FINISHED",
-        "ends_its_process": "FAILED",
+        "raises": "FAILED",
     }
     (run,) = (run for run in runs if run.data.params["fixer"] == "finetune")
     assert run.data.metrics["repair_rate"] == pytest.approx(fixed["repair_rate"])
@@ -79,7 +80,8 @@ def test_weights_and_biases_gets_its_files(study_file, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     results = tmp_path / "results"
-    run_study(study_file(STUDY), results=str(results), show_in=parse(["wandb=mine"]))
+    study = study_file(STUDY.replace("FAILING", "ends_its_process"))
+    run_study(study, results=str(results), show_in=parse(["wandb=mine"]))
     for row in Store(results).rows(["fixer"]):
         files = [*(results / "wandb" / row["trial_id"]).rglob("run-*.wandb")]
         # A process that died without a trace had a second run.
