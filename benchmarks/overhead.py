@@ -2,12 +2,10 @@
 
     python benchmarks/overhead.py [--trials 200] [--repeats 2]
 
-All sides run class trainables with reused actors on the same Ray, one core a trial, and import torch in their workers.
-Bare Tune returns a number. Bare Tune with the same work also judges the fixed model on valid and test and writes a
-trial's three Parquet files, as a script with a loop in it would: what a study adds to that is the plan, the watchdog,
-the monitor, the logs and the classes of outcome. Printed are wall seconds per trial over the whole run (workers' start
-included) and from the first finished trial to the last, and the ratios; and how often the subject was read from its
-files.
+Both sides run class trainables with reused actors on the same Ray, one core a trial, and both import torch in their
+workers. Ours also loads a subject, evaluates the fixed model on valid and test and writes three Parquet files a trial;
+bare Tune returns a number. Printed are wall seconds per trial over the whole run (workers' start included) and from
+the first finished trial to the last, and the ratios; and how often the subject was read from its files.
 """
 
 import argparse
@@ -21,10 +19,7 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from orchestrator import session
 from orchestrator.run import run_study
-
-PLUGIN = Path(__file__).resolve().parents[1] / "examples" / "misbehaving_fixers.py"
 
 STUDY = """
 study: overhead
@@ -55,32 +50,6 @@ class Bare(tune.Trainable):
         return {"done": True, "outcome": "OK"}
 
 
-class SameWork(Bare):
-    """What a trial of ours computes and writes, and nothing around it."""
-
-    def setup(self, config, subject=None, folder=None):
-        """Import the approaches and map the subject."""
-        from fixers import registry
-        from orchestrator.store import Store
-
-        super().setup(config)
-        registry.load(str(PLUGIN))
-        registry.all_fixers()
-        self._subject, self._baseline = ray.get(subject)
-        self._store = Store(folder)
-
-    def step(self):
-        """One trial."""
-        from orchestrator.study import TrialSpec
-        from orchestrator.trial import TrialSettings, run_trial
-
-        seed = self.config["seed"]
-        spec = TrialSpec(f"{seed:016x}", "bare", "final", "digits", "does_nothing", "{}", seed, "", "")
-        record = run_trial(spec, self._subject, self._baseline, TrialSettings(600.0, 0.1, None, keep_models=False))
-        self._store.write_trial(record.row, record.predictions, record.curves)
-        return {"done": True, "outcome": record.row["outcome"]}
-
-
 class Clock(tune.Callback):
     """Times at which trials end."""
 
@@ -95,27 +64,13 @@ class Clock(tune.Callback):
         self.ends.append(time.perf_counter())
 
 
-def same_work(trials):
-    """Wall seconds per trial of bare Tune with a trial's own work: (whole run, steady state)."""
-    from orchestrator.loading import load
-    from orchestrator.store import Store
-    from orchestrator.subjects.catalogue import resolve
-
-    with tempfile.TemporaryDirectory() as folder:
-        store, originals = Store(folder), session.cache_dir() / "originals"
-        store.create()
-        loaded, _ = load(resolve("digits"), store=store, data_root=None, cache_dir=originals, keep_history=False)
-        subject = ray.put(loaded)
-        return bare(trials, tune.with_parameters(SameWork, subject=subject, folder=folder))
-
-
-def bare(trials, trainable=Bare):
+def bare(trials):
     """Wall seconds per trial of bare Tune: (whole run, steady state)."""
     clock, started = Clock(), time.perf_counter()
     # Tune prints its tables whatever its verbosity is.
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
+            tune.with_resources(Bare, {"cpu": 1}),
             param_space={"seed": tune.grid_search(list(range(trials)))},
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
@@ -144,8 +99,9 @@ def ours(trials):
             ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
+        plugin = Path(__file__).resolve().parents[1] / "examples" / "misbehaving_fixers.py"
         study = Path(folder, "study.yaml")
-        study.write_text(STUDY.format(plugin=PLUGIN, trials=trials))
+        study.write_text(STUDY.format(plugin=plugin, trials=trials))
         summary = run_study(study, results=f"{folder}/results", display=Display())
     assert summary.outcomes == {"OK": trials}, summary
     # Loading the subject, and training its original the first time, isn't scheduling: the clock starts after it.
@@ -166,17 +122,16 @@ def main():
     trials = arguments.trials
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    sides = {"fixstudy": [], "bare Ray Tune": [], "bare Ray Tune, same work": []}
+    mine, theirs = [], []
     for _ in range(arguments.repeats):
-        sides["bare Ray Tune"].append(bare(trials))
-        sides["bare Ray Tune, same work"].append(same_work(trials))
+        theirs.append(bare(trials))
         figures, loads = ours(trials)
-        sides["fixstudy"].append(figures)
-    best = {name: [min(column) for column in zip(*rows, strict=True)] for name, rows in sides.items()}
-    print(f"{trials} trials: seconds per trial   whole run  first to last    ours is x times that")
-    for name, (whole, steady) in best.items():
-        ratios = [mine / theirs for mine, theirs in zip(best["fixstudy"], (whole, steady), strict=True)]
-        print(f"{name:30}   {whole:9.4f}  {steady:13.4f}   {ratios[0]:9.2f}  {ratios[1]:9.2f}")
+        mine.append(figures)
+    print(f"{trials} trials, seconds per trial   whole run   first to last")
+    (a, b), (c, d) = (map(min, zip(*figures, strict=True)) for figures in (mine, theirs))
+    print(f"fixstudy                        {a:9.4f}   {b:9.4f}")
+    print(f"bare Ray Tune                   {c:9.4f}   {d:9.4f}")
+    print(f"ratio                           {a / c:9.2f}   {b / d:9.2f}")
     print(f"subject read from its files: {loads}")
 
 
