@@ -1,7 +1,6 @@
 """Sentences that workers have for the person at the driver: that storage is full, and that there is space again."""
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from orchestrator.background import repeating
 from orchestrator.store import Store
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -32,22 +32,13 @@ def told(monitor: Any, on_event: Callable[[str], None]) -> Iterator[None]:
         monitor: handle of the monitor actor.
         on_event: called from a thread.
     """
-    stop = threading.Event()
 
     def listen() -> None:
-        over = False
-        while not over:
-            # A last look when the block has ended: what was said until then is told.
-            over = stop.wait(SECONDS_BETWEEN_LOOKS)
-            # A monitor that doesn't answer now is asked again.
-            with suppress(ray.exceptions.RayError):
-                for sentence in ray.get(monitor.news.remote(), timeout=SECONDS_TO_ANSWER):
-                    on_event(sentence)
+        # A monitor that doesn't answer now is asked again.
+        with suppress(ray.exceptions.RayError):
+            for sentence in ray.get(monitor.news.remote(), timeout=SECONDS_TO_ANSWER):
+                on_event(sentence)
 
-    thread = threading.Thread(target=listen, name="news", daemon=True)
-    thread.start()
-    try:
+    # The last look is after the block: what was said until then is told.
+    with repeating(listen, SECONDS_BETWEEN_LOOKS, "news"):
         yield
-    finally:
-        stop.set()
-        thread.join()

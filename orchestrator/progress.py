@@ -1,7 +1,6 @@
 """What a person sees while a study runs: one live display, or plain lines where there is no terminal."""
 
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.background import repeating
 from orchestrator.monitor import Sighting
 
 SECONDS_BETWEEN_POLLS = 0.5
@@ -56,13 +56,14 @@ class StudyDisplay:
     def shown(self) -> Iterator["StudyDisplay"]:
         """Show it until the block ends."""
         if not self._console.is_terminal:
-            with _repeating(self.say_what_runs):
+            with repeating(self.say_what_runs, SECONDS_BETWEEN_POLLS, "display"):
                 yield self
             return
-        with Live(self.render(), console=self._console, refresh_per_second=4, transient=True) as live:
-            with _repeating(lambda: live.update(self.render())):
-                yield self
-            live.update(self.render())
+        with (
+            Live(self.render(), console=self._console, refresh_per_second=4, transient=True) as live,
+            repeating(lambda: live.update(self.render()), SECONDS_BETWEEN_POLLS, "display"),
+        ):
+            yield self
 
     def event(self, sentence: str) -> None:
         """Something worth a line happened."""
@@ -82,6 +83,10 @@ class StudyDisplay:
         self._began = time.monotonic()
         if done_before:
             self.event(f"{done_before} of {planned} trials are done already")
+
+    def ended(self) -> None:
+        """No trial runs any more, and nobody is left to ask which ones do."""
+        self._running = list
 
     def row(self, trial_id: str, outcome: str, reason_code: str | None) -> None:
         """A trial has its row."""
@@ -151,24 +156,6 @@ class StudyDisplay:
         self._last_line = time.monotonic()
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         sys.stderr.flush()
-
-
-@contextmanager
-def _repeating(action: Callable[[], None]) -> Iterator[None]:
-    """Do something again and again beside the block."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(SECONDS_BETWEEN_POLLS):
-            action()
-
-    thread = threading.Thread(target=work, name="display", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def node_names(flying: Sequence[Sighting]) -> dict[str, str]:

@@ -120,8 +120,12 @@ def run_study(
                     return [sighting for sighting in sightings if sighting.trial_id not in rows]
 
                 run.on_plan = lambda plan, done: shown.planned(plan.planned, done, running)
-            with upkeep:
-                run.run()
+            try:
+                with upkeep:
+                    run.run()
+            finally:
+                if display is not None:
+                    display.ended()
             planned = run.plan.planned if run.plan else 0
             loads: dict[str, int] = ask(run.monitor.loads.remote, {})
         if study.keep_models == "best":
