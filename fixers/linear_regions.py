@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, fx, nn
 
 from fixers import network
@@ -100,6 +99,9 @@ def _plane(polygon: Tensor) -> tuple[Tensor, FloatArray]:
     radius = placed.norm(dim=1).max()
     triangle = torch.stack([origin, origin + radius * axes[0], origin + radius * axes[1]])
     points = (placed / radius).cpu().numpy()
+    # Here, because it takes a quarter of a second to import and every process that runs trials imports this module.
+    from scipy.spatial import ConvexHull, QhullError
+
     try:
         outline: FloatArray = points[ConvexHull(points).vertices]
     except QhullError as error:

@@ -33,6 +33,8 @@ T = TypeVar("T")
 LONGEST_PAUSE: Final = 3600.0
 """Seconds for which a study waits for space on a full storage before it ends."""
 FILES_WORTH_MERGING: Final = 64
+SMALL_TABLE: Final = 16 * 1024
+"""Bytes."""
 _PER_TRIAL: Final[tuple[DatasetName, ...]] = ("predictions", "curves", "trials")
 _DELETERS: Final = 16
 
@@ -481,8 +483,10 @@ def _table(dataset: DatasetName, columns: Mapping[str, Any]) -> pa.Table:
 
 def _parquet(table: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    # Quick to write; statistics and dictionaries are for the merged files, in which they let readers skip.
-    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False)
+    # Quick to write; statistics and dictionaries are for the merged files, in which they let readers skip. A row has
+    # some sixty columns, and beginning to compress sixty times takes longer than writing it.
+    compression = "zstd" if table.nbytes > SMALL_TABLE else "none"
+    pq.write_table(table, sink, compression=compression, use_dictionary=False, write_statistics=False)
     return sink.getvalue()
 
 

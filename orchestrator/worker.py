@@ -88,8 +88,7 @@ class TrialWorker(tune.Trainable):
         self._cache: Cache = SharedCache(local, context.store) if several else local
         self._watchdog = Watchdog(self._expired, context.most_bytes, self._grown)
         self._phase: Phase = "load"
-        self._since = time.monotonic()
-        self._last_progress = 0.0
+        self._since = self._last_progress = time.monotonic()
         for plugin in context.plugins:
             registry.load(plugin)
         # The first look-up imports every approach; that isn't part of anybody's fixing time.
@@ -162,6 +161,8 @@ class TrialWorker(tune.Trainable):
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._since = phase, time.monotonic()
+        # What lasts no longer than this isn't worth a message.
+        self._last_progress = self._since
         limit = self._context.settings.time_limit
         if phase != "fix":
             # The limit is the fixer's; evaluating takes what it takes, but not for ever.
