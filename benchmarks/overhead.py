@@ -19,6 +19,7 @@ from pathlib import Path
 import ray
 from ray import tune
 
+from orchestrator.progress import StudyObserver
 from orchestrator.run import run_study
 
 STUDY = """
@@ -87,16 +88,10 @@ def ours(trials):
     """Wall seconds per trial of a study: (whole run, steady state), and how often the subject was loaded."""
     ends = []
 
-    class Display:
+    class Clocks(StudyObserver):
         def event(self, sentence):
             if sentence.startswith("running"):
                 ends.append(time.perf_counter())
-
-        def planned(self, *args):
-            pass
-
-        def ended(self):
-            pass
 
         def row(self, *args):
             ends.append(time.perf_counter())
@@ -105,7 +100,7 @@ def ours(trials):
         plugin = Path(__file__).resolve().parents[1] / "examples" / "misbehaving_fixers.py"
         study = Path(folder, "study.yaml")
         study.write_text(STUDY.format(plugin=plugin, trials=trials))
-        summary = run_study(study, results=f"{folder}/results", display=Display())
+        summary = run_study(study, results=f"{folder}/results", display=Clocks())
     assert summary.outcomes == {"OK": trials}, summary
     # Loading the subject, and training its original the first time, isn't scheduling: the clock starts after it.
     return per_trial(ends[0], ends[1:], trials), summary.subject_loads

@@ -1,7 +1,7 @@
 """What a trial costs around its fixing as a study grows: 100, 1,000 and 10,000 trials of a fixer that does nothing.
 
     python benchmarks/scale.py                  # 100 and 1,000 trials on 2 cores
-    python benchmarks/scale.py 100 1000 10000   # the whole claim: 10,000 take about half an hour on 2 busy cores
+    python benchmarks/scale.py 100 1000 10000   # the whole claim: 10,000 take about ten minutes on 2 cores
 
 Every size is a process of its own, so that its peak memory is its own. Printed are CPU seconds of the driver per trial
 (other programs on the machine don't change them) for planning, scheduling, compacting and `fixstudy status` before and
@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from orchestrator.progress import StudyObserver
 
 STUDY = """
 study: scale
@@ -71,17 +73,11 @@ def resident(field: str) -> int:
     return 1024 * int(re.search(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-class Rows:
+class Rows(StudyObserver):
     """Times at which rows appear."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
-
-    def event(self, sentence: str) -> None:
-        """Nothing."""
-
-    def planned(self, *args: Any) -> None:
-        """Nothing."""
 
     def row(self, *args: Any) -> None:
         """Note the time."""

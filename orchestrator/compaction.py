@@ -31,6 +31,8 @@ FULL_FILE: Final = 256_000_000
 """Bytes at which the next file begins."""
 SMALL_FILE: Final = 100_000_000
 """Bytes below which a merged file is merged again."""
+_TABLES_AT_ONCE: Final = 256
+"""Kept as they came until a row group is full; a table of one row takes as much memory as one of hundreds."""
 _READERS: Final = 16
 _READ_AHEAD: Final = 64
 """Single files in memory at once."""
@@ -195,7 +197,10 @@ class _File:
         self._sink = pa.OSFile(path, "wb")
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
+        self._joined: list[pa.Table] = []
+        """What waited longer, in few tables; it comes before what waits."""
         self._n_waiting = 0
+        self._trials_waiting = 0
         self._ids: list[str] = []
         self._rows = 0
 
@@ -209,8 +214,11 @@ class _File:
         self._ids.append(trial_id)
         self._waiting.append(table)
         self._n_waiting += table.num_rows
+        self._trials_waiting += 1
         if self._n_waiting >= ROWS_PER_GROUP:
             self._write_group()
+        elif len(self._waiting) >= _TABLES_AT_ONCE:
+            self._join()
 
     def finish(self) -> Merged:
         """Write what is left and the footer."""
@@ -231,21 +239,27 @@ class _File:
             self._sink.close()
         Path(self._path).unlink(missing_ok=True)
 
+    def _join(self) -> None:
+        if self._waiting:
+            self._joined.append(pa.concat_tables(self._waiting).combine_chunks())
+            self._waiting = []
+
     def _write_group(self) -> None:
-        if not self._waiting:
+        self._join()
+        if not self._joined:
             return
-        table = pa.concat_tables(self._waiting)
+        table = pa.concat_tables(self._joined)
         # A single trial may be larger than any row group should be.
         self._opened().write_table(table, row_group_size=8 * ROWS_PER_GROUP)
         self._rows += table.num_rows
-        self._waiting, self._n_waiting = [], 0
+        self._joined, self._n_waiting, self._trials_waiting = [], 0, 0
 
     def _opened(self) -> pq.ParquetWriter:
         if self._writer is None:
             options = {}
             if self._dataset != "trials":
                 # Later groups may have more trials, if those are smaller.
-                room = {"ndv": 2 * len(self._waiting), "fpp": _FALSE_POSITIVES}
+                room = {"ndv": 2 * self._trials_waiting, "fpp": _FALSE_POSITIVES}
                 options["bloom_filter_options"] = {"trial_id": room}
             self._writer = pq.ParquetWriter(self._sink, SCHEMAS[self._dataset], compression="zstd", **options)
         return self._writer

@@ -1,8 +1,12 @@
 """How much memory a process has taken for itself; what it maps of the object store or of libraries isn't its own."""
 
+import ctypes
+import gc
 import re
 from contextlib import suppress
 from pathlib import Path
+
+import pyarrow as pa
 
 _ANONYMOUS = re.compile(r"^(?:RssAnon|VmSwap):\s*(\d+) kB", re.MULTILINE)
 _PROPORTIONAL = re.compile(r"^(?:Pss_Anon|SwapPss):\s*(\d+) kB", re.MULTILINE)
@@ -19,6 +23,19 @@ def own_bytes(pid: int | str = "self", at_least: int = 0) -> int:
     if total > at_least and len(tree) > 1:
         return sum(_sum(f"/proc/{member}/smaps_rollup", _PROPORTIONAL) for member in tree) or total
     return total
+
+
+def give_back_memory() -> None:
+    """Return to the system what was freed.
+
+    The C library keeps it between what is still in use, and a driver of many trials grows by what none of them needs.
+    """
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    # Only glibc has it, and only glibc needs it.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _tree(pid: str) -> list[str]:

@@ -4,12 +4,13 @@ The plan is what the study says; what is left of it is the plan minus the trials
 """
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import fixers
+from fixers.registry import code_version
 from fixers.requirements import TrainingHistory, Unmet
 from orchestrator.loading import LoadedSubject
 from orchestrator.objectives import Figures
@@ -76,6 +77,16 @@ def _known_ahead(setup: Setup) -> tuple[tuple[TrialSpec, ...], int]:
     sweep = make_sweep(setup, {})
     ahead = tuple(islice(sweep.known_ahead(), setup.adapt.most_trials or 1))
     return ahead, sweep.planned(len(ahead))
+
+
+def outdated(study: Study, store: Store) -> Counter[tuple[str, str]]:
+    """Rows by approach and subject whose approach has other code now; they stay, but count for nothing in a plan."""
+    versions = {entry.name: code_version(fixers.get(entry.name)) for entry in study.fixers}
+    return Counter(
+        (row["fixer"], row["subject"])
+        for row in store.rows(["fixer", "subject", "code_version"])
+        if row["code_version"] != versions.get(row["fixer"], row["code_version"])
+    )
 
 
 def needs_history(study: Study) -> bool:

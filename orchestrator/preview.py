@@ -1,7 +1,7 @@
 """The plan of a study without running anything: no Ray, no training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from orchestrator import session
 from orchestrator.loading import LoadedSubject, load
-from orchestrator.plan import Cell, CostModel, Plan, estimate, make_plan, needs_history
+from orchestrator.plan import Cell, CostModel, Plan, estimate, make_plan, needs_history, outdated
 from orchestrator.progress import duration
 from orchestrator.run import default_results
 from orchestrator.store import Store
@@ -30,6 +30,8 @@ class Preview:
     subjects: Mapping[str, LoadedSubject]
     plan: Plan
     cost: CostModel
+    outdated: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Rows that the results have of an approach on a subject, from another state of its code."""
 
 
 def preview(path: str | Path, *, results: str | None = None, data_root: str | None = None) -> Preview:
@@ -50,7 +52,8 @@ def preview(path: str | Path, *, results: str | None = None, data_root: str | No
         name: _look(definition, store, root, history)
         for name, definition in session.definitions(study, Path(path).parent).items()
     }
-    return Preview(study, store.uri, subjects, make_plan(study, subjects, store.done()), CostModel(store, subjects))
+    plan, cost = make_plan(study, subjects, store.done()), CostModel(store, subjects)
+    return Preview(study, store.uri, subjects, plan, cost, outdated(study, store))
 
 
 def _look(definition: SubjectDefinition, store: Store, data_root: Path | None, history: bool) -> LoadedSubject:
@@ -84,7 +87,8 @@ def print_preview(view: Preview, console: Console | None = None) -> None:
         specs = (*cell.adapt, *cell.final)
         done = sum(spec.trial_id in plan.done for spec in specs)
         total = cell.n_adapt + cell.n_final
-        table.add_row(cell.entry.name, cell.subject, str(total), str(done), _note(cell))
+        others = view.outdated.get((cell.entry.name, cell.subject), 0) if done < total else 0
+        table.add_row(cell.entry.name, cell.subject, str(total), str(done), _note(cell, others))
     console.print(table)
     waiting = [
         spec
@@ -108,7 +112,10 @@ def print_preview(view: Preview, console: Console | None = None) -> None:
         )
 
 
-def _note(cell: Cell) -> Text:
+def _note(cell: Cell, others: int) -> Text:
+    if others:
+        rows = f"{others} rows are" if others > 1 else "1 row is"
+        return Text(f"{rows} of other code of this approach and stay; the trials run again", style="yellow")
     if cell.unmet is not None:
         return Text(f"UNADAPTABLE: {cell.unmet.reason}", style="dim")
     if cell.adapt and cell.entry.adapt:

@@ -23,7 +23,26 @@ MOST_TRIALS_SHOWN = 12
 STYLES = {"OK": "green", "CORRUPTED": "yellow", "FAILURE": "red", "UNADAPTABLE": "dim"}
 
 
-class StudyDisplay:
+class StudyObserver:
+    """What a running study tells; nothing is done about it here."""
+
+    def event(self, sentence: str) -> None:
+        """Something worth a line happened."""
+
+    def dashboard(self, url: str) -> None:
+        """Ray shows itself at this address."""
+
+    def planned(self, planned: int, done_before: int, running: Callable[[], list[Sighting]]) -> None:
+        """The plan is known: its trials, those that have a row already, and how to ask for the ones in flight."""
+
+    def row(self, trial_id: str, outcome: str, reason_code: str | None) -> None:
+        """A trial has its row."""
+
+    def ended(self) -> None:
+        """No trial runs any more, and nobody is left to ask which ones do."""
+
+
+class StudyDisplay(StudyObserver):
     """Done, running and failed trials, and when the rest will be done.
 
     Args:

@@ -12,7 +12,7 @@ from orchestrator.adaptation import OneSweep
 from orchestrator.control import Stopping
 from orchestrator.monitor import Sighting
 from orchestrator.profile import first_trials
-from orchestrator.progress import StudyDisplay
+from orchestrator.progress import StudyObserver
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study
 from orchestrator.upkeep import Upkeep
@@ -43,7 +43,7 @@ def run_study(
     results: str | None = None,
     address: str | None = None,
     data_root: str | None = None,
-    display: StudyDisplay | None = None,
+    display: StudyObserver | None = None,
     retry_failures: bool = False,
     only: OneSweep | None = None,
     profile: bool = False,
@@ -56,7 +56,7 @@ def run_study(
         results: folder or URI; ``results/<study>`` when not given.
         address: of a Ray cluster; one on this machine when not given.
         data_root: folder of datasets; ``FIXSTUDY_DATA`` when not given.
-        display: shows progress; none when not given.
+        display: told of progress; a full storage is waited for only where somebody is told.
         retry_failures: run again what failed for reasons that may pass (see :mod:`orchestrator.retry`).
         only: run just this adaptation, and no final trials.
         profile: run just the first trial of every fixer on every subject.

@@ -30,13 +30,14 @@ from orchestrator.errors import UserError
 from orchestrator.flight import Flight, ask
 from orchestrator.loading import LoadedSubject, load
 from orchestrator.logtail import read_streams
+from orchestrator.memory import give_back_memory
 from orchestrator.monitor import Monitor, Sighting
 from orchestrator.news import pause_when_full, told
 from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.outcomes import Verdict
 from orchestrator.packing import Packing
 from orchestrator.pictures import store_pictures, wanted
-from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history
+from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history, outdated
 from orchestrator.presence import check_nodes
 from orchestrator.retry import failures_that_may_pass
 from orchestrator.shared_cache import forget
@@ -148,8 +149,9 @@ class _Collector(_Stateless, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         trial_id = trial.config["spec"]["trial_id"]
-        self._run.packing.learn(result["taken"])
-        self._queue.finish(trial_id, Figures.of(result["figures"]))
+        row = json.loads(result["row"])
+        self._run.packing.learn(row)
+        self._queue.finish(trial_id, Figures.of(row))
         self._run.on_row(trial_id, result["outcome"], result.get("reason_code"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -239,6 +241,8 @@ class StudyRun:
         references = self.load_subjects()
         plan = self.plan = self._without_failures(make_plan(self.study, self.subjects, self.store.done()))
         self._note_plan(plan.planned)
+        if others := outdated(self.study, self.store).total():
+            self.on_event(f"{others} rows are of other code of their approach: they stay, and those trials run again")
         figures = figures_on_valid(self.store) if any(entry.adapt for entry in self.study.fixers) else {}
         cost = CostModel(self.store, self.subjects)
         queue = TrialQueue(self.study, plan, self.subjects, figures, cost, self._chosen, final=self.final)
@@ -453,6 +457,8 @@ class StudyRun:
                 ),
             )
             tuner.fit()
+            del tuner
+        give_back_memory()
         # Tune takes Ctrl-C for a wish to end and returns with trials in flight.
         return not searcher.left and not queue.in_flight
 

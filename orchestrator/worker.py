@@ -4,6 +4,7 @@ A trial's row is written here, before Tune hears of the end, so that the death o
 in flight. Importing torch costs seconds and a trial may cost less: the process lives as long as the study.
 """
 
+import json
 import os
 import re
 import socket
@@ -121,8 +122,8 @@ class TrialWorker(tune.Trainable):
             "done": True,
             "outcome": record.row["outcome"],
             "reason_code": record.row["reason_code"],
-            "figures": {name: record.row.get(name) for name in COLUMNS},
-            "taken": {name: record.row.get(name) for name in packing.COLUMNS},
+            # As text: Tune keeps statistics of every number that it is given, for every trial that it ever ran.
+            "row": json.dumps({name: record.row.get(name) for name in (*COLUMNS, *packing.COLUMNS)}),
         }
 
     def _run(self) -> TrialRecord:

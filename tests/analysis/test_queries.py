@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import functools
 import io
 import itertools
 import json
@@ -23,6 +24,19 @@ NAMES = sorted(analysis.named_queries())
 @pytest.fixture(scope="module")
 def con(study):
     return analysis.open(study.folder)
+
+
+@pytest.fixture(scope="module")
+def con_of_another_order(tmp_path_factory):
+    """The same study with its rows in other files, read by one thread."""
+    other = write_study(tmp_path_factory.mktemp("again") / "s", compact=True)
+    return analysis.open(other.folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def con_with(study):
+    """Opens the study with some of its datasets, once for every choice of them."""
+    return functools.cache(lambda datasets: analysis.open(study.folder, datasets=datasets))
 
 
 def rows(con, name, **parameters):
@@ -71,19 +85,17 @@ def test_header_promises_what_the_query_returns(con, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_query_reads_is_all_it_needs(study, name):
+def test_what_a_query_reads_is_all_it_needs(con, con_with, name):
     """Opened with only the datasets that its header names, the answer is the same."""
     query = analysis.named_queries()[name]
-    partial = analysis.open(study.folder, datasets={*query.reads, "trials"})
-    assert analysis.run(partial, name).equals(analysis.run(analysis.open(study.folder), name))
+    partial = con_with(frozenset({*query.reads, "trials"}))
+    assert analysis.run(partial, name).equals(analysis.run(con, name))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_order_of_rows_is_fixed(study, tmp_path, name):
+def test_order_of_rows_is_fixed(con, con_of_another_order, name):
     """Whatever the order of the files, rows and threads."""
-    other = write_study(tmp_path / "again", compact=True)
-    one = analysis.run(analysis.open(study.folder), name)
-    two = analysis.run(analysis.open(other.folder, threads=1), name)
+    one, two = analysis.run(con, name), analysis.run(con_of_another_order, name)
     assert one.equals(two) or _close(one.to_pylist(), two.to_pylist())
 
 

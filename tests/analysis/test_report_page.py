@@ -1,5 +1,7 @@
 """The page in a real browser: no error, no request, figures drawn, tables sorted, nothing cut off or too faint."""
 
+import contextlib
+import functools
 import re
 import shutil
 
@@ -77,52 +79,64 @@ def visit(browser, pages):
     return lambda name, width=1400, **more: Visit(browser, pages[name], width, **more)
 
 
+@pytest.fixture(scope="module")
+def drawn(browser, pages):
+    """Pages with every figure drawn, each opened once: to look at, not to change."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def open_page(name, width=1400, scheme="light"):
+            seen = stack.enter_context(Visit(browser, pages[name], width, scheme))
+            seen.draw_everything()
+            return seen
+
+        yield open_page
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["study", pytest.param("published", marks=pytest.mark.slow), "failed", "empty"])
-def test_it_loads_without_an_error_or_a_request_and_fits(visit, name, width):
-    with visit(name, width) as seen:
-        seen.draw_everything()
-        page = seen.page
-        assert seen.errors == []
-        assert [url for url in seen.requests if not url.startswith(("file:", "data:", "blob:"))] == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        # Text may be wider than its box only where the reader can scroll to the rest or sees an ellipsis.
-        cut = page.evaluate(
-            """() => [...document.querySelectorAll('main *, header *')].filter((node) => {
-                 const style = getComputedStyle(node);
-                 return node.scrollWidth > node.clientWidth + 1 && node.clientWidth > 0 && style.overflowX === 'hidden'
-                   && style.textOverflow !== 'ellipsis' && !node.closest('svg');
-               }).map((node) => node.outerHTML.slice(0, 120))"""
-        )
-        assert cut == []
+def test_it_loads_without_an_error_or_a_request_and_fits(drawn, name, width):
+    seen = drawn(name, width)
+    page = seen.page
+    assert seen.errors == []
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Text may be wider than its box only where the reader can scroll to the rest or sees an ellipsis.
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('main *, header *')].filter((node) => {
+             const style = getComputedStyle(node);
+             return node.scrollWidth > node.clientWidth + 1 && node.clientWidth > 0 && style.overflowX === 'hidden'
+               && style.textOverflow !== 'ellipsis' && !node.closest('svg');
+           }).map((node) => node.outerHTML.slice(0, 120))"""
+    )
+    assert cut == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["study", pytest.param("published", marks=pytest.mark.slow)])
-def test_the_words_of_a_figure_neither_collide_nor_leave_it(visit, name, width):
-    with visit(name, width) as seen:
-        seen.draw_everything()
-        found = seen.page.evaluate(
-            """() => {
-              const bad = [];
-              for (const plot of document.querySelectorAll('.plot')) {
-                const frame = plot.getBoundingClientRect();
-                const words = [...plot.querySelectorAll('text')].filter((t) => t.textContent.trim());
-                const boxes = words.map((t) => [t.textContent, t.getBoundingClientRect()]).filter(([, b]) => b.width);
-                boxes.forEach(([text, b], i) => {
-                  if (b.left < frame.left - 1 || b.right > frame.right + 1 || b.bottom > frame.bottom + 1)
-                    bad.push([plot.dataset.figure, 'leaves', text]);
-                  for (const [other, c] of boxes.slice(i + 1)) {
-                    const x = Math.min(b.right, c.right) - Math.max(b.left, c.left);
-                    const y = Math.min(b.bottom, c.bottom) - Math.max(b.top, c.top);
-                    if (x > 2 && y > 4) bad.push([plot.dataset.figure, text, other]);
-                  }
-                });
+def test_the_words_of_a_figure_neither_collide_nor_leave_it(drawn, name, width):
+    seen = drawn(name, width)
+    found = seen.page.evaluate(
+        """() => {
+          const bad = [];
+          for (const plot of document.querySelectorAll('.plot')) {
+            const frame = plot.getBoundingClientRect();
+            const words = [...plot.querySelectorAll('text')].filter((t) => t.textContent.trim());
+            const boxes = words.map((t) => [t.textContent, t.getBoundingClientRect()]).filter(([, b]) => b.width);
+            boxes.forEach(([text, b], i) => {
+              if (b.left < frame.left - 1 || b.right > frame.right + 1 || b.bottom > frame.bottom + 1)
+                bad.push([plot.dataset.figure, 'leaves', text]);
+              for (const [other, c] of boxes.slice(i + 1)) {
+                const x = Math.min(b.right, c.right) - Math.max(b.left, c.left);
+                const y = Math.min(b.bottom, c.bottom) - Math.max(b.top, c.top);
+                if (x > 2 && y > 4) bad.push([plot.dataset.figure, text, other]);
               }
-              return bad;
-            }"""
-        )
-        assert found == []
+            });
+          }
+          return bad;
+        }"""
+    )
+    assert found == []
 
 
 def test_tables_sort(visit):
@@ -175,32 +189,31 @@ def test_links_open_what_they_lead_to(visit):
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
-def test_text_stands_out_from_its_background(visit, scheme):
-    with visit("study", scheme=scheme) as seen:
-        seen.draw_everything()
-        faint = seen.page.evaluate(
-            """() => {
-              const parse = (c) => c.match(/[\\d.]+/g).map(Number);
-              const over = (a, b) => { const k = a[3] ?? 1; return [0, 1, 2].map((i) => a[i] * k + b[i] * (1 - k)); };
-              const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255;
-                return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
-                return .2126 * r + .7152 * g + .0722 * b; };
-              const bad = new Map();
-              for (const node of document.querySelectorAll('main *, header *, nav *, footer *')) {
-                if (node.closest('svg') || node.tagName === 'STYLE' || !node.getClientRects().length) continue;
-                if (![...node.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
-                const chain = [];
-                for (let up = node; up; up = up.parentElement) chain.push(parse(getComputedStyle(up).backgroundColor));
-                const back = chain.reverse().reduce((base, c) => over(c, base), [255, 255, 255]);
-                const ink = over(parse(getComputedStyle(node).color), back);
-                const [a, b] = [light(ink), light(back)].sort((x, y) => y - x);
-                const ratio = (a + .05) / (b + .05);
-                if (ratio < 4.5) bad.set(node.className + ' ' + node.tagName, ratio.toFixed(2));
-              }
-              return [...bad];
-            }"""
-        )
-        assert faint == []
+def test_text_stands_out_from_its_background(drawn, scheme):
+    seen = drawn("study", scheme=scheme)
+    faint = seen.page.evaluate(
+        """() => {
+          const parse = (c) => c.match(/[\\d.]+/g).map(Number);
+          const over = (a, b) => { const k = a[3] ?? 1; return [0, 1, 2].map((i) => a[i] * k + b[i] * (1 - k)); };
+          const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255;
+            return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+            return .2126 * r + .7152 * g + .0722 * b; };
+          const bad = new Map();
+          for (const node of document.querySelectorAll('main *, header *, nav *, footer *')) {
+            if (node.closest('svg') || node.tagName === 'STYLE' || !node.getClientRects().length) continue;
+            if (![...node.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
+            const chain = [];
+            for (let up = node; up; up = up.parentElement) chain.push(parse(getComputedStyle(up).backgroundColor));
+            const back = chain.reverse().reduce((base, c) => over(c, base), [255, 255, 255]);
+            const ink = over(parse(getComputedStyle(node).color), back);
+            const [a, b] = [light(ink), light(back)].sort((x, y) => y - x);
+            const ratio = (a + .05) / (b + .05);
+            if (ratio < 4.5) bad.set(node.className + ' ' + node.tagName, ratio.toFixed(2));
+          }
+          return [...bad];
+        }"""
+    )
+    assert faint == []
 
 
 @pytest.mark.parametrize(
@@ -212,11 +225,10 @@ def test_text_stands_out_from_its_background(visit, scheme):
         pytest.param("failed", "light", marks=pytest.mark.slow),
     ],
 )
-def test_axe_has_no_complaint(visit, name, scheme):
-    with visit(name, scheme=scheme) as seen:
-        seen.draw_everything()
-        found = axe.Axe().run(seen.page).response["violations"]
-        assert {item["id"]: [node["html"][:160] for node in item["nodes"][:3]] for item in found} == {}
+def test_axe_has_no_complaint(drawn, name, scheme):
+    seen = drawn(name, scheme=scheme)
+    found = axe.Axe().run(seen.page).response["violations"]
+    assert {item["id"]: [node["html"][:160] for node in item["nodes"][:3]] for item in found} == {}
 
 
 def test_everything_is_reached_by_keyboard(visit):

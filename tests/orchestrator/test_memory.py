@@ -1,5 +1,6 @@
 import mmap
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ import pytest
 
 from orchestrator import units
 from orchestrator.errors import UserError
-from orchestrator.memory import own_bytes
+from orchestrator.memory import give_back_memory, own_bytes
 
 PLUGIN = Path(__file__).with_name("cluster_fixers.py")
 MB = 2**20
@@ -34,6 +35,17 @@ def test_what_a_process_takes_is_counted_and_what_it_maps_is_not(tmp_path):
         shared = mmap.mmap(-1, 50 * MB)  # shared anonymous memory, as the object store's is
         shared[:] = held
         assert own_bytes() - taken < 20 * MB
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="other C libraries return memory by themselves")
+def test_what_was_freed_between_what_is_in_use_is_given_back():
+    pieces = [bytes(2_000) for _ in range(100_000)]
+    kept = pieces[::1000]
+    before = own_bytes()
+    del pieces
+    give_back_memory()
+    assert own_bytes() < before - 150 * MB
+    assert len(kept) == 100
 
 
 def sleeper(child):

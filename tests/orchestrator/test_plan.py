@@ -1,13 +1,17 @@
+import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from orchestrator.loading import LoadedSubject
 from orchestrator.objectives import Figures
-from orchestrator.plan import CostModel, Plan, TrialQueue, estimate, make_plan
+from orchestrator.plan import CostModel, Plan, TrialQueue, estimate, make_plan, outdated
+from orchestrator.preview import Preview, print_preview
 from orchestrator.store import Store
 from orchestrator.study import Adaptation, FixerEntry, Study
 from orchestrator.subjects.catalogue import resolve
@@ -54,6 +58,25 @@ def test_what_has_a_row_is_left_out(subjects, done_numbers):
     done = {ids[number] for number in done_numbers}
     queue = TrialQueue(entries, make_plan(entries, subjects, done), subjects, {}, lambda spec: 0.0)
     assert {spec.trial_id for spec in drain(queue)} == set(ids) - done
+
+
+def test_rows_of_other_code_are_told_of(subjects, tmp_path):
+    entries = study(FixerEntry(name="arachne"), FixerEntry(name="finetune"))
+    specs = [spec for cell in make_plan(entries, subjects, ()).cells for spec in cell.final]
+    store = Store(tmp_path / "results")
+    store.create()
+    for number, spec in enumerate(specs):
+        known = {"fixer": spec.fixer, "subject": spec.subject, "seed": spec.seed}
+        old = spec.fixer == "arachne" and spec.subject == "digits"
+        row = {"trial_id": f"old{number}", "code_version": "0ld"} if old else {"trial_id": spec.trial_id}
+        store.write_trial({"code_version": spec.code_version} | known | row)
+    assert outdated(entries, store) == {("arachne", "digits"): 2}
+    plan, text = make_plan(entries, subjects, store.done()), io.StringIO()
+    view = Preview(entries, store.uri, subjects, plan, CostModel(store, subjects), outdated(entries, store))
+    print_preview(view, Console(file=text, width=200))
+    noted = [line for line in text.getvalue().splitlines() if "of other code" in line]
+    assert len(noted) == 1
+    assert re.search(r"arachne .* digits .* 2 .* 0 .* 2 rows are of other code .* the trials run again", noted[0])
 
 
 def test_a_trial_that_runs_again_goes_to_the_end(subjects):

@@ -329,6 +329,25 @@ def test_files_end_when_they_are_large_enough_and_hold_whole_trials(store, small
         assert con.sql("select count(*) from predictions").fetchall() == [(40 * N_TEST,)]
 
 
+def test_a_row_that_waits_for_its_group_takes_the_memory_of_a_row(store, monkeypatch):
+    """Ten thousand trials fill no row group; as tables of one row they took 100 KB each."""
+    monkeypatch.setattr(compaction, "_TABLES_AT_ONCE", 8)
+    ids = {write(store, number) for number in range(50)}
+    held, add = [], compaction._File.add
+
+    def watched(file, trial_id, table):
+        add(file, trial_id, table)
+        held.append(sum(table["trial_id"].num_chunks for table in (*file._waiting, *file._joined)))
+
+    monkeypatch.setattr(compaction._File, "add", watched)
+    store.compact(least_files=2)
+    assert len(held) == 3 * 50
+    assert max(held) <= 7 + 50 // 8, "as many as wait, and one for every eight that waited"
+    assert {row["trial_id"] for row in store.rows(["seed"])} == ids
+    rows = pq.read_table(merged(store, "trials")[0])["trial_id"].to_pylist()
+    assert len(rows) == len(set(rows)) == 50
+
+
 def test_small_merged_files_become_one(store):
     ids = set()
     for begin in range(0, 30, 10):
