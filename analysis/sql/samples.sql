@@ -12,38 +12,68 @@
 -- column n_broken: of these, trials that break it [trials]
 -- column fixers: fixers with at least one such trial, in alphabetical order
 WITH judged AS (
-    SELECT trial_id, subject, fixer, count(*) OVER (PARTITION BY subject) AS n_trials
+    SELECT
+        trial_id, subject, fixer, subject_fingerprint,
+        count(*) OVER (PARTITION BY subject) AS n_trials,
+        dense_rank() OVER (ORDER BY subject) AS subject_number,
+        dense_rank() OVER (ORDER BY fixer) AS fixer_number
     FROM selected
     WHERE outcome = 'OK' AND n_repaired IS NOT NULL
 ),
-touched AS (
+-- Names come last: there are millions of flips, and carrying names along would take most of the time.
+flipped AS MATERIALIZED (
     SELECT
-        j.subject, j.fixer, j.n_trials, p.sample_id, p.label, p.original,
+        j.subject_number, j.fixer_number, p.sample_id, p.label, p.original,
         count(*) FILTER (p.fixed = p.label) AS n_repaired,
         count(*) FILTER (p.original = p.label) AS n_broken
     FROM predictions AS p
     JOIN judged AS j USING (trial_id)
-    WHERE p.original <> p.label OR p.fixed <> p.label
-    GROUP BY j.subject, j.fixer, j.n_trials, p.sample_id, p.label, p.original
+    WHERE (p.original <> p.label) <> (p.fixed <> p.label)
+    GROUP BY j.subject_number, j.fixer_number, p.sample_id, p.label, p.original
 ),
-samples AS (
+-- Every trial of an original has the same failures, so one of them tells which samples nobody repairs.
+failing AS (
+    SELECT j.subject_number, p.sample_id, p.label, p.original
+    FROM predictions AS p
+    JOIN (
+        SELECT subject_number, min(trial_id) AS trial_id
+        FROM judged
+        GROUP BY subject_number, subject_fingerprint
+    ) AS j USING (trial_id)
+    WHERE p.original <> p.label
+),
+chosen AS (
     SELECT
-        subject, n_trials, sample_id, label, original,
+        subject_number, sample_id, label, original,
         sum(n_repaired)::BIGINT AS n_repaired,
         sum(n_broken)::BIGINT AS n_broken,
-        coalesce(list(fixer ORDER BY fixer) FILTER (n_repaired + n_broken > 0), []) AS fixers,
         CASE
             WHEN original = label THEN 'broken'
             WHEN sum(n_repaired) > 0 THEN 'repaired'
             ELSE 'never repaired'
-        END AS kind
-    FROM touched
-    GROUP BY subject, n_trials, sample_id, label, original
+        END AS kind,
+        row_number() OVER (
+            PARTITION BY subject_number, kind ORDER BY sum(n_repaired + n_broken) DESC, sample_id
+        ) AS position
+    FROM (
+        SELECT subject_number, sample_id, label, original, n_repaired, n_broken FROM flipped
+        UNION ALL
+        SELECT *, 0, 0 FROM failing
+    )
+    GROUP BY subject_number, sample_id, label, original
+    QUALIFY position <= $per_kind
+),
+credited AS (
+    SELECT subject_number, sample_id, label, original, list(fixer ORDER BY fixer) AS fixers
+    FROM flipped
+    SEMI JOIN chosen USING (subject_number, sample_id, label, original)
+    JOIN (SELECT DISTINCT fixer_number, fixer FROM judged) USING (fixer_number)
+    GROUP BY subject_number, sample_id, label, original
 )
 SELECT
-    subject, kind,
-    row_number() OVER (PARTITION BY subject, kind ORDER BY n_repaired + n_broken DESC, sample_id) AS position,
-    sample_id, label, original, n_trials, n_repaired, n_broken, fixers
-FROM samples
-QUALIFY position <= $per_kind
-ORDER BY subject, kind, position;
+    s.subject, c.kind, c.position, c.sample_id, c.label, c.original, s.n_trials, c.n_repaired, c.n_broken,
+    coalesce(f.fixers, []) AS fixers
+FROM chosen AS c
+JOIN (SELECT DISTINCT subject_number, subject, n_trials FROM judged) AS s USING (subject_number)
+LEFT JOIN credited AS f USING (subject_number, sample_id, label, original)
+ORDER BY s.subject, c.kind, c.position;
