@@ -130,6 +130,8 @@ def run_study(
             loads: dict[str, int] = ask(run.monitor.loads.remote, {})
         if study.keep_models == "best":
             keep_best_models(store)
+        # Workers of a driver that was killed may have written on for a moment after this one began.
+        store.tidy()
         store.compact()
     return Summary(store.uri, planned, len(rows), count_outcomes(store), time.monotonic() - began, loads)
 

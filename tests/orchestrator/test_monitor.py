@@ -75,4 +75,7 @@ def test_a_monitor_that_is_gone_answers_nothing_instead_of_ending_the_study(ray_
     monitor = ray.remote(num_cpus=0)(Monitor).remote()
     assert ask(monitor.loads.remote, None) == {}
     ray.kill(monitor)
-    assert ask(monitor.loads.remote, None, patience=0) is None
+    deadline = time.monotonic() + 30
+    # It may answer until the kill arrives.
+    while ask(monitor.loads.remote, None, patience=0) is not None:
+        assert time.monotonic() < deadline
