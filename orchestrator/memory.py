@@ -1,4 +1,7 @@
-"""How much memory a process has taken for itself; what it maps of the object store or of libraries isn't its own."""
+"""How much memory a process has taken for itself; what it maps of the object store or of libraries isn't its own.
+
+And giving back what it no longer needs.
+"""
 
 import ctypes
 import gc

@@ -79,14 +79,16 @@ def _known_ahead(setup: Setup) -> tuple[tuple[TrialSpec, ...], int]:
     return ahead, sweep.planned(len(ahead))
 
 
-def outdated(study: Study, store: Store) -> Counter[tuple[str, str]]:
-    """Rows by approach and subject whose approach has other code now; they stay, but count for nothing in a plan."""
-    versions = {entry.name: code_version(fixers.get(entry.name)) for entry in study.fixers}
-    return Counter(
-        (row["fixer"], row["subject"])
-        for row in store.rows(["fixer", "subject", "code_version"])
-        if row["code_version"] != versions.get(row["fixer"], row["code_version"])
-    )
+def outdated(plan: Plan, store: Store) -> Counter[tuple[str, str]]:
+    """Rows by approach and subject that are of other code of the approach, where trials of its own are to run."""
+    versions = {
+        (cell.entry.name, cell.subject): code_version(fixers.get(cell.entry.name))
+        for cell in plan.cells
+        if any(spec.trial_id not in plan.done for spec in (*cell.adapt, *cell.final))
+    }
+    rows = store.rows(["fixer", "subject", "code_version"]) if plan.done else []
+    places = [((row["fixer"], row["subject"]), row["code_version"]) for row in rows]
+    return Counter(place for place, version in places if place in versions and version != versions[place])
 
 
 def needs_history(study: Study) -> bool:

@@ -31,7 +31,7 @@ class Preview:
     plan: Plan
     cost: CostModel
     outdated: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """Rows that the results have of an approach on a subject, from another state of its code."""
+    """Rows that the results have of an approach on a subject, from other code of it, where trials are to run."""
 
 
 def preview(path: str | Path, *, results: str | None = None, data_root: str | None = None) -> Preview:
@@ -53,7 +53,7 @@ def preview(path: str | Path, *, results: str | None = None, data_root: str | No
         for name, definition in session.definitions(study, Path(path).parent).items()
     }
     plan, cost = make_plan(study, subjects, store.done()), CostModel(store, subjects)
-    return Preview(study, store.uri, subjects, plan, cost, outdated(study, store))
+    return Preview(study, store.uri, subjects, plan, cost, outdated(plan, store))
 
 
 def _look(definition: SubjectDefinition, store: Store, data_root: Path | None, history: bool) -> LoadedSubject:
@@ -87,7 +87,7 @@ def print_preview(view: Preview, console: Console | None = None) -> None:
         specs = (*cell.adapt, *cell.final)
         done = sum(spec.trial_id in plan.done for spec in specs)
         total = cell.n_adapt + cell.n_final
-        others = view.outdated.get((cell.entry.name, cell.subject), 0) if done < total else 0
+        others = view.outdated.get((cell.entry.name, cell.subject), 0)
         table.add_row(cell.entry.name, cell.subject, str(total), str(done), _note(cell, others))
     console.print(table)
     waiting = [

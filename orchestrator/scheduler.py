@@ -241,8 +241,8 @@ class StudyRun:
         references = self.load_subjects()
         plan = self.plan = self._without_failures(make_plan(self.study, self.subjects, self.store.done()))
         self._note_plan(plan.planned)
-        if others := outdated(self.study, self.store).total():
-            self.on_event(f"{others} rows are of other code of their approach: they stay, and those trials run again")
+        if others := outdated(plan, self.store).total():
+            self.on_event(f"{others} rows are of other code of their approach: they stay, and their trials run again")
         figures = figures_on_valid(self.store) if any(entry.adapt for entry in self.study.fixers) else {}
         cost = CostModel(self.store, self.subjects)
         queue = TrialQueue(self.study, plan, self.subjects, figures, cost, self._chosen, final=self.final)

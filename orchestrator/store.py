@@ -34,7 +34,7 @@ LONGEST_PAUSE: Final = 3600.0
 """Seconds for which a study waits for space on a full storage before it ends."""
 FILES_WORTH_MERGING: Final = 64
 SMALL_TABLE: Final = 16 * 1024
-"""Bytes."""
+"""Bytes of a table that isn't worth compressing."""
 _PER_TRIAL: Final[tuple[DatasetName, ...]] = ("predictions", "curves", "trials")
 _DELETERS: Final = 16
 

@@ -162,7 +162,7 @@ class TrialWorker(tune.Trainable):
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._since = phase, time.monotonic()
-        # What lasts no longer than this isn't worth a message.
+        # A phase that is over before the first message is due isn't worth one.
         self._last_progress = self._since
         limit = self._context.settings.time_limit
         if phase != "fix":

@@ -70,13 +70,15 @@ def test_rows_of_other_code_are_told_of(subjects, tmp_path):
         old = spec.fixer == "arachne" and spec.subject == "digits"
         row = {"trial_id": f"old{number}", "code_version": "0ld"} if old else {"trial_id": spec.trial_id}
         store.write_trial({"code_version": spec.code_version} | known | row)
-    assert outdated(entries, store) == {("arachne", "digits"): 2}
     plan, text = make_plan(entries, subjects, store.done()), io.StringIO()
-    view = Preview(entries, store.uri, subjects, plan, CostModel(store, subjects), outdated(entries, store))
+    assert outdated(plan, store) == {("arachne", "digits"): 2}
+    view = Preview(entries, store.uri, subjects, plan, CostModel(store, subjects), outdated(plan, store))
     print_preview(view, Console(file=text, width=200))
     noted = [line for line in text.getvalue().splitlines() if "of other code" in line]
     assert len(noted) == 1
     assert re.search(r"arachne .* digits .* 2 .* 0 .* 2 rows are of other code .* the trials run again", noted[0])
+    everything = {spec.trial_id for spec in specs}
+    assert not outdated(make_plan(entries, subjects, everything), store), "nothing runs again once it has its rows"
 
 
 def test_a_trial_that_runs_again_goes_to_the_end(subjects):
