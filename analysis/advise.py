@@ -13,7 +13,7 @@ from typing import Any, Final
 from analysis.errors import ResultsError
 from analysis.findings import Cell, Findings, Subject, find
 from analysis.statistics import Interval
-from analysis.words import NBSP, capital, conjunction, number, percent, points, seconds, span
+from analysis.words import NBSP, capital, conjunction, number, percent, points, seconds, some, span
 
 _LISTED: Final = 3
 """Fixers named one by one before the rest is counted."""
@@ -154,7 +154,7 @@ def _subject(findings: Findings, name: str, results: str) -> Subject:
         return findings.subjects[0]
     subject = findings.subject(name)
     if subject is None:
-        known = f"it has {', '.join(names)}" if names else "it has none yet"
+        known = f"it has {some(names, 10)}" if names else "it has none yet"
         asked = f"no subject '{name}'" if name else "more than one subject, and none was named"
         raise ResultsError(f"The study in {results} has {asked if names else 'no subject to advise on'}; {known}.")
     return subject

@@ -184,7 +184,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Document:
-    """A report."""
+    """A report.
+
+    Attributes:
+        more_answers: answers for the subjects that are not shown in detail, folded away.
+    """
 
     title: str
     facts: Sequence[str]
@@ -192,6 +196,7 @@ class Document:
     rule: str
     warnings: Sequence[str]
     sections: Sequence[Section] = field(default_factory=tuple)
+    more_answers: Sequence[Answer] = ()
 
     def figures(self) -> dict[str, Figure]:
         """Figures by name."""

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import fairness, statistics
+from analysis import bootstrap, fairness, statistics
+from analysis.bootstrap import Flips
 from analysis.plots import LEVELS
 from analysis.queries import integers
 from analysis.queries import run as answer
 from analysis.schema import OUTCOMES, Outcome
-from analysis.statistics import Flips, Interval
+from analysis.statistics import Interval
 
 if TYPE_CHECKING:
     import duckdb
@@ -178,56 +179,37 @@ class Samples:
     Only images that some fix changed are kept one by one; the others are two counts.
 
     Args:
-        codes: per fixer, (seeds, images) of `statistics.WRONG` ...; the columns are the same images for all.
+        flips: per fixer with predictions that agree with its trials' rows; all of the same images.
         rest_wrong: images wrong in the original and under every fix.
         rest_right: images right in the original and under every fix.
+
+    Attributes:
+        replicates: bootstrap replicates of every fixer, and of the original under None.
     """
 
-    def __init__(self, codes: Mapping[str, NDArray[np.int8]], rest_wrong: int, rest_right: int) -> None:
-        self._codes = codes
-        self._rest = np.array([rest_wrong, rest_right], dtype=np.int64)
+    def __init__(self, flips: Mapping[str, Flips], rest_wrong: int, rest_right: int) -> None:
+        self._flips = flips
+        self.replicates = bootstrap.replicate(flips, rest_wrong, rest_right)
 
     @property
     def fixers(self) -> tuple[str, ...]:
         """Fixers with predictions that agree with their trial rows."""
-        return tuple(self._codes)
+        return tuple(self._flips)
 
-    def _of(self, fixer: str | None) -> NDArray[np.int8]:
-        """Codes of a fixer, or of the original as if it were a fix that changes nothing; (seeds, images)."""
-        if fixer is not None:
-            return self._codes[fixer]
-        some = next(iter(self._codes.values()))[:1]
-        return np.where(some >= statistics.BROKEN, statistics.RIGHT, statistics.WRONG).astype(np.int8)
-
-    def _patterns(self, codes: NDArray[np.int8]) -> Flips:
-        keys = np.zeros(codes.shape[1], dtype=np.int64)
-        for index, row in enumerate(codes):
-            # 31 base-4 digits fill an int64; number the patterns so far now and then and go on from these numbers.
-            if index % 16 == 15:
-                keys = np.unique(keys, return_inverse=True)[1].astype(np.int64)
-            keys = keys * 4 + row
-        _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-        rest = np.repeat(np.array([[statistics.WRONG, statistics.RIGHT]], dtype=np.int8), len(codes), axis=0)
-        return Flips(
-            np.concatenate([counts.astype(np.int64), self._rest]), np.concatenate([codes[:, first], rest], axis=1)
-        )
-
-    def flips(self, fixer: str) -> Flips:
-        """Patterns of one fixer."""
-        return self._patterns(self._of(fixer))
-
-    def pair(self, first: str, second: str | None) -> tuple[Flips, Flips]:
-        """Patterns of two fixers (or of a fixer and the original) over the same images."""
-        a, b = self._of(first), self._of(second)
-        counts, codes = self._patterns(np.concatenate([a, b]))
-        return Flips(counts, codes[: len(a)]), Flips(counts, codes[len(a) :])
+    def difference(self, first: str, second: str | None) -> dict[bootstrap.Metric, Interval]:
+        """First minus second (None: the original), with 95 % intervals, paired by image."""
+        return bootstrap.differences(self.replicates[first], self.replicates[second])
 
     def discordant(self, first: str, second: str | None) -> list[tuple[int, int]]:
         """Images that only the first and only the second gets right, per pair of seeds (the k-th of each)."""
-        a, b = (np.isin(self._of(name), (statistics.REPAIRED, statistics.RIGHT)) for name in (first, second))
+        a = self._flips[first]
         if second is None:
-            b = np.repeat(b, len(a), axis=0)
-        return [(int((x & ~y).sum()), int((y & ~x).sum())) for x, y in zip(a, b, strict=False)]
+            return [(int(x.sum()), int(y.sum())) for x, y in zip(a.repaired, a.broken, strict=True)]
+        b = self._flips[second]
+        return [
+            (int((x & ~u).sum() + (v & ~y).sum()), int((u & ~x).sum() + (y & ~v).sum()))
+            for x, y, u, v in zip(a.repaired, a.broken, b.repaired, b.broken, strict=False)
+        ]
 
 
 @dataclass(frozen=True)
@@ -248,12 +230,12 @@ class Subject:
         """The cell of one fixer, None when it wasn't run here."""
         return next((cell for cell in self.cells if cell.fixer == fixer), None)
 
-    def difference(self, first: Cell, second: Cell) -> dict[statistics.Metric, Interval]:
+    def difference(self, first: Cell, second: Cell) -> dict[bootstrap.Metric, Interval]:
         """The first minus the second, with 95 % intervals: paired by image where predictions are kept."""
         if self.samples is not None and {first.fixer, second.fixer} <= set(self.samples.fixers):
-            return statistics.bootstrap_difference(*self.samples.pair(first.fixer, second.fixer))
+            return self.samples.difference(first.fixer, second.fixer)
         nothing = Interval(math.nan, math.nan, math.nan)
-        result: dict[statistics.Metric, Interval] = dict.fromkeys(statistics.METRICS, nothing)
+        result: dict[bootstrap.Metric, Interval] = dict.fromkeys(bootstrap.METRICS, nothing)
         if first.repair_rate and second.repair_rate:
             result["repair_rate"] = statistics.newcombe(first.repair_rate, second.repair_rate)
         if first.negative_flip_rate and second.negative_flip_rate:
@@ -285,7 +267,7 @@ class Subject:
             counts = self.samples.discordant(cell.fixer, second)
             p = max(statistics.mcnemar(b, c) for b, c in counts)
             only_first, only_second = np.mean(counts, axis=0)
-            intervals = statistics.bootstrap_difference(*self.samples.pair(cell.fixer, second))
+            intervals = self.samples.difference(cell.fixer, second)
             raw.append((cell.fixer, p, float(only_first), float(only_second), intervals))
         adjusted = statistics.holm([p for _, p, *_ in raw])
         return tuple(
@@ -294,13 +276,28 @@ class Subject:
         )
 
 
+DETAILED: Final = 25
+"""Subjects with tables and figures of their own in a report; a page with all of 250 is slow to write and to open."""
+
+
 @dataclass(frozen=True)
 class Findings:
-    """Everything that a report says, before it is put in words."""
+    """Everything that a report says, before it is put in words.
+
+    Attributes:
+        overview: the one row of the query `overview`.
+        subjects: all subjects, by name.
+        chosen: names of the subjects to show in detail; empty for the first ones.
+    """
 
     overview: Mapping[str, Any]
-    """The one row of the query `overview`."""
     subjects: tuple[Subject, ...]
+    chosen: tuple[str, ...] = ()
+
+    @property
+    def detailed(self) -> tuple[Subject, ...]:
+        """Subjects with tables and figures of their own."""
+        return tuple(s for s in self.subjects if s.name in self.chosen) if self.chosen else self.subjects[:DETAILED]
 
     @property
     def study(self) -> str:
@@ -345,11 +342,11 @@ def find(con: "duckdb.DuckDBPyConnection") -> Findings:
         by_place.setdefault(place, []).append(index)
     samples = _samples(con, runs, by_place)
     chosen = {place: ok for place, all_ in by_place.items() if (ok := [i for i in all_ if runs[i].outcome == "OK"])}
-    patterns = fairness.patterns(con, chosen, {name: row["n_classes"] for name, row in info.items()})
+    drawn = fairness.find(con, chosen, {name: row["n_classes"] for name, row in info.items()})
     grouped: dict[str, list[Cell]] = {name: [] for name in info}
     for row in answer(con, "cells").to_pylist():
         own = tuple(runs[index] for index in by_place.get((row["subject"], row["fixer"]), ()))
-        cell = _cell(row, own, samples.get(row["subject"]), patterns.get((row["subject"], row["fixer"])))
+        cell = _cell(row, own, samples.get(row["subject"]), drawn.get((row["subject"], row["fixer"])))
         grouped.setdefault(row["subject"], []).append(cell)
     subjects = tuple(
         Subject(name, info.get(name, {}), _with_dominators(grouped[name]), samples.get(name))
@@ -359,7 +356,7 @@ def find(con: "duckdb.DuckDBPyConnection") -> Findings:
 
 
 def _cell(
-    row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None, patterns: fairness.Patterns | None
+    row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None, fair: fairness.Fairness | None
 ) -> Cell:
     cell = Cell(
         subject=row["subject"],
@@ -382,7 +379,7 @@ def _cell(
     repair_rate = _rate(row["repair_rate"], row["n_wrong"])
     negative_flip_rate = _rate(row["negative_flip_rate"], row["n_test"])
     if samples is not None and cell.fixer in samples.fixers and len(cell.ok_runs) > 1:
-        drawn = statistics.bootstrap(samples.flips(cell.fixer))
+        drawn = bootstrap.intervals(samples.replicates[cell.fixer])
         # A rate that is the same in every seed and 0 or 1 leaves the bootstrap nothing to draw; Wilson knows better.
         repair_rate = drawn["repair_rate"] if drawn["repair_rate"].half_width > 0 else repair_rate
         negative_flip_rate = (
@@ -394,7 +391,7 @@ def _cell(
         asr = _rate(row["asr_fixed"], attacked)
         if row["asr_original"] is not None:
             asr_rise = statistics.newcombe(asr, _rate(row["asr_original"], attacked))
-    aaod, aaod_rise = fairness.intervals(row["aaod_original"], row["aaod_fixed"], patterns)
+    aaod, aaod_rise = fairness.intervals(row["aaod_original"], row["aaod_fixed"], fair)
     cell = replace(
         cell,
         accuracy=row["accuracy_fixed"],
@@ -476,40 +473,44 @@ def _samples(
     table = answer(con, "flips")
     run = integers(table["run"], np.int64) - 1
     sample = integers(table["sample_id"], np.int32)
-    repaired = integers(table["repaired"], np.int8) == 1
-    begins = np.searchsorted(run, np.arange(len(runs) + 1))
-
-    def images(index: int, kind: bool) -> NDArray[np.int32]:
-        own = slice(begins[index], begins[index + 1])
-        return np.asarray(sample[own][repaired[own] == kind], dtype=np.int32)
+    kinds = []
+    for kind in (1, 0):
+        own = integers(table["repaired"], np.int8) == kind
+        kinds.append(np.split(sample[own], np.searchsorted(run[own], np.arange(1, len(runs)))))
+    repaired, broken = kinds
 
     def agrees(index: int) -> bool:
         """Whether the predictions give the counts of the trial's row; they may be missing or damaged."""
-        one = runs[index]
-        return (images(index, True).size, images(index, False).size) == (one.n_repaired, one.n_broken)
+        return (repaired[index].size, broken[index].size) == (runs[index].n_repaired, runs[index].n_broken)
 
-    result: dict[str, Samples] = {}
-    for subject in dict.fromkeys(subject for subject, _ in by_place):
-        chosen: dict[str, list[int]] = {}
-        for (name, fixer), indices in by_place.items():
-            ok = [index for index in indices if runs[index].outcome == "OK"]
-            if name == subject and ok and all(agrees(index) for index in ok):
-                chosen[fixer] = ok
+    grouped: dict[str, dict[str, list[int]]] = {}
+    for (subject, fixer), indices in by_place.items():
+        ok = [index for index in indices if runs[index].outcome == "OK"]
+        if ok and all(agrees(index) for index in ok):
+            grouped.setdefault(subject, {})[fixer] = ok
+    found: dict[str, tuple[dict[str, Flips], int, int]] = {}
+    for subject, chosen in grouped.items():
         splits = {(runs[index].n_test, runs[index].n_wrong) for indices in chosen.values() for index in indices}
         # Two test splits under one name (the subject was changed in between) have no images in common.
         if len(splits) != 1:
             continue
         n_test, n_wrong = next(iter(splits))
         every = [index for indices in chosen.values() for index in indices]
-        wrong = np.unique(np.concatenate([images(index, True) for index in every]))
-        right = np.unique(np.concatenate([images(index, False) for index in every]))
-        codes = {}
-        for fixer, indices in chosen.items():
-            code = np.empty((len(indices), wrong.size + right.size), dtype=np.int8)
-            code[:, : wrong.size], code[:, wrong.size :] = statistics.WRONG, statistics.RIGHT
-            for line, index in zip(code, indices, strict=True):
-                line[np.searchsorted(wrong, images(index, True))] = statistics.REPAIRED
-                line[wrong.size + np.searchsorted(right, images(index, False))] = statistics.BROKEN
-            codes[fixer] = code
-        result[subject] = Samples(codes, (n_wrong or 0) - wrong.size, (n_test or 0) - (n_wrong or 0) - right.size)
-    return result
+        wrong = np.unique(np.concatenate([repaired[index] for index in every]))
+        right = np.unique(np.concatenate([broken[index] for index in every]))
+        flips = {
+            fixer: Flips(
+                np.stack([_among(wrong, repaired[index]) for index in indices]),
+                np.stack([_among(right, broken[index]) for index in indices]),
+            )
+            for fixer, indices in chosen.items()
+        }
+        found[subject] = flips, (n_wrong or 0) - wrong.size, (n_test or 0) - (n_wrong or 0) - right.size
+    return dict(zip(found, bootstrap.in_threads(lambda one: Samples(*one), found.values()), strict=True))
+
+
+def _among(every: NDArray[np.int32], some: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which of the sorted images are among some of them; (images,)."""
+    found = np.zeros(every.size, dtype=np.bool_)
+    found[np.searchsorted(every, some)] = True
+    return found

@@ -7,8 +7,11 @@ in LaTeX. The same results give the same bytes.
 import base64
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from analysis import advise, formats, sections, words
 from analysis.document import Answer, Code, Document, Fold, Paragraph, Section, Settings, Trials
 from analysis.errors import UserError
-from analysis.findings import Findings, find
+from analysis.findings import Findings, Subject, find
 from analysis.queries import named_queries
 from analysis.queries import run as answer
 from analysis.schema import SCHEMA_VERSION
@@ -33,7 +36,12 @@ _ENDINGS: Final[Mapping[Format, str]] = {"html": "html", "md": "md", "json": "js
 
 
 def write_report(
-    results: str | Path, target: Path | None = None, format: str = "html", *, pictures: bool = True
+    results: str | Path,
+    target: Path | None = None,
+    format: str = "html",
+    *,
+    pictures: bool = True,
+    subjects: Sequence[str] = (),
 ) -> Path:
     """Write the report of a study.
 
@@ -43,12 +51,14 @@ def write_report(
         format: html, md, json or latex.
         pictures: whether the page shows test images, where the results folder has any. Turn it off for data that must
             not leave the folder.
+        subjects: whose tables and figures the page shows; the first 25 when not given. Answers, outcomes and ranks are
+            those of all.
 
     Returns:
         The file written. It appears whole or not at all.
 
     Raises:
-        UserError: the format is unknown, or no target was given for results that aren't a local folder.
+        UserError: the format or a subject is unknown, or no target was given for results that aren't a local folder.
         ResultsError: the results can't be read.
     """
     if format not in FORMATS:
@@ -57,7 +67,9 @@ def write_report(
     from analysis.warehouse import open as open_results
 
     with open_results(results) as con:
-        findings = find(con)
+        # Several questions ask for the changed samples, and each would read all predictions to find them.
+        con.execute("CREATE TEMP TABLE changes AS FROM main.changes")
+        findings = _choose(find(con), subjects)
         renderers: dict[Format, Callable[[], str]] = {
             "html": lambda: render_html(con, findings, results, pictures=pictures),
             "md": lambda: formats.markdown(build(con, findings, results)),
@@ -71,6 +83,16 @@ def write_report(
         target = Path(results) / f"report.{_ENDINGS[kind]}"
     _write(target, text)
     return target
+
+
+def _choose(findings: Findings, subjects: Sequence[str]) -> Findings:
+    names = [subject.name for subject in findings.subjects]
+    for name in subjects:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {words.some(names, 10) or 'none yet'}."
+            raise UserError(f"The study has no subject '{name}'; {hint}")
+    return replace(findings, chosen=tuple(subjects))
 
 
 def _write(target: Path, text: str) -> None:
@@ -115,7 +137,6 @@ def build(
         pictures: whether to show test images.
     """
     folder = Path(results) if results and Path(results).is_dir() else None
-    advices = [advise.decide(subject) for subject in findings.subjects]
     body = [
         sections.outcomes(findings),
         sections.effectiveness(findings),
@@ -131,9 +152,10 @@ def build(
         *utilisation(con),
         *_appendix(con, findings, folder),
     ]
-    answers = [Answer(a.subject, a.lead, a.details, a.others, a.chosen is not None) for a in advices]
+    answers = [_answer(subject) for subject in findings.detailed]
     if not answers:
         answers = [Answer("this study", "No trial has finished yet.", ("fixstudy run adds trials.",), (), False)]
+    shown = {subject.name for subject in findings.detailed}
     return Document(
         title=findings.study or "fixstudy",
         facts=_facts(findings),
@@ -143,9 +165,26 @@ def build(
             "RR is the share of failures repaired, NFR the share of test samples broken, ASR the share of attacks that "
             "succeed; brackets are 95 % intervals. For other limits: fixstudy advise."
         ),
-        warnings=_warnings(con, findings),
+        warnings=[*_warnings(con, findings), *_left_out(findings)],
         sections=[section for section in body if section.blocks],
+        more_answers=[_answer(subject) for subject in findings.subjects if subject.name not in shown],
     )
+
+
+def _answer(subject: Subject) -> Answer:
+    advice = advise.decide(subject)
+    return Answer(advice.subject, advice.lead, advice.details, advice.others, advice.chosen is not None)
+
+
+def _left_out(findings: Findings) -> list[str]:
+    shown, n = findings.detailed, len(findings.subjects)
+    if len(shown) == n:
+        return []
+    which = words.some([subject.name for subject in shown], 5)
+    return [
+        f"Tables and figures by subject are those of {len(shown)} of {n} subjects ({which}); answers, outcomes and "
+        "ranks are those of all. `fixstudy report --subject NAME` shows others."
+    ]
 
 
 def _facts(findings: Findings) -> list[str]:
@@ -176,9 +215,8 @@ def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]
         place = " on ".join(part for part in (row["fixer"], row["subject"]) if part)
         found.setdefault((row["severity"], row["detail"]), []).append(place or row["trial_id"] or "the study")
     for (severity, detail), places in sorted(found.items()):
-        where = dict.fromkeys(places)
-        listed = ", ".join([*list(where)[:5], *([f"{len(where) - 5} more"] if len(where) > 5 else [])])
-        warnings.append(f"{'Not to be trusted' if severity == 'error' else 'Uneven'}: {listed}. {detail}")
+        where = words.some(list(dict.fromkeys(places)), 5)
+        warnings.append(f"{'Not to be trusted' if severity == 'error' else 'Uneven'}: {where}. {detail}")
     stale = [row["fixer"] for row in answer(con, "code_versions").to_pylist() if row["n_versions"] > 1]
     if stale:
         warnings.append(
@@ -208,8 +246,7 @@ def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]
 
 
 def _some(items: Sequence[str], one: str, many: str, limit: int = 5) -> str:
-    shown = list(items[:limit]) + ([f"{len(items) - limit} more"] if len(items) > limit else [])
-    return f"{words.conjunction(shown)} {one if len(items) == 1 else many}."
+    return f"{words.some(items, limit)} {one if len(items) == 1 else many}."
 
 
 _SHOWN: Final = (
@@ -242,7 +279,7 @@ def _trial_data(con: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
             )
         else:
             scale = 100 if title.endswith("%") else 1
-            numbers = [None if v is None or v != v else round(scale * v, digits + 2) for v in values]
+            numbers = [round(scale * v, digits + 2) if v is not None and math.isfinite(v) else None for v in values]
             columns.append({"name": name, "title": title, "numeric": True, "digits": digits, "values": numbers})
     return {"n": table.num_rows, "columns": columns}
 
@@ -250,7 +287,7 @@ def _trial_data(con: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
 def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, folder: Path | None) -> list[Section]:
     blocks: list[Any] = []
     study = study_file(folder) if folder else None
-    for subject in findings.subjects:
+    for subject in findings.detailed:
         if subject.info:
             known = [
                 (name.replace("_", " "), _plain(value)) for name, value in subject.info.items() if value is not None
@@ -311,7 +348,7 @@ def render_html(
     return template.render(
         document=document,
         figures=formats.plain(figures),
-        trials=formats.plain(_trial_data(con)),
+        trials=_trial_data(con),
         queries=[query for name, query in named_queries().items() if name in used],
         css=_template("report.css"),
         js=js,

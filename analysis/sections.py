@@ -3,13 +3,13 @@
 import base64
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from analysis import plots, statistics, words
+from analysis import bootstrap, plots, statistics, words
 from analysis.document import (
     Block,
     Column,
@@ -219,7 +219,7 @@ def effectiveness(findings: Findings) -> Section:
             fine=True,
         )
     ]
-    for subject in findings.subjects:
+    for subject in findings.detailed:
         if not subject.cells:
             continue
         blocks.append(_effectiveness_table(subject))
@@ -365,7 +365,7 @@ def trade_offs(findings: Findings) -> Section:
             )
         ),
     ]
-    shown = [subject for subject in findings.subjects if subject.ok]
+    shown = [subject for subject in findings.detailed if subject.ok]
     for index, subject in enumerate(shown):
         blocks.append(Fold(subject.name, [Plots(list(_trade_off_plots(subject)))], open=index < OPEN_SUBJECTS))
     if not shown:
@@ -533,7 +533,7 @@ def efficiency(findings: Findings) -> Section:
         ),
         Legend((*LEVEL_LEGEND, ("arrow", plots.HARM, "cut off by the time limit"))),
     ]
-    shown = [s for s in findings.subjects if any(run.fix_seconds for cell in s.cells for run in cell.runs)]
+    shown = [s for s in findings.detailed if any(run.fix_seconds for cell in s.cells for run in cell.runs)]
     for index, subject in enumerate(shown):
         blocks.append(Fold(subject.name, [Plots(list(_cost_plots(subject)), wide=True)], open=index < OPEN_SUBJECTS))
     if not shown:
@@ -795,14 +795,14 @@ def _p(p: float) -> str:
 
 
 def _tests(findings: Findings) -> Iterable[Block]:
-    subjects = [subject for subject in findings.subjects if subject.against_original]
+    subjects = [subject for subject in findings.detailed if subject.against_original]
     if not subjects:
         return
     yield Paragraph(
         "Within a subject the unit is the test image, and there are enough of them to test. p is McNemar's exact test "
         "on the images that only one of the two models gets right, the largest over the seeds, so that a claim holds "
         "for each of them; Holm adjusts for the other fixers of the table. Differences have 95 % intervals from "
-        f"{statistics.REPLICATES} bootstrap replicates that draw seeds first, then images."
+        f"{bootstrap.REPLICATES} bootstrap replicates that draw seeds first, then images."
     )
     for index, subject in enumerate(subjects):
         blocks: list[Block] = [_test_table(subject, "original")]
@@ -860,7 +860,7 @@ def _test_table(subject: Subject, against: str) -> Table:
 
 def seeds(findings: Findings) -> Section:
     """How much the seeds differ."""
-    shown = [s for s in findings.subjects if any(len(cell.ok_runs) > 1 for cell in s.ok)]
+    shown = [s for s in findings.detailed if any(len(cell.ok_runs) > 1 for cell in s.ok)]
     if not shown:
         text = "One seed per fixer: how much another run would differ is not known. Add seeds to the study to learn it."
         return Section("seeds", "Seeds", [Paragraph(text)], ("runs",))
@@ -927,7 +927,7 @@ def complementarity(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Sec
     pairs = _by_subject(answer(con, "complementarity").to_pylist())
     unique = _by_subject(answer(con, "unique_repairs").to_pylist())
     blocks: list[Block] = []
-    for subject in findings.subjects:
+    for subject in findings.detailed:
         rows, own = pairs.get(subject.name, []), unique.get(subject.name, [])
         if not rows:
             continue
@@ -1027,7 +1027,7 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
     names = _names(findings)
     rows = _by_subject(answer(con, "per_class").to_pylist())
     blocks: list[Block] = []
-    for subject in findings.subjects:
+    for subject in findings.detailed:
         own = rows.get(subject.name, [])
         if not own:
             continue
@@ -1084,7 +1084,8 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
 def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
     """How much hyper-parameters matter, on valid."""
     names = _names(findings)
-    rows = answer(con, "adaptation_sensitivity").to_pylist()
+    shown = {subject.name for subject in findings.detailed}
+    rows = [row for row in answer(con, "adaptation_sensitivity").to_pylist() if row["subject"] in shown]
     if not rows:
         text = "No hyper-parameters were searched in this study; every fixer ran with those of its entry."
         return Section("adaptation", "Adaptation", [Paragraph(text)], ("adaptation_sensitivity",))
@@ -1129,16 +1130,16 @@ def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         "test figure of a sweep would be a leak. A large spread means that the fixer needs its sweep; harmful sets "
         "fall below the original."
     )
-    blocks: list[Block] = [lead, *_sensitivity(con), table]
+    blocks: list[Block] = [lead, *_sensitivity(con, shown), table]
     queries = ("adaptation_sensitivity", "adaptation_parameters", "adaptation_configurations")
     return Section("adaptation", "Adaptation", blocks, queries)
 
 
-def _sensitivity(con: "duckdb.DuckDBPyConnection") -> list[Block]:
+def _sensitivity(con: "duckdb.DuckDBPyConnection", shown: Collection[str]) -> list[Block]:
     """One mark per set of hyper-parameters, the fixers that depend on them most on top."""
     gains: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in answer(con, "adaptation_configurations").to_pylist():
-        if row["gain"] is not None:
+        if row["gain"] is not None and row["subject"] in shown:
             gains.setdefault(row["subject"], {}).setdefault(row["fixer"], []).append(row)
     blocks: list[Block] = []
     for subject, fixers in gains.items():
@@ -1181,7 +1182,8 @@ def _sensitivity(con: "duckdb.DuckDBPyConnection") -> list[Block]:
 
 def settings(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
     """What single settings are worth: grids and ablations."""
-    rows = answer(con, "setting_effects").to_pylist()
+    shown = {subject.name for subject in findings.detailed}
+    rows = [row for row in answer(con, "setting_effects").to_pylist() if row["subject"] in shown]
     if not rows:
         return Section("settings", "Settings", [], ())
     names = _names(findings)
@@ -1255,7 +1257,7 @@ def examples(findings: Findings, con: "duckdb.DuckDBPyConnection", results: Path
     }
     rows = _by_subject(answer(con, "samples").to_pylist())
     blocks: list[Block] = []
-    for subject in findings.subjects:
+    for subject in findings.detailed:
         galleries = []
         for kind, title in titles.items():
             own = [row for row in rows.get(subject.name, []) if row["kind"] == kind]

@@ -1,16 +1,15 @@
 """Statistics of a comparison: intervals on rates, paired tests on samples, ranks over subjects, fronts.
 
-Everything here is deterministic (the bootstrap takes a seed) and needs numpy and `scipy.special` only:
-`scipy.stats` alone costs more than a whole small report to import, so it serves as the oracle of the tests, together
-with statsmodels and scikit-posthocs.
+Everything here is deterministic and needs numpy and `scipy.special` only: `scipy.stats` alone costs more than a whole
+small report to import, so it serves as the oracle of the tests, together with statsmodels and scikit-posthocs.
 
 Two levels are kept apart. *Within* a subject the unit is the test image and there are thousands of pairs: exact
-McNemar tests and bootstrap intervals decide. *Across* subjects the unit is the subject and there are a handful:
-ranks and critical differences describe, and `Friedman.enough` says when they can't do more than that.
+McNemar tests and the intervals of `analysis.bootstrap` decide. *Across* subjects the unit is the subject and there are
+a handful: ranks and critical differences describe, and `Friedman.enough` says when they can't do more than that.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, TypeVar, get_args
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,13 +18,6 @@ Floats = NDArray[np.float64]
 Name = TypeVar("Name", bound=Hashable)
 
 CONFIDENCE: Final = 0.95
-REPLICATES: Final = 2000
-
-WRONG, REPAIRED, BROKEN, RIGHT = range(4)
-"""What became of one image: wrong in both models, repaired, broken, right in both."""
-
-Metric = Literal["accuracy", "repair_rate", "negative_flip_rate"]
-METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
 
 
 class Interval(NamedTuple):
@@ -110,128 +102,6 @@ def holm(p_values: ArrayLike) -> Floats:
     adjusted = np.empty_like(p)
     adjusted[order] = stepped
     return adjusted
-
-
-# --- bootstrap: seeds outside, images inside ---------------------------------------------------------------------
-
-
-class Flips(NamedTuple):
-    """What became of every test image in every seed, with equal images counted together.
-
-    Attributes:
-        counts: images per pattern; (patterns,), int64.
-        codes: `WRONG`, `REPAIRED`, `BROKEN` or `RIGHT` per seed and pattern; (seeds, patterns), int8.
-    """
-
-    counts: NDArray[np.int64]
-    codes: NDArray[np.int8]
-
-
-def _replicates(weights: Floats, codes: NDArray[np.int8], generator: np.random.Generator) -> dict[Metric, Floats]:
-    """The metrics of one fixer in every replicate.
-
-    Args:
-        weights: how often each pattern was drawn; (replicates, patterns).
-        codes: outcome per seed and pattern; (seeds, patterns).
-        generator: draws the seeds.
-
-    Returns:
-        Values per metric; (replicates,). RR is nan where no wrong image was drawn.
-    """
-    seeds = len(codes)
-    drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(weights)) / seeds
-
-    def total(*kinds: int) -> Floats:
-        """Images of these kinds, averaged over the drawn seeds."""
-        per_seed = weights @ np.isin(codes, kinds).T.astype(np.float64)  # (replicates, seeds)
-        return np.asarray((per_seed * drawn).sum(axis=1))
-
-    n = weights.sum(axis=1)
-    wrong = total(WRONG, REPAIRED)
-    repair_rate = np.divide(total(REPAIRED), wrong, out=np.full(len(weights), np.nan), where=wrong > 0)
-    return {
-        "accuracy": total(REPAIRED, RIGHT) / n,
-        "repair_rate": repair_rate,
-        "negative_flip_rate": total(BROKEN) / n,
-    }
-
-
-def _interval(replicates: Floats, estimate: float, confidence: float) -> Interval:
-    replicates = replicates[np.isfinite(replicates)]
-    if not replicates.size or not np.isfinite(estimate):
-        return Interval(float("nan"), estimate, float("nan"))
-    low, high = np.quantile(replicates, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(min(float(low), estimate), estimate, max(float(high), estimate))
-
-
-def _estimates(flips: Flips) -> dict[Metric, float]:
-    weights = flips.counts.astype(np.float64)
-    n = weights.sum()
-
-    def total(*kinds: int) -> float:
-        return float((np.isin(flips.codes, kinds) @ weights).mean())
-
-    wrong = total(WRONG, REPAIRED)
-    return {
-        "accuracy": total(REPAIRED, RIGHT) / n if n else float("nan"),
-        "repair_rate": total(REPAIRED) / wrong if wrong else float("nan"),
-        "negative_flip_rate": total(BROKEN) / n if n else float("nan"),
-    }
-
-
-def bootstrap(
-    flips: Flips, *, replicates: int = REPLICATES, seed: int = 0, confidence: float = CONFIDENCE
-) -> dict[Metric, Interval]:
-    """Percentile intervals of accuracy, RR and NFR, with seeds as the outer level.
-
-    A replicate draws seeds with replacement, and one set of images for all of them: the seeds predict the same
-    images, so drawing images for each seed anew would average away the uncertainty about the images.
-    RR's denominator is drawn as well.
-
-    Args:
-        flips: outcomes of the images; equal images may be counted together, the result is the same.
-        replicates: number of replicates.
-        seed: seed of the draws.
-        confidence: coverage of the intervals.
-    """
-    estimates = _estimates(flips)
-    if not flips.counts.sum():
-        return {metric: Interval(float("nan"), float("nan"), float("nan")) for metric in METRICS}
-    generator = np.random.default_rng(seed)
-    drawn = _replicates(_draw(flips.counts, generator, replicates), flips.codes, generator)
-    return {metric: _interval(drawn[metric], estimates[metric], confidence) for metric in METRICS}
-
-
-def bootstrap_difference(
-    first: Flips, second: Flips, *, replicates: int = REPLICATES, seed: int = 0, confidence: float = CONFIDENCE
-) -> dict[Metric, Interval]:
-    """Percentile intervals of first - second, paired by image; seeds are drawn for each of the two.
-
-    Args:
-        first: outcomes of the images under the first fixer.
-        second: outcomes of the *same* patterns under the second: its `counts` equal the first's.
-        replicates: number of replicates.
-        seed: seed of the draws.
-        confidence: coverage of the intervals.
-
-    Raises:
-        ValueError: the two don't describe the same images.
-    """
-    if not np.array_equal(first.counts, second.counts):
-        raise ValueError("A paired bootstrap needs the same patterns of images, with the same counts, in both.")
-    mine, theirs = _estimates(first), _estimates(second)
-    if not first.counts.sum():
-        return {metric: Interval(float("nan"), float("nan"), float("nan")) for metric in METRICS}
-    generator = np.random.default_rng(seed)
-    weights = _draw(first.counts, generator, replicates)
-    a, b = _replicates(weights, first.codes, generator), _replicates(weights, second.codes, generator)
-    return {metric: _interval(a[metric] - b[metric], mine[metric] - theirs[metric], confidence) for metric in METRICS}
-
-
-def _draw(counts: NDArray[np.int64], generator: np.random.Generator, replicates: int) -> Floats:
-    # Drawing n images with replacement and counting them by pattern is one multinomial draw over the patterns.
-    n = int(counts.sum())
-    return generator.multinomial(n, counts / n, size=replicates).astype(np.float64)
 
 
 # --- ranks over subjects -----------------------------------------------------------------------------------------

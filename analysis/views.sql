@@ -1,4 +1,5 @@
--- What most questions start from. Over `trials`, `predictions`, `subjects`.
+-- What most questions start from. Over `trials`, `predictions`, `subjects`. Means are taken in a fixed order: the same
+-- results give the same figures to the last bit, and equal choices are not told apart by rounding.
 
 -- The newest row of every stage, fixer, subject, parameters and seed. Older ones are of earlier code or data.
 CREATE OR REPLACE VIEW latest AS
@@ -10,7 +11,7 @@ QUALIFY row_number() OVER (
 -- Final trials with one choice of parameters per fixer and subject: the best on valid. Test plays no part in it.
 CREATE OR REPLACE VIEW selected AS
 WITH choice AS (
-    SELECT fixer, subject, params, avg(accuracy_valid_fixed) AS accuracy_valid
+    SELECT fixer, subject, params, avg(accuracy_valid_fixed ORDER BY trial_id) AS accuracy_valid
     FROM latest
     WHERE stage = 'final'
     GROUP BY fixer, subject, params
@@ -56,18 +57,18 @@ SELECT
     END AS outcome,
     mode(reason_code ORDER BY reason_code) FILTER (outcome <> 'OK') AS reason_code,
     mode(reason ORDER BY reason) FILTER (outcome <> 'OK') AS reason,
-    coalesce(avg(accuracy_original) FILTER (outcome = 'OK'), avg(accuracy_original)) AS accuracy_original,
-    avg(accuracy_fixed) FILTER (outcome = 'OK') AS accuracy_fixed,
-    avg(repair_rate) FILTER (outcome = 'OK') AS repair_rate,
-    avg(negative_flip_rate) FILTER (outcome = 'OK') AS negative_flip_rate,
-    avg(asr_original) FILTER (outcome = 'OK') AS asr_original,
-    avg(asr_fixed) FILTER (outcome = 'OK') AS asr_fixed,
-    avg(aaod_original) FILTER (outcome = 'OK') AS aaod_original,
-    avg(aaod_fixed) FILTER (outcome = 'OK') AS aaod_fixed,
+    coalesce(avg(accuracy_original ORDER BY trial_id) FILTER (outcome = 'OK'), avg(accuracy_original ORDER BY trial_id)) AS accuracy_original,
+    avg(accuracy_fixed ORDER BY trial_id) FILTER (outcome = 'OK') AS accuracy_fixed,
+    avg(repair_rate ORDER BY trial_id) FILTER (outcome = 'OK') AS repair_rate,
+    avg(negative_flip_rate ORDER BY trial_id) FILTER (outcome = 'OK') AS negative_flip_rate,
+    avg(asr_original ORDER BY trial_id) FILTER (outcome = 'OK') AS asr_original,
+    avg(asr_fixed ORDER BY trial_id) FILTER (outcome = 'OK') AS asr_fixed,
+    avg(aaod_original ORDER BY trial_id) FILTER (outcome = 'OK') AS aaod_original,
+    avg(aaod_fixed ORDER BY trial_id) FILTER (outcome = 'OK') AS aaod_fixed,
     max(n_test) AS n_test,
     max(n_wrong) AS n_wrong,
-    avg(n_repaired) FILTER (outcome = 'OK') AS n_repaired,
-    avg(n_broken) FILTER (outcome = 'OK') AS n_broken,
+    avg(n_repaired ORDER BY trial_id) FILTER (outcome = 'OK') AS n_repaired,
+    avg(n_broken ORDER BY trial_id) FILTER (outcome = 'OK') AS n_broken,
     max(n_attacked) AS n_attacked,
     median(fix_seconds) FILTER (outcome = 'OK') AS fix_seconds
 FROM judged
@@ -84,11 +85,11 @@ SELECT
     params,
     count(*) AS n_trials,
     count(*) FILTER (outcome = 'OK') AS n_ok,
-    avg(accuracy_valid_original) FILTER (outcome = 'OK') AS accuracy_valid_original,
-    avg(accuracy_valid_fixed) FILTER (outcome = 'OK') AS accuracy_valid,
-    avg(repair_rate_valid) FILTER (outcome = 'OK') AS repair_rate_valid,
-    avg(negative_flip_rate_valid) FILTER (outcome = 'OK') AS negative_flip_rate_valid,
-    avg(accuracy_valid_fixed - accuracy_valid_original) FILTER (outcome = 'OK') AS gain,
+    avg(accuracy_valid_original ORDER BY trial_id) FILTER (outcome = 'OK') AS accuracy_valid_original,
+    avg(accuracy_valid_fixed ORDER BY trial_id) FILTER (outcome = 'OK') AS accuracy_valid,
+    avg(repair_rate_valid ORDER BY trial_id) FILTER (outcome = 'OK') AS repair_rate_valid,
+    avg(negative_flip_rate_valid ORDER BY trial_id) FILTER (outcome = 'OK') AS negative_flip_rate_valid,
+    avg(accuracy_valid_fixed - accuracy_valid_original ORDER BY trial_id) FILTER (outcome = 'OK') AS gain,
     median(fix_seconds) FILTER (outcome = 'OK') AS fix_seconds
 FROM latest
 WHERE stage = 'adapt'
@@ -97,7 +98,7 @@ GROUP BY subject, fixer, params;
 -- The predictions that a fix changed from wrong to right or from right to wrong, of the trials in `selected` that are OK.
 CREATE OR REPLACE VIEW changes AS
 SELECT
-    s.subject, s.fixer, s.seed, p.trial_id, p.sample_id, p.label, p."group",
+    s.subject, s.fixer, s.seed, p.trial_id, p.sample_id, p.label, p."group", p.original,
     p.fixed = p.label AS repaired,
     p.original = p.label AS broken
 FROM predictions AS p

@@ -51,6 +51,11 @@ def conjunction(parts: Sequence[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
+def some(parts: Sequence[str], limit: int) -> str:
+    """The first parts, and how many more there are: `a, b and 7 more`."""
+    return conjunction([*parts[:limit], *([f"{len(parts) - limit} more"] if len(parts) > limit else [])])
+
+
 def capital(sentence: str) -> str:
     """The sentence with a capital first letter."""
     return sentence[:1].upper() + sentence[1:]

@@ -371,11 +371,18 @@ def sql(
 @click.argument("results")
 @click.option("--format", "form", type=click.Choice(REPORT_FORMATS), default="html", show_default=True)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
-def report(results: str, form: str, output: Path | None) -> None:
+@click.option(
+    "--subject",
+    "subjects",
+    multiple=True,
+    metavar="NAME",
+    help="Show this subject's tables; of many, else the first 25.",
+)
+def report(results: str, form: str, output: Path | None, subjects: tuple[str, ...]) -> None:
     """Write the report of a study: one HTML file that works offline."""
     from analysis.report import write_report
 
-    click.echo(write_report(results, output, form))
+    click.echo(write_report(results, output, form, subjects=subjects))
 
 
 @cli.command()

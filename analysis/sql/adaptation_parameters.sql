@@ -11,7 +11,7 @@
 -- column effect: best - worst mean accuracy over the values of this parameter; higher matters more [fraction]
 WITH settings AS (
     SELECT
-        fixer, subject, entry.key AS parameter, entry.value::VARCHAR AS value,
+        fixer, subject, trial_id, entry.key AS parameter, entry.value::VARCHAR AS value,
         accuracy_valid_fixed, repair_rate_valid, negative_flip_rate_valid
     FROM latest, json_each(params) AS entry
     WHERE stage = 'adapt' AND outcome = 'OK' AND accuracy_valid_fixed IS NOT NULL
@@ -20,9 +20,9 @@ averaged AS (
     SELECT
         fixer, subject, parameter, value,
         count(*) AS n_trials,
-        avg(accuracy_valid_fixed) AS accuracy_valid,
-        avg(repair_rate_valid) AS repair_rate_valid,
-        avg(negative_flip_rate_valid) AS negative_flip_rate_valid
+        avg(accuracy_valid_fixed ORDER BY trial_id) AS accuracy_valid,
+        avg(repair_rate_valid ORDER BY trial_id) AS repair_rate_valid,
+        avg(negative_flip_rate_valid ORDER BY trial_id) AS negative_flip_rate_valid
     FROM settings
     GROUP BY fixer, subject, parameter, value
 )

@@ -16,7 +16,7 @@ SELECT
     fixer,
     count(*) AS n_configurations,
     count(accuracy_valid) AS n_ok,
-    avg(accuracy_valid_original) AS accuracy_valid_original,
+    avg(accuracy_valid_original ORDER BY params) AS accuracy_valid_original,
     max(accuracy_valid) AS best,
     median(accuracy_valid) AS median,
     min(accuracy_valid) AS worst,

@@ -54,8 +54,8 @@ averaged AS (
         metric, policy, fixer,
         count(*) AS n_subjects,
         any_value(n_missing) AS n_missing,
-        avg(rank) AS mean_rank,
-        avg(rank / n_ranked) AS mean_relative_rank
+        avg(rank ORDER BY subject) AS mean_rank,
+        avg(rank / n_ranked ORDER BY subject) AS mean_relative_rank
     FROM ranked
     GROUP BY metric, policy, fixer
 )

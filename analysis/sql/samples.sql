@@ -24,11 +24,10 @@ WITH judged AS (
 flipped AS MATERIALIZED (
     SELECT
         j.subject_number, j.fixer_number, p.sample_id, p.label, p.original,
-        count(*) FILTER (p.fixed = p.label) AS n_repaired,
-        count(*) FILTER (p.original = p.label) AS n_broken
-    FROM predictions AS p
+        count(*) FILTER (p.repaired) AS n_repaired,
+        count(*) FILTER (p.broken) AS n_broken
+    FROM changes AS p
     JOIN judged AS j USING (trial_id)
-    WHERE (p.original <> p.label) <> (p.fixed <> p.label)
     GROUP BY j.subject_number, j.fixer_number, p.sample_id, p.label, p.original
 ),
 -- Every trial of an original has the same failures, so one of them tells which samples nobody repairs.

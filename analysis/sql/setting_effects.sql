@@ -55,11 +55,11 @@ pairs AS (
 SELECT
     pairs.fixer, pairs.subject, pairs.parameter, pairs.value, pairs.instead_of,
     count(*) AS n_pairs,
-    avg(this.repair_rate - other.repair_rate) AS repair_rate,
+    avg(this.repair_rate - other.repair_rate ORDER BY this.seed) AS repair_rate,
     min(this.repair_rate - other.repair_rate) AS repair_rate_low,
     max(this.repair_rate - other.repair_rate) AS repair_rate_high,
-    avg(this.negative_flip_rate - other.negative_flip_rate) AS negative_flip_rate,
-    avg(this.accuracy_fixed - other.accuracy_fixed) AS accuracy
+    avg(this.negative_flip_rate - other.negative_flip_rate ORDER BY this.seed) AS negative_flip_rate,
+    avg(this.accuracy_fixed - other.accuracy_fixed ORDER BY this.seed) AS accuracy
 FROM pairs
 JOIN judged AS this ON this.fixer = pairs.fixer AND this.subject = pairs.subject AND this.params = pairs.params
 JOIN judged AS other

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from synthetic_study import _aaod as slow_aaod
 
 import analysis
-from analysis import fairness
+from analysis import bootstrap, fairness
 from analysis.findings import find
 from analysis.report import write_report
 
@@ -20,19 +20,15 @@ def _images(rng, n, k, seeds, change=0.15, gap=0.15):
     return np.stack([group, label, original, *fixed])
 
 
-def _patterns(images, k):
-    columns, counts = np.unique(images, axis=1, return_counts=True)
-    return fairness.Patterns(counts, columns[0], columns[1], columns[2], columns[3:], k)
-
-
 def _read(images, k):
-    """The same from what the queries give: counts of all images and the changed ones of every seed."""
-    everything, counts = np.unique(images[:3], axis=1, return_counts=True)
-    seeds = []
-    for fixed in images[3:]:
-        changed = np.flatnonzero(fixed != images[2])
-        seeds.append((changed.astype(np.int32), np.stack([*images[:3, changed], fixed[changed]])))
-    return fairness._patterns(np.concatenate([everything, counts[None]]), seeds, k)
+    """What the queries give: all samples, and of every fixer and seed those that it changes."""
+    everything = np.concatenate([np.arange(images.shape[1])[None], images[:3]])
+    seeds = [np.concatenate([everything, fixed[None]])[:, fixed != images[2]] for fixed in images[3:]]
+    return fairness._images(everything, {"fixer": seeds}, k)
+
+
+def _drawn(images, k, **more):
+    return fairness.bootstrap(*_read(images, k), **more)["fixer"]
 
 
 # --- AAOD and its bootstrap --------------------------------------------------------------------------------------
@@ -45,9 +41,9 @@ def test_estimates_are_those_of_a_walk_over_the_images(seed, n, k, seeds):
     group, label, original, *fixed = images
     before = slow_aaod(label, original, group, k)
     after = np.mean([slow_aaod(label, one, group, k) for one in fixed])
-    patterns = _read(images, k)
-    assert patterns.counts.sum() == n
-    level, rise = fairness.bootstrap(patterns, replicates=40)
+    kept, changes = _read(images, k)
+    assert kept.rest.sum() + len(kept.labels) - len(kept.rest) == n
+    level, rise = fairness.bootstrap(kept, changes, replicates=40)["fixer"]
     assert level.estimate == pytest.approx(after, abs=1e-12)
     assert rise.estimate == pytest.approx(after - before, abs=1e-12)
     assert 0 <= level.low <= level.estimate <= level.high <= 1
@@ -66,7 +62,7 @@ def test_it_is_a_bootstrap_over_images_with_seeds_outside():
         after = np.mean([drawn[index] for index in rng.integers(0, 3, 3)])
         levels.append(after)
         rises.append(after - before)
-    level, rise = fairness.bootstrap(_patterns(images, 3), replicates=6000)
+    level, rise = _drawn(images, 3, replicates=6000)
     for interval, walked, least in ((level, levels, 0), (rise, rises, -1)):
         low, high = 2 * interval.estimate - np.quantile(walked, [0.975, 0.025])
         # A quantile at 2.5 % of 800 replicates has an error of about 0.09 deviations of the replicates.
@@ -78,7 +74,7 @@ def test_it_is_a_bootstrap_over_images_with_seeds_outside():
 def test_one_seed_drawn_again_says_no_more_than_one():
     rng = np.random.default_rng(4)
     images = _images(rng, 400, 4, 1)
-    once, thrice = (fairness.bootstrap(_patterns(np.concatenate([images, *[images[3:]] * n]), 4)) for n in (0, 2))
+    once, thrice = (_drawn(np.concatenate([images, *[images[3:]] * n]), 4) for n in (0, 2))
     for a, b in zip(once, thrice, strict=True):
         assert b == pytest.approx(a, abs=0.1 * a.half_width)
 
@@ -86,14 +82,14 @@ def test_one_seed_drawn_again_says_no_more_than_one():
 def test_the_original_is_drawn_with_the_fixed_models():
     """A fix that changes a few images has a rise that is known far better than either AAOD."""
     images = _images(np.random.default_rng(5), 1000, 3, 2, change=0.004)
-    level, rise = fairness.bootstrap(_patterns(images, 3))
+    level, rise = _drawn(images, 3)
     assert 0 < rise.half_width < level.half_width / 4
 
 
 def test_equal_models_differ_by_nothing():
     images = _images(np.random.default_rng(6), 300, 7, 3)
     images[3:] = images[2]
-    level, rise = fairness.bootstrap(_read(images, 7))
+    level, rise = _drawn(images, 7)
     assert rise == (0.0, 0.0, 0.0)
     assert level.half_width > 0
 
@@ -103,7 +99,7 @@ def test_a_class_that_one_group_lacks_counts_as_rate_0():
     images = _images(rng, 400, 3, 2)
     images = images[:, ~((images[0] == 1) & (images[1] == 2))]
     group, label, original, *fixed = images
-    level, rise = fairness.bootstrap(_read(images, 3))
+    level, rise = _drawn(images, 3)
     after = np.mean([slow_aaod(label, one, group, 3) for one in fixed])
     assert level.estimate == pytest.approx(after)
     assert rise.estimate == pytest.approx(after - slow_aaod(label, original, group, 3))
@@ -116,32 +112,50 @@ def test_a_class_that_one_group_lacks_counts_as_rate_0():
 def test_order_of_images_and_names_of_groups_and_classes_dont_matter(seed, k):
     rng = np.random.default_rng(seed)
     images = _images(rng, 200, k, 2)
-    found = fairness.bootstrap(_read(images, k))
-    assert fairness.bootstrap(_read(images[:, rng.permutation(200)], k)) == found
-    assert fairness.bootstrap(_read(images, k)) == found
+    found = _drawn(images, k)
+    assert _drawn(images, k) == found
     swapped = images.copy()
     swapped[0] = 1 - swapped[0]
     renamed = np.append(rng.permutation(k), -1)
     swapped[1:] = renamed[swapped[1:]]
-    for one, other in zip(found, fairness.bootstrap(_read(swapped, k)), strict=True):
-        # Other draws of the same distribution.
-        assert other.estimate == pytest.approx(one.estimate, abs=1e-12)
-        assert other == pytest.approx(one, abs=0.25 * one.half_width + 1e-12)
+    for others in (_drawn(images[:, rng.permutation(200)], k), _drawn(swapped, k)):
+        for one, other in zip(found, others, strict=True):
+            # Other draws of the same distribution.
+            assert other.estimate == pytest.approx(one.estimate, abs=1e-12)
+            assert other == pytest.approx(one, abs=0.25 * one.half_width + 1e-12)
 
 
-def test_seeds_that_describe_an_image_differently_have_no_patterns():
-    everything = np.array([[0, 1], [0, 0], [0, 0], [5, 5]])  # group, label, original, count
-    seed = np.array([7], dtype=np.int32), np.array([[0], [0], [0], [1]])
-    other = np.array([7], dtype=np.int32), np.array([[1], [0], [0], [1]])
-    assert fairness._patterns(everything, [seed, seed], 2).counts.tolist() == [4, 5, 1]
-    assert fairness._patterns(everything, [seed, other], 2) is None
+def test_a_fixer_that_describes_an_image_otherwise_has_no_interval():
+    everything = np.array([[0, 1, 2], [0, 1, 1], [0, 0, 0], [0, 0, 0]])  # sample, group, label, original
+    seed = np.array([[1], [1], [0], [0], [1]])
+    damaged = np.array([[1], [0], [0], [0], [1]])
+    stranger = np.array([[7], [1], [0], [0], [1]])
+    images, changes = fairness._images(everything, {"a": [seed, seed], "b": [seed, damaged], "c": [stranger]}, 2)
+    assert list(changes) == ["a"]
+    assert images.groups.tolist() == [1, 0, 1] and images.rest.tolist() == [1, 1]
+    assert fairness._images(everything, {"a": [seed]}, 0) is None
+
+
+def test_fixers_are_drawn_together_and_none_moves_anothers_figures_much():
+    rng = np.random.default_rng(9)
+    one, other = _images(rng, 500, 3, 2), _images(rng, 500, 3, 3)
+    everything = np.concatenate([np.arange(500)[None], one[:3]])
+    runs = {
+        name: [np.concatenate([everything, fixed[None]])[:, fixed != one[2]] for fixed in predictions]
+        for name, predictions in (("one", one[3:]), ("other", other[3:]))
+    }
+    both = fairness.bootstrap(*fairness._images(everything, runs, 3))
+    alone = fairness.bootstrap(*fairness._images(everything, {"one": runs["one"]}, 3))
+    for together, single in zip(both["one"], alone["one"], strict=True):
+        assert together.estimate == pytest.approx(single.estimate, abs=1e-12)
+        assert together == pytest.approx(single, abs=0.25 * single.half_width)
 
 
 def test_many_images_are_drawn_in_blocks(monkeypatch):
-    patterns = _patterns(_images(np.random.default_rng(8), 300, 3, 2), 3)
-    whole = fairness.bootstrap(patterns, replicates=101)
-    monkeypatch.setattr(fairness, "_BLOCK", 10 * patterns.counts.size)
-    assert fairness.bootstrap(patterns, replicates=101) == whole
+    images = _images(np.random.default_rng(8), 300, 3, 2)
+    whole = _drawn(images, 3, replicates=101)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 1000)
+    assert _drawn(images, 3, replicates=101) == whole
 
 
 # --- from a study to its cells -----------------------------------------------------------------------------------
@@ -177,7 +191,7 @@ def test_subjects_without_groups_have_no_aaod(study):
     with analysis.open(study.folder) as con:
         cell = find(con).subject("digits").cell("apricot")
         runs = {("digits", "apricot"): [0]}
-        assert ("digits", "apricot") not in fairness.patterns(con, runs, {"digits": 10})
+        assert ("digits", "apricot") not in fairness.find(con, runs, {"digits": 10})
     assert cell.aaod is None and cell.aaod_rise is None
 
 
@@ -211,7 +225,7 @@ def _group(row, columns, study):
     columns["group"][changed] = 1 - columns["group"][changed]
 
 
-# The original's counts are read from the first trial that has all samples, which is of apricot where nothing is wrong.
+# The originals are read from the first trial that has all samples, which is of apricot where nothing is wrong.
 @pytest.mark.parametrize(
     ("damage", "fixer", "other"),
     [

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import analysis
-from analysis import formats, plots, report
+from analysis import findings as findings_module
+from analysis import formats, plots, report, sections
 from analysis.errors import UserError
 from analysis.findings import find
 from analysis.statistics import Interval
@@ -79,7 +80,6 @@ def test_paired_counts_equal_a_walk_over_the_predictions(study, findings):
     for seed, counts in enumerate(samples.discordant("apricot", None)):
         fixed, original = right("apricot", seed)
         assert counts == ((fixed & ~original).sum(), (original & ~fixed).sum())
-    assert samples.flips("apricot").counts.sum() == 240
 
 
 def test_predictions_that_contradict_their_row_are_not_used(write_study, tmp_path):
@@ -353,6 +353,22 @@ def test_unknown_formats_and_places_are_refused(study, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_many_subjects_are_answered_and_some_shown_in_detail(write_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(findings_module, "DETAILED", 2)
+    names = ("a", "b", "c", "d-s")
+    folder = write_study(tmp_path / "s", subjects=names, seeds=(0,), adapt=2, outcomes={}).folder
+    page = _page(folder, tmp_path)
+    tables = [f"effectiveness-{sections._slug(name)}" for name in names]
+    assert [table in page for table in tables] == [True, True, False, False]
+    assert "those of 2 of 4 subjects (a and b)" in _text(page)
+    assert all(f">{name}</" in page for name in names), "an answer, or at least a column of the grid"
+    chosen = report.write_report(folder, tmp_path / "chosen.html", subjects=("d-s", "c")).read_text(encoding="utf-8")
+    assert [table in chosen for table in tables] == [False, False, True, True]
+    assert "Subject d-s" in chosen and "Subject a" not in chosen
+    with pytest.raises(UserError, match=r"no subject 'd_s'; did you mean 'd-s'\?"):
+        report.write_report(folder, tmp_path / "none.html", subjects=("d_s",))
+
+
 def test_the_default_target_is_in_the_results_folder(write_study, tmp_path):
     folder = write_study(tmp_path / "s", subjects=("digits",)).folder
     assert report.write_report(folder) == folder / "report.html"
@@ -443,7 +459,8 @@ def test_any_study_gives_a_page(write_study, tmp_path_factory, data, subjects, f
 
 
 def test_the_order_of_rows_plays_no_part(write_study, tmp_path):
-    one = write_study(tmp_path / "s", subjects=("digits",), compact=True)
+    # Sums of seven fractions depend on their order in the last bit, and a choice between equals or a rounding on it.
+    one = write_study(tmp_path / "s", subjects=("digits",), seeds=range(7), compact=True)
     first = _page(one.folder, tmp_path)
     for path in (one.folder / "trials").glob("*"):
         path.unlink()

@@ -9,7 +9,7 @@ from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
 from orchestrator.trial import TrialSettings, make_baseline, run_trial
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SETTINGS = TrialSettings(
     time_limit=1800, corrupted_drop=0.10, attack={"samples": 200, "steps": 40, "seed": 0}, keep_models=False
@@ -33,11 +33,12 @@ def test_the_splits_and_the_original_are_the_studys(loaded):
     assert round((2 - both) * 5_000) == 240, "failures on all 10,000 test images"
 
 
-@pytest.mark.parametrize("name", ["apricot", "three_m_dnn", "arachne"])
-def test_a_fixer_runs_and_its_figures_add_up(name, loaded):
+# Apricot retrains on all 54,000 images after every batch of failures; a dozen times show it as well as a hundred.
+@pytest.mark.parametrize(("name", "changed"), [("apricot", {"max_epochs": 12}), ("three_m_dnn", {}), ("arachne", {})])
+def test_a_fixer_runs_and_its_figures_add_up(name, changed, loaded):
     subject, baseline = loaded
     cls = fixers.get(name)
-    params = cls.build({}, "quick").canonical_parameters()
+    params = cls.build(changed, "quick").canonical_parameters()
     spec = TrialSpec("t", "mnist", "final", "mnist", name, params, 0, subject.fingerprint, code_version(cls))
     row = run_trial(spec, subject, baseline, SETTINGS).row
     assert row["outcome"] == "OK", row["reason"]

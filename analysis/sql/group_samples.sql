@@ -1,10 +1,10 @@
--- question: What does the original predict for each group and label, on subjects whose samples have groups?
+-- question: What does the original predict for every test sample, on subjects whose samples have groups?
 -- reads: trials, predictions
 -- column subject: subject that has groups
+-- column sample_id: position in the subject's test split
 -- column group: group of the sensitive attribute, 0 or 1
 -- column label: true class
 -- column original: class that the original predicts; below 0 is no class
--- column n: test samples with these three [samples]
 WITH grouped AS (
     SELECT subject, trial_id, n_test, n_wrong FROM selected WHERE outcome = 'OK' AND aaod_fixed IS NOT NULL
 ),
@@ -21,9 +21,8 @@ complete AS (
     JOIN counted USING (trial_id, n_test, n_wrong)
     GROUP BY subject
 )
-SELECT c.subject, p."group", p.label, p.original, count(*) AS n
+SELECT c.subject, p.sample_id, p."group", p.label, p.original
 FROM predictions AS p
 JOIN complete AS c USING (trial_id)
 WHERE p."group" IS NOT NULL
-GROUP BY c.subject, p."group", p.label, p.original
-ORDER BY c.subject, p."group", p.label, p.original;
+ORDER BY c.subject, p.sample_id;
