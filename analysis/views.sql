@@ -108,19 +108,28 @@ WHERE p.original <> p.fixed AND (p.fixed = p.label OR p.original = p.label);
 -- Counts and rates of every trial from its predictions alone, to be held against the trial's own row.
 CREATE OR REPLACE VIEW tallies AS
 SELECT
-    trial_id,
-    count(*) AS n_test,
-    count(*) FILTER (original <> label) AS n_wrong,
-    count(*) FILTER (original <> label AND fixed = label) AS n_repaired,
-    count(*) FILTER (original = label AND fixed <> label) AS n_broken,
+    trial_id, n_test, n_wrong,
+    n_wrong - n_wrong_twice AS n_repaired,
+    n_wrong_after - n_wrong_twice AS n_broken,
     (n_test - n_wrong) / n_test AS accuracy_original,
-    (n_test - n_wrong + n_repaired - n_broken) / n_test AS accuracy_fixed,
-    n_repaired / nullif(n_wrong, 0) AS repair_rate,
-    n_broken / n_test AS negative_flip_rate,
+    (n_test - n_wrong_after) / n_test AS accuracy_fixed,
+    (n_wrong - n_wrong_twice) / nullif(n_wrong, 0) AS repair_rate,
+    (n_wrong_after - n_wrong_twice) / n_test AS negative_flip_rate,
     -- That none is there twice shows where trials of a subject are compared, in the query `baseline_drift`.
-    min(sample_id) = 0 AND max(sample_id) = count(*) - 1 AS is_complete
-FROM predictions
-GROUP BY trial_id;
+    first_sample = 0 AND last_sample = n_test - 1 AS is_complete
+FROM (
+    -- Counting these three takes three quarters of the time of counting the four that are asked for.
+    SELECT
+        trial_id,
+        count(*) AS n_test,
+        countif(original <> label) AS n_wrong,
+        countif(fixed <> label) AS n_wrong_after,
+        countif(original <> label AND fixed <> label) AS n_wrong_twice,
+        min(sample_id) AS first_sample,
+        max(sample_id) AS last_sample
+    FROM predictions
+    GROUP BY trial_id
+);
 
 -- AAOD of every trial whose samples have groups, from its predictions alone. One-vs-rest over the subject's classes; a
 -- rate with an empty denominator is 0. A prediction below 0 is no class.

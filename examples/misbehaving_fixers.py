@@ -12,23 +12,26 @@ import torch
 from torch import nn
 
 from fixers import Fixer, RepairProblem
-from fixers.fixer import Level
+from fixers.fixer import Level, parameter
 
 REFERENCE = "fixstudy's own demonstration, 2026"
 
 
 @dataclass(frozen=True)
 class DoesNothing(Fixer):
-    """Returns an unchanged copy."""
+    """Returns an unchanged copy, at once or after a while."""
 
     name: ClassVar[str] = "does_nothing"
     abbreviation: ClassVar[str] = "NIL"
     level: ClassVar[Level] = "neuron"
     reference: ClassVar[str] = REFERENCE
 
+    seconds: float = parameter(0.0, low=0.0, help="How long it waits.")
+
     def fix(self, problem: RepairProblem) -> nn.Module:
-        """Report once and return."""
+        """Report once, wait, and return."""
         problem.report(1, loss=0.0)
+        time.sleep(self.seconds)
         return problem.new_model()
 
 
