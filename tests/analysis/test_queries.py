@@ -17,6 +17,7 @@ import analysis
 from analysis import commands, findings, report, sections
 from analysis.errors import QueryError
 from analysis.queries import parse
+from analysis.sections import sweep_sections
 
 NAMES = sorted(analysis.named_queries())
 
@@ -380,7 +381,7 @@ def test_one_setting_against_the_other_seed_by_seed(tmp_path):
     ],
 )
 def test_no_difference_is_claimed_where_seeds_disagree(low, high, pairs, said):
-    assert sections._worth({"repair_rate_low": low, "repair_rate_high": high, "n_pairs": pairs}) == said
+    assert sweep_sections._worth({"repair_rate_low": low, "repair_rate_high": high, "n_pairs": pairs}) == said
 
 
 def test_progress_with_and_without_a_plan(study, tmp_path):

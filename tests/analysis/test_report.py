@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import analysis
 from analysis import findings as findings_module
-from analysis import formats, plots, report, sections
+from analysis import formats, plots, report
 from analysis.errors import UserError
 from analysis.findings import find
+from analysis.sections.values import identifier
 from analysis.statistics import Interval
 
 NASTY = "<script>alert('x')</script>"
@@ -95,13 +96,14 @@ def test_predictions_that_contradict_their_row_are_not_used(write_study, tmp_pat
 
 
 def test_ranks_of_the_report_equal_the_query(write_study, tmp_path):
-    from analysis import sections, statistics
+    from analysis import statistics
+    from analysis.sections import comparisons
 
     outcomes = {("care", "digits", seed): "FAILURE" for seed in (0, 1)}
     with analysis.open(write_study(tmp_path / "s", outcomes=outcomes).folder) as con:
         findings = find(con)
         rows = analysis.run(con, "rank_groups").to_pylist()
-    scores = sections._scores(findings, findings.subjects, "repair_rate")
+    scores = comparisons._scores(findings, findings.subjects, "repair_rate")
     for policy, compute, column in [
         ("own", statistics.own_cells, "mean_relative_rank"),
         ("complete", statistics.complete_cases, "mean_rank"),
@@ -358,7 +360,7 @@ def test_many_subjects_are_answered_and_some_shown_in_detail(write_study, tmp_pa
     names = ("a", "b", "c", "d-s")
     folder = write_study(tmp_path / "s", subjects=names, seeds=(0,), adapt=2, outcomes={}).folder
     page = _page(folder, tmp_path)
-    tables = [f"effectiveness-{sections._slug(name)}" for name in names]
+    tables = [f"effectiveness-{identifier(name)}" for name in names]
     assert [table in page for table in tables] == [True, True, False, False]
     assert "those of 2 of 4 subjects (a and b)" in _text(page)
     assert all(f">{name}</" in page for name in names), "an answer, or at least a column of the grid"

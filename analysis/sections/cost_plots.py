@@ -1,0 +1,129 @@
+"""Time and memory."""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis import plots, words
+from analysis.document import (
+    Block,
+    Column,
+    Fold,
+    Legend,
+    Paragraph,
+    Plot,
+    Plots,
+    Section,
+    Table,
+    Value,
+)
+from analysis.findings import Cell, Findings, Subject
+from analysis.sections.values import LEVEL_LEGEND, MISSING, OPEN_SUBJECTS, fixer_value, identifier
+
+if TYPE_CHECKING:
+    pass
+
+
+def efficiency(findings: Findings) -> Section:
+    """Time and memory."""
+    blocks: list[Block] = [
+        Paragraph(
+            "Time of the fix alone, without loading, evaluation and waiting: median over seeds, bars from the fastest "
+            "to the slowest, log axis. An arrow marks runs that the time limit cut off: they would have taken longer. "
+            "Memory is the largest amount held while fixing."
+        ),
+        Legend((*LEVEL_LEGEND, ("arrow", plots.HARM, "cut off by the time limit"))),
+    ]
+    shown = [s for s in findings.detailed if any(run.fix_seconds for cell in s.cells for run in cell.runs)]
+    for index, subject in enumerate(shown):
+        blocks.append(Fold(subject.name, [Plots(list(_cost_plots(subject)), wide=True)], open=index < OPEN_SUBJECTS))
+    if not shown:
+        return Section("efficiency", "Time and memory", [Paragraph("No fix was timed.")])
+    return Section("efficiency", "Time and memory", blocks, ("runs",))
+
+
+def _cost_plots(subject: Subject) -> Iterable[Plot]:
+    def limit(cell: Cell) -> float | None:
+        cut = [run.fix_seconds for run in cell.runs if run.reason_code == "timeout" and run.fix_seconds]
+        return max(cut) if cut else None
+
+    timed = sorted(
+        (c for c in subject.cells if any(run.fix_seconds for run in c.runs)),
+        key=lambda c: (c.seconds if c.seconds is not None else math.inf, c.fixer),
+    )
+    name = f"time-{identifier(subject.name)}"
+    rows = []
+    for cell in timed:
+        measured = cell.values("fix_seconds")
+        evaluate = cell.values("evaluate_seconds")
+        cut = limit(cell)
+        hours = cell.seconds / 3600 if cell.seconds else None
+        repaired = np.mean(cell.values("n_repaired")) if cell.values("n_repaired") else None
+        rows.append(
+            [
+                fixer_value(cell),
+                Value(words.seconds(cell.seconds), sort=cell.seconds) if cell.seconds else Value(MISSING),
+                Value(f"{words.seconds(min(measured))} to {words.seconds(max(measured))}")
+                if measured
+                else Value(MISSING),
+                Value(f"more than {words.seconds(cut)}", sort=cut) if cut else Value(""),
+                Value(words.seconds(float(np.median(evaluate))), sort=float(np.median(evaluate)))
+                if evaluate
+                else Value(MISSING),
+                Value(words.number(float(repaired) / hours), sort=float(repaired) / hours)
+                if hours and repaired is not None
+                else Value(MISSING),
+            ]
+        )
+    yield Plot(
+        name,
+        f"{subject.name}: time to fix",
+        "Fastest on top.",
+        plots.costs(
+            [plots.Cost(cell.abbreviation, cell.level, cell.values("fix_seconds"), limit(cell)) for cell in timed],
+            "time of one fix",
+            unit="seconds",
+        ),
+        Table(
+            f"{name}-data",
+            f"{subject.name}: time",
+            [
+                Column("Fixer", numeric=False),
+                Column("Median"),
+                Column("Range", "over seeds", numeric=False),
+                Column("Cut off"),
+                Column("Evaluation", "median"),
+                Column("Repaired", "images per hour of fixing", first="descending"),
+            ],
+            rows,
+        ),
+    )
+    memory: list[tuple[str, str]] = [("peak_device_bytes", "GPU memory"), ("peak_host_bytes", "host memory")]
+    for column, title in memory:
+        held = sorted(
+            ((max(cell.values(column)), cell) for cell in subject.cells if cell.values(column)),
+            key=lambda pair: (pair[0], pair[1].fixer),
+        )
+        if not held:
+            continue
+        name = f"{column.replace('_', '-')}-{identifier(subject.name)}"
+        shared = any(run.gpu_shared for _, cell in held for run in cell.runs)
+        note = " Some trials shared a GPU." if shared and column == "peak_device_bytes" else ""
+        yield Plot(
+            name,
+            f"{subject.name}: peak {title}",
+            f"Smallest on top.{note}",
+            plots.costs(
+                [plots.Cost(cell.abbreviation, cell.level, cell.values(column)) for _, cell in held],
+                f"peak {title}",
+                unit="bytes",
+            ),
+            Table(
+                f"{name}-data",
+                f"{subject.name}: peak {title}",
+                [Column("Fixer", numeric=False), Column("Peak")],
+                [[fixer_value(cell), Value(words.size(value), sort=value)] for value, cell in held],
+            ),
+        )

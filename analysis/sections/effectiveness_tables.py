@@ -1,0 +1,159 @@
+"""The study's main table, one per subject."""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from analysis import plots, words
+from analysis.document import (
+    Block,
+    Column,
+    Paragraph,
+    Section,
+    Table,
+    Value,
+)
+from analysis.findings import TRADE_OFFS, Cell, Findings, Subject
+from analysis.sections.values import (
+    MISSING,
+    estimated,
+    fixer_value,
+    identifier,
+    interval_value,
+    percent_value,
+    relative_change,
+    shades,
+    signed,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def effectiveness(findings: Findings) -> Section:
+    """The study's main table, one per subject."""
+    blocks: list[Block] = [
+        Paragraph(
+            "RR is the share of the failures (test samples that the original gets wrong) that the fixed model gets "
+            "right. NFR is the share of all test samples that only the original gets right. Under RR and NFR in small "
+            "print: the 95 % interval, Wilson's for one seed, bootstrapped over seeds and images for more. Relative "
+            f"changes are 100 (fixed {words.MINUS} original) / original, signed so + is better. Darker is a better "
+            "rank within the column; the best is bold.",
+            fine=True,
+        )
+    ]
+    for subject in findings.detailed:
+        if not subject.cells:
+            continue
+        blocks.append(_effectiveness_table(subject))
+    if len(blocks) == 1:
+        blocks = [Paragraph("No trial has finished yet.")]
+    return Section("effectiveness", "Effectiveness", blocks, ("cells", "runs"))
+
+
+def _effectiveness_table(subject: Subject) -> Table:
+    ok = subject.ok
+    shade = {
+        "acc": shades(ok, lambda c: c.accuracy, higher=True),
+        "rr": shades(ok, lambda c: estimated(c.repair_rate), higher=True),
+        "nfr": shades(ok, lambda c: estimated(c.negative_flip_rate), higher=False),
+        "asr": shades(ok, lambda c: estimated(c.asr), higher=False),
+        "aaod": shades(ok, lambda c: estimated(c.aaod), higher=False),
+        "time": shades(ok, lambda c: c.seconds, higher=False),
+    }
+    has_asr = any(cell.asr for cell in ok)
+    has_aaod = any(cell.aaod for cell in ok)
+    columns = [
+        Column("Fixer", numeric=False),
+        Column("Level", numeric=False),
+        Column("ACC %", "more is better", first="descending"),
+        Column("Change", "relative %", first="descending"),
+        Column("RR %", "95 % interval", first="descending"),
+        Column("NFR %", "95 % interval"),
+        *([Column("ASR %", "less is better")] if has_asr else []),
+        *([Column("AAOD", "less is fairer")] if has_aaod else []),
+        Column("Time", "median fix"),
+        Column("Class", "and harms", numeric=False),
+        Column("Seeds", "OK / run", first="descending"),
+    ]
+    rows = []
+    for cell in subject.cells:
+        row = [
+            fixer_value(cell),
+            Value(cell.level, sort=plots.LEVELS.index(cell.level) if cell.level in plots.LEVELS else 9),
+        ]
+        seeds = Value(f"{len(cell.ok_runs)}/{cell.n_seeds}", sort=len(cell.ok_runs))
+        if not cell.is_ok:
+            reason = (cell.reason or "").strip()
+            width = len(columns) - 3
+            row += [Value(cell.outcome, small=reason, style=f"{cell.outcome} word", span=width), seeds]
+            rows.append(row)
+            continue
+        row.append(percent_value(cell.accuracy, style=shade["acc"].get(cell.fixer, "")))
+        change = cell.change
+        row.append(
+            Value(MISSING)
+            if change is None
+            else Value(
+                signed(change), sort=round(change, 6), style="good" if change > 0 else "bad" if change < 0 else ""
+            )
+        )
+        row.append(interval_value(cell.repair_rate, shade["rr"].get(cell.fixer, "")))
+        row.append(interval_value(cell.negative_flip_rate, shade["nfr"].get(cell.fixer, "")))
+        if has_asr:
+            relative = relative_change(cell.asr_original, estimated(cell.asr), lower_is_better=True)
+            row.append(
+                percent_value(
+                    estimated(cell.asr),
+                    style=shade["asr"].get(cell.fixer, ""),
+                    small="" if relative is None else f"{signed(relative, 1)} % rel.",
+                )
+            )
+        if has_aaod:
+            row.append(_aaod_value(cell, shade["aaod"].get(cell.fixer, "")))
+        row.append(
+            Value(MISSING, style="missing")
+            if cell.seconds is None
+            else Value(words.seconds(cell.seconds), sort=cell.seconds, style=shade["time"].get(cell.fixer, ""))
+        )
+        meaning = TRADE_OFFS[cell.trade_off] if cell.trade_off else ""
+        row.append(Value(cell.trade_off or MISSING, small=" ".join(cell.harms), style="l", title=meaning))
+        row.append(seeds)
+        rows.append(row)
+    original = _original_values(subject)
+    return Table(f"effectiveness-{identifier(subject.name)}", f"{subject.name}: {original}", columns, rows)
+
+
+def _aaod_value(cell: Cell, style: str) -> Value:
+    """AAOD with its interval; with its relative change where the interval isn't known, as in published tables."""
+    if cell.aaod is None:
+        return Value(MISSING, style="missing")
+    estimate = cell.aaod.estimate
+    relative = relative_change(cell.aaod_original, estimate, lower_is_better=True)
+    small = "" if relative is None else f"{signed(relative, 1)} % rel."
+    if math.isfinite(cell.aaod.half_width):
+        small = f"{cell.aaod.low:.3f} to {cell.aaod.high:.3f}"
+    return Value(f"{estimate:#.3g}" if estimate else "0", small=small, sort=estimate, style=style)
+
+
+def _original_values(subject: Subject) -> str:
+    cells = subject.cells
+    parts = []
+    accuracy = next((c.accuracy_original for c in cells if c.accuracy_original is not None), None)
+    asr = sorted({round(100 * c.asr_original, 1) for c in cells if c.asr_original is not None})
+    aaod = next((c.aaod_original for c in cells if c.aaod_original is not None), None)
+    if accuracy is not None:
+        parts.append(f"ACC {words.fixed(100 * accuracy, 2)} %")
+    if asr:
+        # ASR is a share of images that both models classify correctly, so the original's differs by fixer.
+        ends = [words.fixed(value, 1) for value in (asr[0], asr[-1])]
+        parts.append(f"ASR {ends[0]} %" if ends[0] == ends[1] else f"ASR {ends[0]} to {ends[1]} % by fixer")
+    if aaod is not None:
+        parts.append(f"AAOD {aaod:#.3g}")
+    n_wrong, n_test = _first(cells, "n_wrong"), _first(cells, "n_test")
+    counts = f"{n_wrong} failures (RR) among {n_test} test samples (NFR)" if n_wrong is not None else "not measured"
+    return counts + (f"; the original has {', '.join(parts)}" if parts else "")
+
+
+def _first(cells: Iterable[Cell], name: str) -> object:
+    return next((value for cell in cells if (value := getattr(cell, name)) is not None), None)

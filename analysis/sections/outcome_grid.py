@@ -1,0 +1,128 @@
+"""What became of every fixer on every subject."""
+
+from typing import TYPE_CHECKING, Final
+
+from analysis import words
+from analysis.document import (
+    Block,
+    Column,
+    Paragraph,
+    Section,
+    Table,
+    Value,
+)
+from analysis.findings import Cell, Findings, Subject
+from analysis.schema import OUTCOMES
+from analysis.sections.values import MISSING
+
+if TYPE_CHECKING:
+    pass
+
+_UNIT_NOTES: Final = {
+    "UNADAPTABLE": "the subject doesn't meet a requirement of the fixer, so it was not run",
+    "FAILURE": "fixing or evaluating did not finish",
+    "CORRUPTED": "it finished, and test accuracy fell by more than the study allows",
+    "OK": "everything else",
+}
+
+
+def outcomes(findings: Findings) -> Section:
+    """Grid of fixer and subject, and why cells have no figures."""
+    subjects = findings.subjects
+    grid = []
+    for fixer, abbreviation, _level in findings.fixers:
+        row = [Value(abbreviation, small=fixer if fixer.casefold() != abbreviation.casefold() else "", title=fixer)]
+        row += [_outcome_value(subject.cell(fixer)) for subject in subjects]
+        grid.append(row)
+    blocks: list[Block] = []
+    if grid:
+        columns = [
+            Column("Fixer", numeric=False),
+            *(Column(s.name, _subject_note(s), numeric=False, first="descending") for s in subjects),
+        ]
+        blocks.append(
+            Table(
+                "outcome-grid",
+                "Outcome of every fixer on every subject; where it is OK, what it repairs (RR) and breaks (NFR)",
+                columns,
+                grid,
+            )
+        )
+        blocks.append(
+            Paragraph(
+                "; ".join(f"{outcome}: {_UNIT_NOTES[outcome]}" for outcome in OUTCOMES)
+                + f". Where seeds differ, the cell shows the most frequent outcome and how many agree. "
+                f"{MISSING} means not planned or not run yet.",
+                fine=True,
+            )
+        )
+        if reasons := _reasons(findings):
+            blocks.append(reasons)
+    else:
+        blocks.append(Paragraph("No trial has finished yet, so there is nothing to compare."))
+    return Section("outcomes", "Outcomes", blocks, ("cells",))
+
+
+def _subject_note(subject: Subject) -> str:
+    accuracy = next((c.accuracy_original for c in subject.cells if c.accuracy_original is not None), None)
+    wrong = next((c.n_wrong for c in subject.cells if c.n_wrong is not None), None)
+    parts = []
+    if accuracy is not None:
+        parts.append(f"accuracy {words.fixed(100 * accuracy, 1)} %")
+    if wrong is not None:
+        parts.append(f"{wrong} failures")
+    return ", ".join(parts)
+
+
+def _outcome_value(cell: Cell | None) -> Value:
+    if cell is None:
+        return Value(MISSING, style="missing")
+    agree = cell.outcomes.get(cell.outcome, 0)
+    share = f", {agree} of {cell.n_seeds} seeds" if agree < cell.n_seeds else ""
+    if cell.is_ok and cell.repair_rate and cell.negative_flip_rate:
+        return Value(
+            f"RR {words.fixed(100 * cell.repair_rate.estimate, 1)} %",
+            small=f"NFR {words.fixed(100 * cell.negative_flip_rate.estimate, 2)} %{share}",
+            sort=cell.repair_rate.estimate,
+            style="OK",
+        )
+    code = (cell.reason_code or "").replace("_", " ")
+    return Value(
+        cell.outcome, small=f"{code}{share}".lstrip(", "), style=f"{cell.outcome} word", title=cell.reason or ""
+    )
+
+
+def _reasons(findings: Findings) -> Table | None:
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in findings.cells:
+        # A cell that is OK in most seeds still has a reason for the others.
+        if cell.reason:
+            worst = max((o for o in cell.outcomes if o != "OK"), key=lambda o: cell.outcomes[o], default=cell.outcome)
+            groups.setdefault((worst, cell.reason_code or "", cell.reason), []).append(cell)
+    if not groups:
+        return None
+    rows = [
+        [
+            Value(outcome, style=f"{outcome} word"),
+            Value(code.replace("_", " ")),
+            Value(reason),
+            Value(", ".join(f"{cell.abbreviation} on {cell.subject}" for cell in cells)),
+            Value(str(len(cells)), sort=len(cells)),
+        ]
+        for (outcome, code, reason), cells in sorted(
+            groups.items(),
+            key=lambda g: (-OUTCOMES.index(g[0][0]), g[0][1], g[0][2]),
+        )
+    ]
+    return Table(
+        "reasons",
+        "Why cells, or single seeds of them, have no figures",
+        [
+            Column("Outcome", numeric=False),
+            Column("Kind", numeric=False),
+            Column("Reason", numeric=False, wide=True),
+            Column("Where", numeric=False, wide=True),
+            Column("Cells", first="descending"),
+        ],
+        rows,
+    )
