@@ -1,5 +1,6 @@
 """Two studies side by side: ours and the published one, before and after a change, one machine and another."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ class Pair:
         if self.first.outcome != self.second.outcome:
             return f"{self.first.outcome} became {self.second.outcome}"
         if self.repair_rate is None or self.negative_flip_rate is None:
+            return "same outcome"
+        if not all(math.isfinite(d.half_width) for d in (self.repair_rate, self.negative_flip_rate)):
             return "same outcome"
         differs = [
             label
@@ -270,7 +273,7 @@ def _total_seconds(pairs: Sequence[Pair], side: int) -> str | None:
 def _differences(pairs: Sequence[Pair]) -> list[str]:
     heads = ["Fixer", "RR, points", "NFR, points", "ACC change, points", "Verdict"]
     lines = [
-        "Differences are second minus first, with 95 % intervals of the test samples (not of the seeds).",
+        "Differences are second minus first, with 95 % intervals (test samples; seeds where several).",
         "",
         md_row(heads),
         md_row(["---"] * len(heads)),

@@ -44,6 +44,7 @@ class Run:
     """One final trial."""
 
     trial_id: str
+    subject_fingerprint: str | None
     seed: int
     outcome: Outcome
     reason_code: str | None
@@ -81,7 +82,7 @@ class Cell:
         aaod_rise: AAOD fixed - original, likewise; positive is worse.
         trade_off: class a to d.
         harms: what got measurably worse: NFR, ASR, AAOD.
-        dominators: fixers at least as good in RR, NFR and, where measured, ASR and AAOD, and better in one.
+        dominators: fixers at least as good in RR and NFR, and better in one.
     """
 
     subject: str
@@ -153,7 +154,7 @@ class Comparison:
     Attributes:
         first: fixer.
         second: the other fixer; None for the original model.
-        p: McNemar's exact p-value, the largest over the pairs of seeds.
+        p: McNemar's exact p-value, the largest over the pairs of seeds; 1 where they disagree on who is better.
         p_holm: adjusted for the other comparisons of this subject.
         only_first: images that only the first gets right, mean over the pairs of seeds.
         only_second: images that only the second gets right.
@@ -265,7 +266,9 @@ class Subject:
             if cell.fixer not in self.samples.fixers or cell.fixer == second:
                 continue
             counts = self.samples.discordant(cell.fixer, second)
-            p = max(statistics.mcnemar(b, c) for b, c in counts)
+            # For each of the seeds, and in the same direction, or nothing is claimed.
+            same = all(b >= c for b, c in counts) or all(b <= c for b, c in counts)
+            p = max(statistics.mcnemar(b, c) for b, c in counts) if same else 1.0
             only_first, only_second = np.mean(counts, axis=0)
             intervals = self.samples.difference(cell.fixer, second)
             raw.append((cell.fixer, p, float(only_first), float(only_second), intervals))
@@ -331,12 +334,16 @@ def find(con: "duckdb.DuckDBPyConnection") -> Findings:
     Args:
         con: from `analysis.open`.
     """
-    info = {row["subject"]: row for row in con.sql("FROM subjects ORDER BY fingerprint").to_arrow_table().to_pylist()}
+    described = con.sql("FROM subjects ORDER BY fingerprint").to_arrow_table().to_pylist()
+    info = {row["subject"]: row for row in described}
     runs: list[Run] = []
     places: list[tuple[str, str]] = []
     for row in answer(con, "runs").to_pylist():
         runs.append(Run(**{name: row[name] for name in Run.__dataclass_fields__}))
         places.append((row["subject"], row["fixer"]))
+    # Of a subject whose data were changed, the description is of those that the trials ran on.
+    used = {run.subject_fingerprint for run in runs}
+    info |= {row["subject"]: row for row in described if row["fingerprint"] in used}
     by_place: dict[tuple[str, str], list[int]] = {}
     for index, place in enumerate(places):
         by_place.setdefault(place, []).append(index)
@@ -445,7 +452,9 @@ def _trade_off(repair_rate: Interval, harms: Sequence[str]) -> TradeOff:
 def _with_dominators(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Cells by level, then best RR first, then those without figures; each with how many dominate it."""
     ok = [cell for cell in cells if cell.is_ok]
-    count = statistics.dominated_by([(-_value(c.repair_rate), _value(c.negative_flip_rate)) for c in ok])
+    # Sums over seeds leave digits that aren't information, and would break ties.
+    points = [(-round(_value(c.repair_rate), 12), round(_value(c.negative_flip_rate), 12)) for c in ok]
+    count = statistics.dominated_by(points)
     dominated = {cell.fixer: int(n) for cell, n in zip(ok, count, strict=True)}
     known = [replace(cell, dominators=dominated.get(cell.fixer, 0)) for cell in cells]
     return tuple(
@@ -490,12 +499,12 @@ def _samples(
             grouped.setdefault(subject, {})[fixer] = ok
     found: dict[str, tuple[dict[str, Flips], int, int]] = {}
     for subject, chosen in grouped.items():
-        splits = {(runs[index].n_test, runs[index].n_wrong) for indices in chosen.values() for index in indices}
+        every = [index for indices in chosen.values() for index in indices]
+        splits = {(runs[index].subject_fingerprint, runs[index].n_test, runs[index].n_wrong) for index in every}
         # Two test splits under one name (the subject was changed in between) have no images in common.
         if len(splits) != 1:
             continue
-        n_test, n_wrong = next(iter(splits))
-        every = [index for indices in chosen.values() for index in indices]
+        _, n_test, n_wrong = next(iter(splits))
         wrong = np.unique(np.concatenate([repaired[index] for index in every]))
         right = np.unique(np.concatenate([broken[index] for index in every]))
         flips = {
@@ -505,7 +514,10 @@ def _samples(
             )
             for fixer, indices in chosen.items()
         }
-        found[subject] = flips, (n_wrong or 0) - wrong.size, (n_test or 0) - (n_wrong or 0) - right.size
+        rest_wrong, rest_right = (n_wrong or 0) - wrong.size, (n_test or 0) - (n_wrong or 0) - right.size
+        # More failures than there are: the predictions of different runs contradict each other.
+        if min(rest_wrong, rest_right) >= 0:
+            found[subject] = flips, rest_wrong, rest_right
     return dict(zip(found, bootstrap.in_threads(lambda one: Samples(*one), found.values()), strict=True))
 
 

@@ -173,7 +173,9 @@ def build(
 
 def _answer(subject: Subject) -> Answer:
     advice = advise.decide(subject)
-    return Answer(advice.subject, advice.lead, advice.details, advice.others, advice.chosen is not None)
+    # That there is one seed is said once for the whole study; what was not measured belongs to the answer.
+    unmeasured = [caveat for caveat in advice.caveats if "not measured" in caveat]
+    return Answer(advice.subject, advice.lead, (*advice.details, *unmeasured), advice.others, advice.chosen is not None)
 
 
 def _left_out(findings: Findings) -> list[str]:

@@ -130,7 +130,7 @@ _TRIALS = (
     Column("notes", "string", "facts that the fixer recorded, as a JSON object"),
     Column("attack", "string", "settings of the attack as JSON; null when none was run"),
     Column("device", "string", "cpu or the name of the GPU"),
-    Column("gpu_shared", "bool", "whether other trials used the same GPU"),
+    Column("gpu_shared", "bool", "whether it was given part of a GPU, which other trials may use"),
     Column("gpu_share", "float64", "part of a GPU that the trial was given; null on a CPU", "fraction"),
     Column("gpu", "string", "number of the GPU on its node, several with commas; null on a CPU"),
     Column("cores", "float64", "cores busy while fixing, on average: CPU seconds of the process over seconds"),

@@ -5,8 +5,8 @@
 
 Generates studies with 16 fixers, 10 seeds and 2,000 test samples per trial, compacted as at the end of a study, four
 fifths of them final trials. 100 million rows are 50,000 trials on 250 subjects. Every question runs once after the
-first that warms the file cache, on two threads and within 2 GB, and so does the report. Fails when one takes longer
-than its limit.
+first that warms the file cache, on two threads and within 2 GB; the report takes what the machine has. Fails when one
+takes longer than its limit.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How near the order of our trials comes to the best there is: the study's whole plan on 1 to 256 GPUs.
 
-    python benchmarks/makespan.py [--gpus 1 2 4 8 ...] [--every]
+    python benchmarks/makespan.py [--gpus 1 2 4 8 ...]
 
 The plan is the study's: 16 fixers, 5 subjects, 3 seeds, with its published times of fixing, one GPU a trial. Cells for
 which no time is published (CORRUPTED, FAILURE, UNADAPTABLE) take none here. The queue is the one that hands out trials

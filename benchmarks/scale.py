@@ -11,7 +11,7 @@ trial of the largest size costs the driver more than 1.2 x one of the smallest, 
 
 With `--seconds` the fixer waits as long and needs no core for it, so that `--lanes` may be more than there are cores,
 up to about four a core. Ray names 715 s for 10,000 trials of one second on 16 cores, where 625 s would be the minimum:
-1.14 x. Printed is the same ratio in the second half of the study, when the workers of all lanes have started.
+1.14 x. Printed is the ratio in the second half of the study, when the workers of all lanes have started.
 """
 
 import argparse

@@ -297,7 +297,7 @@ def _print_plan(study: str, results: str | None, data_root: str | None) -> None:
 @click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True)
 @click.option("--watch", is_flag=True, help="Refresh every two seconds until interrupted.")
 def status(results: str, form: Any, watch: bool) -> None:
-    """Progress, outcomes, and failures with reasons, from the Parquet files alone."""
+    """Progress, outcomes, and failures with reasons, from the results folder alone."""
     from analysis.commands import status_command, watch_command
 
     if not watch:
@@ -363,7 +363,10 @@ def sql(
     if file is not None:
         if query is not None:
             raise UserError("Give the SQL either as an argument or as --file, not both.")
-        query = Path(file).read_text(encoding="utf-8")
+        try:
+            query = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} isn't text in UTF-8.") from error
     sql_command(results, query, name=name, parameters=parameters, form=form, output=output, timeout=timeout)
 
 

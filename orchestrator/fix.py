@@ -147,7 +147,10 @@ def _values(parameters: Iterable[str]) -> dict[str, Any]:
         name, separator, text = item.partition("=")
         if not separator:
             raise UserError(f"A parameter is written name=value, but got '{item}'.")
-        values[name] = yaml.safe_load(text)
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"The value of the parameter {name} can't be read: '{text}'.") from error
     return values
 
 
@@ -214,7 +217,9 @@ def export_trial(results: str, trial: str, target: Path, data_root: str | None, 
     text = (store.read_bytes("study.yaml") or b"").decode()
     folder = Path(json.loads(store.read_bytes(session.ORIGIN) or b'{"folder": "."}')["folder"])
     study = parse_study(text, f"{results}/study.yaml", folder)
-    definition = session.definitions(study, folder)[row["subject"]]
+    definition = session.definitions(study, folder).get(row["subject"])
+    if definition is None:
+        raise UserError(f"The study file in {results} no longer has {row['subject']}, which trial {trial} is of.")
     model, state = definition.build_model(), load_tensors(weights)
     if state.keys() != model.state_dict().keys():
         raise UserError(

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import session
+from orchestrator import session, space
 from orchestrator.loading import LoadedSubject, load
 from orchestrator.plan import Cell, CostModel, Plan, estimate, make_plan, needs_history, outdated
 from orchestrator.progress import duration
 from orchestrator.run import default_results
 from orchestrator.store import Store
-from orchestrator.study import Study, load_study
+from orchestrator.study import Study, load_study, space_of
 from orchestrator.subjects.originals import cache_file
 from orchestrator.subjects.subject import SubjectData, SubjectDefinition
 
@@ -113,13 +113,16 @@ def print_preview(view: Preview, console: Console | None = None) -> None:
 
 
 def _note(cell: Cell, others: int) -> Text:
+    if cell.unmet is not None:
+        return Text(f"UNADAPTABLE: {cell.unmet.reason}", style="dim")
     if others:
         rows = f"{others} rows are" if others > 1 else "1 row is"
         return Text(f"{rows} of other code of this approach and stay; the trials run again", style="yellow")
-    if cell.unmet is not None:
-        return Text(f"UNADAPTABLE: {cell.unmet.reason}", style="dim")
     if cell.adapt and cell.entry.adapt:
         adapt = cell.entry.adapt
         n = f"{adapt.budget} of trials" if adapt.most_trials is None else f"{cell.n_adapt} trials"
+        size = space.size(space_of(cell.entry))
+        if adapt.search == "grid" and adapt.most_trials is not None and size > adapt.most_trials:
+            n += f", drawn from the {size} of its grid,"
         return Text(f"{adapt.search}: {n} on valid, then {cell.n_final} with the best configuration")
     return Text("")

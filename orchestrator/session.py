@@ -107,6 +107,11 @@ def _start_ray(address: str | None) -> str | None:
             )
         except ConnectionError as error:
             raise UserError(f"No Ray cluster answers at '{address}': start one with `ray up cluster.yaml`.") from error
+        except ray.exceptions.AuthenticationError as error:
+            raise UserError(
+                f"The Ray cluster at '{address or 'this machine'}' asks for a token: set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH to the file of its token."
+            ) from error
         except Exception as error:
             # Ray gives its own processes 30 s and then raises a bare Exception; a busy machine needs longer.
             if "timed out during startup" not in str(error):

@@ -410,6 +410,7 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
     """
     import fixers
     from fixers import registry
+    from fixers.fixer import suggest
 
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -430,6 +431,10 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
             registry.load(plugin)
         except fixers.FixerError as error:
             raise UserError(f"{source}, line {_line(root, ('plugins', index))}: {error}") from error
+    presets = {preset for cls in fixers.all_fixers().values() for preset in cls.presets}
+    if study.preset is not None and study.preset not in presets:
+        known = suggest(study.preset, presets)
+        raise UserError(f"{source}, line {_line(root, ('preset',))}: no approach has a preset '{study.preset}'{known}")
     entries: list[FixerEntry] = []
     for index, entry in enumerate(study.fixers):
         try:

@@ -98,6 +98,11 @@ class TrialWorker(tune.Trainable):
         self._gpu_share = ray.get_runtime_context().get_assigned_resources().get("GPU") or None
         if self._device.type == "cuda" and self._gpu_share is not None:
             wall_in(self._gpu_share)
+        self._gpus = {
+            "gpu_shared": self._gpu_share is not None and self._gpu_share < 1,
+            "gpu_share": self._gpu_share,
+            "gpu": ",".join(map(str, ray.get_gpu_ids())) or None,
+        }
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this process."""
@@ -112,9 +117,7 @@ class TrialWorker(tune.Trainable):
             record = self._run()
         self._watchdog.disarm()
         record.row["log_tail"] = self._log.text(CHARACTERS_WHEN_OK if record.row["outcome"] == "OK" else CHARACTERS)
-        record.row["gpu_shared"] = self._gpu_share is not None and self._gpu_share < 1
-        record.row["gpu_share"] = self._gpu_share
-        record.row["gpu"] = ",".join(map(str, ray.get_gpu_ids())) or None
+        record.row |= self._gpus
         self._store(record)
         if record.device_broken:
             raise DeviceBrokenError(f"The device failed in trial {self._spec.trial_id}; its row is stored.")
@@ -202,6 +205,7 @@ class TrialWorker(tune.Trainable):
         row = {
             **identity_columns(self._spec, self._context.definitions[self._spec.subject]),
             **surroundings(self._device),
+            **self._gpus,
             **verdict_columns(verdict),
             "accuracy_original": self._context.accuracy_original[self._spec.subject],
             "phase": self._phase,

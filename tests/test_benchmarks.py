@@ -8,7 +8,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
-    "overhead": (["--trials", "4", "--repeats", "1"], "ratio"),
+    "overhead": (["--trials", "4", "--repeats", "1", "--limit", "99"], "ratio"),
     "scale": (["4"], "A trial of 4 costs the driver 1.00 x one of 4."),
     "compaction": (["--trials", "20"], "20 trials:"),
     "analysis_scale": (["--rows", "1e5", "--limit", "60"], "(the report)"),

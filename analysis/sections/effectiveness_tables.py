@@ -38,7 +38,8 @@ def effectiveness(findings: Findings) -> Section:
             "right. NFR is the share of all test samples that only the original gets right. Under RR and NFR in small "
             "print: the 95 % interval, Wilson's for one seed, bootstrapped over seeds and images for more. Relative "
             f"changes are 100 (fixed {words.MINUS} original) / original, signed so + is better. Darker is a better "
-            "rank within the column; the best is bold.",
+            "rank within the column; the best is bold. AAOD measures gaps, and noise looks like one: read an AAOD "
+            "whose interval begins near 0 as an upper bound.",
             fine=True,
         )
     ]

@@ -69,9 +69,9 @@ def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         ],
     )
     lead = Paragraph(
-        "Hyper-parameters are chosen by accuracy on valid, and only the chosen set enters any comparison: the best "
-        "test figure of a sweep would be a leak. A large spread means that the fixer needs its sweep; harmful sets "
-        "fall below the original."
+        "Hyper-parameters are chosen on valid, by accuracy unless the study says otherwise, and only the chosen set "
+        "enters any comparison: the best test figure of a sweep would be a leak. A large spread means that the fixer "
+        "needs its sweep; harmful sets fall below the original."
     )
     blocks: list[Block] = [lead, *_sensitivity(con, shown), table]
     queries = ("adaptation_sensitivity", "adaptation_parameters", "adaptation_configurations")

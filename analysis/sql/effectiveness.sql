@@ -19,8 +19,8 @@ SELECT
     accuracy_original, accuracy_fixed,
     100 * (accuracy_fixed - accuracy_original) / nullif(accuracy_original, 0) AS relative_change,
     repair_rate, negative_flip_rate,
-    CASE WHEN n_ok > 0 THEN
-        rank() OVER (PARTITION BY subject ORDER BY round(accuracy_fixed, 12) DESC NULLS LAST)
+    CASE WHEN outcome = 'OK' THEN
+        rank() OVER (PARTITION BY subject, outcome = 'OK' ORDER BY round(accuracy_fixed, 12) DESC NULLS LAST)
     END AS rank
 FROM cells
 ORDER BY subject, rank NULLS LAST, fixer;

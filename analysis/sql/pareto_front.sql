@@ -10,7 +10,7 @@ WITH candidates AS (
     -- Sums over seeds leave digits that aren't information, and would break ties.
     SELECT subject, fixer, round(repair_rate, 12) AS repair_rate, round(negative_flip_rate, 12) AS negative_flip_rate
     FROM cells
-    WHERE n_ok > 0 AND repair_rate IS NOT NULL
+    WHERE outcome = 'OK' AND repair_rate IS NOT NULL
 )
 SELECT
     a.subject, a.fixer, a.repair_rate, a.negative_flip_rate,

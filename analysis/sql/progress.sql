@@ -13,13 +13,14 @@
 -- column last_start: start of the latest trial [UTC]
 WITH counted AS (
     SELECT t.*, p.planned, p.trial_ids IS NULL OR list_contains(p.trial_ids, t.trial_id) AS is_planned
-    FROM trials AS t, plan AS p
+    -- A trial that was repeated after a change of code or data is one trial of the plan.
+    FROM latest AS t, plan AS p
 )
 SELECT
     (SELECT planned FROM plan) AS planned,
     count(*) FILTER (is_planned) AS done,
     (SELECT planned FROM plan) - count(*) FILTER (is_planned) AS remaining,
-    count(*) FILTER (NOT is_planned) AS extra,
+    (SELECT count(*) FROM trials) - count(*) FILTER (is_planned) AS extra,
     count(*) FILTER (is_planned AND outcome = 'OK') AS n_ok,
     count(*) FILTER (is_planned AND outcome = 'CORRUPTED') AS n_corrupted,
     count(*) FILTER (is_planned AND outcome = 'FAILURE') AS n_failure,

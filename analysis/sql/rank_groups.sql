@@ -21,6 +21,7 @@ WITH long AS (
             aaod_fixed - aaod_original AS aaod,
             fix_seconds
         FROM cells
+        WHERE outcome = 'OK'
     )
     UNPIVOT (cost FOR metric IN (accuracy, repair_rate, negative_flip_rate, asr, aaod, fix_seconds))
 ),

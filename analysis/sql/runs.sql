@@ -3,6 +3,7 @@
 -- column subject: name of the subject
 -- column fixer: registry name of the approach
 -- column trial_id: the trial
+-- column subject_fingerprint: of the subject's data, splits and original
 -- column seed: seed of the fix
 -- column outcome: OK, CORRUPTED, FAILURE or UNADAPTABLE
 -- column reason_code: why, for machines; null when OK
@@ -18,9 +19,9 @@
 -- column evaluate_seconds: time of the evaluation [seconds]
 -- column peak_host_bytes: largest resident memory while fixing [bytes]
 -- column peak_device_bytes: largest device memory while fixing; null on a CPU [bytes]
--- column gpu_shared: whether other trials used the same GPU, so that memory and time are theirs too
+-- column gpu_shared: whether it was given part of a GPU; others that use it lengthen its time
 SELECT
-    subject, fixer, trial_id, seed, outcome, reason_code, accuracy_fixed, repair_rate, negative_flip_rate, aaod_fixed,
+    subject, fixer, trial_id, subject_fingerprint, seed, outcome, reason_code, accuracy_fixed, repair_rate, negative_flip_rate, aaod_fixed,
     n_test, n_wrong, n_repaired, n_broken, fix_seconds, evaluate_seconds, peak_host_bytes, peak_device_bytes, gpu_shared
 FROM selected
 ORDER BY subject, fixer, seed, trial_id;

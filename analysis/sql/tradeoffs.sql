@@ -27,7 +27,7 @@ WITH rises AS (
             lambda harm: harm IS NOT NULL
         ) AS harmed
     FROM cells
-    WHERE n_ok > 0
+    WHERE outcome = 'OK'
 )
 SELECT
     *,

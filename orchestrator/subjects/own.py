@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from torch import nn
 
 from fixers.fixer import suggest
@@ -400,7 +400,11 @@ def _recipe(own: OwnSubject) -> OriginalRecipe:
     for key in own.recipe:
         if key not in known:
             raise UserError(f"The recipe of {own.name} has no '{key}'{suggest(key, known)}")
-    return OriginalRecipe(**own.recipe)
+    try:
+        return TypeAdapter(OriginalRecipe).validate_python(own.recipe)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"The recipe of {own.name}, {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
 
 
 def _groups(sensitive: Sensitive) -> tuple[str, tuple[str, ...]]:

@@ -15,7 +15,9 @@ from analysis.statistics import Interval, newcombe, wilson
 
 
 def _cell(fixer, rr, nfr, *, outcome="OK", asr=None, seconds=60.0, n_wrong=400, n_test=4000, **more):
-    run = Run("t", 0, outcome, None, 0.9, rr, nfr, None, n_test, n_wrong, None, None, seconds, 1.0, None, None, None)
+    run = Run(
+        "t", "f", 0, outcome, None, 0.9, rr, nfr, None, n_test, n_wrong, None, None, seconds, 1.0, None, None, None
+    )
     cell = Cell("s", fixer, fixer.upper(), "model", "{}", outcome, {outcome: 1}, runs=(run,), **more)
     if outcome != "OK":
         return cell

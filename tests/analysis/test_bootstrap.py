@@ -131,6 +131,7 @@ def test_seeds_of_different_fixers_are_drawn_apart():
 def test_blocks_dont_change_what_is_drawn(monkeypatch):
     flips = {"a": _flips(30, 20, 3, kept=(60, 50)), "b": _flips(10, 5, kept=(60, 50))}
     whole = b.replicate(flips, 40, 850, replicates=101)
+    b._drawn.cache_clear()
     monkeypatch.setattr(b, "_BLOCK", 1000)
     for name, one in b.replicate(flips, 40, 850, replicates=101).items():
         assert all(np.array_equal(one[metric], whole[name][metric]) for metric in b.METRICS)

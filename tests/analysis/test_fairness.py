@@ -154,6 +154,7 @@ def test_fixers_are_drawn_together_and_none_moves_anothers_figures_much():
 def test_many_images_are_drawn_in_blocks(monkeypatch):
     images = _images(np.random.default_rng(8), 300, 3, 2)
     whole = _drawn(images, 3, replicates=101)
+    bootstrap._drawn.cache_clear()
     monkeypatch.setattr(bootstrap, "_BLOCK", 1000)
     assert _drawn(images, 3, replicates=101) == whole
 

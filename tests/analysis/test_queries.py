@@ -264,9 +264,11 @@ def test_pareto_front_with_ties(points):
 
     con = duckdb.connect()
     con.execute(
-        "CREATE TABLE cells (subject VARCHAR, fixer VARCHAR, repair_rate DOUBLE, negative_flip_rate DOUBLE, n_ok INT)"
+        "CREATE TABLE cells (subject VARCHAR, fixer VARCHAR, repair_rate DOUBLE, negative_flip_rate DOUBLE, outcome VARCHAR)"
     )
-    con.executemany("INSERT INTO cells VALUES ('s', ?, ?, ?, 1)", [[f"f{i}", r, n] for i, (r, n) in enumerate(points)])
+    con.executemany(
+        "INSERT INTO cells VALUES ('s', ?, ?, ?, 'OK')", [[f"f{i}", r, n] for i, (r, n) in enumerate(points)]
+    )
     found = {row["fixer"]: row for row in rows(con, "pareto_front")}
     for i, (r, n) in enumerate(points):
         better = sum(1 for q, m in points if q >= r and m <= n and (q, m) != (r, n))
@@ -396,6 +398,37 @@ def test_progress_with_and_without_a_plan(study, tmp_path):
     (other.folder / "plan.json").write_text('{"planned": 12}')
     [row] = rows(analysis.open(other.folder), "progress")
     assert (row["planned"], row["done"], row["extra"]) == (12, len(ids), 0)
+    # The same trial again, after a change of code.
+    other.write_trial(other.trials[0] | {"trial_id": "again", "code_version": "newer"})
+    [row] = rows(analysis.open(other.folder), "progress")
+    assert (row["planned"], row["done"], row["extra"]) == (12, len(ids), 1)
+
+
+def test_a_cell_that_is_not_ok_is_ranked_nowhere(tmp_path):
+    """One seed of two failed, so the page shows FAILURE; no question may rank what the page doesn't."""
+    outcomes = {("arachne", "digits", 0): "FAILURE"}
+    other = write_study(tmp_path / "s", subjects=("digits",), outcomes=outcomes, adapt=0)
+    con = analysis.open(other.folder)
+    assert {row["fixer"] for row in rows(con, "effectiveness") if row["rank"] is None} == {"arachne"}
+    for name in ("pareto_front", "tradeoffs"):
+        assert "arachne" not in {row["fixer"] for row in rows(con, name)}, name
+    for row in rows(con, "rank_groups"):
+        assert row["fixer"] != "arachne" or (row["policy"], row["n_missing"]) == ("worst", 1)
+
+
+def test_a_prediction_that_is_missing_is_not_right(tmp_path):
+    other = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), seeds=(0,), adapt=0, outcomes={})
+    trial = other.trials[0]["trial_id"]
+    con = analysis.open(other.folder)
+    before = con.sql(f"FROM tallies WHERE trial_id = '{trial}'").to_arrow_table().to_pylist()[0]
+    con.execute("UPDATE predictions SET fixed = NULL")
+    [after] = con.sql(f"FROM tallies WHERE trial_id = '{trial}'").to_arrow_table().to_pylist()
+    assert before["accuracy_fixed"] > 0.5 and before["n_test"] == after["n_test"]
+    assert (after["accuracy_fixed"], after["n_repaired"], after["negative_flip_rate"]) == (
+        0,
+        0,
+        before["accuracy_original"],
+    )
 
 
 # --- integrity ---------------------------------------------------------------------------------------------------

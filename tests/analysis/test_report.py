@@ -5,15 +5,18 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from synthetic_study import write_table
 
 import analysis
 from analysis import findings as findings_module
 from analysis import formats, plots, report
+from analysis.bootstrap import Flips
 from analysis.errors import UserError
 from analysis.findings import find
 from analysis.sections.values import identifier
@@ -81,6 +84,39 @@ def test_paired_counts_equal_a_walk_over_the_predictions(study, findings):
     for seed, counts in enumerate(samples.discordant("apricot", None)):
         fixed, original = right("apricot", seed)
         assert counts == ((fixed & ~original).sum(), (original & ~fixed).sum())
+
+
+def test_seeds_that_disagree_on_who_is_better_claim_nothing():
+    kept = np.ones((2, 40), dtype=bool), np.ones((2, 40), dtype=bool)
+    # Seed 0 repairs forty images and breaks none, seed 1 the other way round, but for one image less.
+    flips = Flips(kept[0] & [[True], [False]], kept[1] & [[False], [True]] & (np.arange(40) > 0))
+    samples = findings_module.Samples({"a": flips}, 10, 910)
+    cell = findings_module.Cell("s", "a", "A", "model", "{}", "OK", {"OK": 2}, accuracy=0.95)
+    cell = replace(cell, repair_rate=Interval(0, 0.5, 1), negative_flip_rate=Interval(0, 0.02, 0.04))
+    [comparison] = findings_module.Subject("s", {}, (cell,), samples).against_original
+    assert samples.discordant("a", None) == [(40, 0), (0, 39)]
+    assert comparison.p == 1
+    agreed = findings_module.Samples({"a": Flips(kept[0], kept[1] & False)}, 10, 910)
+    [comparison] = findings_module.Subject("s", {}, (cell,), agreed).against_original
+    assert comparison.p < 1e-6
+
+
+def test_a_subject_that_was_changed_is_described_as_the_trials_saw_it(write_study, tmp_path):
+    other = write_study(tmp_path / "s", subjects=("digits",), adapt=0, outcomes={})
+    row = other.subjects[0]
+    for fingerprint in ("0-before", "zz-before"):
+        write_table(
+            other.folder / "subjects" / f"{fingerprint}.parquet",
+            "subjects",
+            [row | {"fingerprint": fingerprint, "n_classes": 99}],
+        )
+    with analysis.open(other.folder) as con:
+        assert find(con).subject("digits").info["fingerprint"] == row["fingerprint"]
+    # Another split of as many samples and failures has other images: nothing is paired across the two.
+    last = other.trials[-1]
+    other.write_trial(last | {"subject_fingerprint": "zz-before"})
+    with analysis.open(other.folder) as con:
+        assert find(con).subject("digits").samples is None
 
 
 def test_predictions_that_contradict_their_row_are_not_used(write_study, tmp_path):

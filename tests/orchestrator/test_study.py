@@ -42,6 +42,7 @@ def good(rest, fixers="[arachne]", subjects="[digits]"):
             "study: a\nsubjects: [digits]\nfixers:\n  - name: arachne\n    preset: quik",
             "line 4: arachne has no preset 'quik'; did you mean 'quick'?",
         ),
+        (good("preset: quik"), "line 4: no approach has a preset 'quik'; did you mean 'quick'?"),
         (good("seds: 3"), "line 4: there is no field 'seds'; did you mean 'seeds'?"),
         (
             "study: a\nsubjects: [digits]\nfixers:\n  - name: arachne\n    prams: {}",

@@ -386,6 +386,8 @@ def test_torchvision_weights_for_densenet(tmp_path: Path) -> None:
         ({"data": "factories:just_a_list"}, r"must return \(inputs, labels\) or a mapping of arrays"),
         ({"model": "factories:mlp"}, r"can't take the inputs of mine, of shape \(3, 12, 12\)"),
         ({"recipe": {"epoch": 3}}, "The recipe of mine has no 'epoch'; did you mean 'epochs'"),
+        ({"recipe": {"augmentation": "flp"}}, "The recipe of mine, augmentation: Input should be 'none', 'flip'"),
+        ({"recipe": {"learning_rate": "fast"}}, "The recipe of mine, learning_rate: Input should be a valid number"),
         ({"splits": FRACTIONS | {"test": "test"}}, "all fractions or all names"),
         ({"model": None}, "needs 'model' and 'splits' beside its data"),
         ({"dataset": "mnist"}, "has both data and dataset"),
