@@ -5,6 +5,8 @@
     return node ? JSON.parse(node.textContent) : null;
   };
 
+  const root = document.documentElement;
+
   // --- figures: drawn when they come near the window, because a large study has hundreds ---
   const figures = read("figures") || {};
   const drawn = new Set();
@@ -63,16 +65,23 @@
   if (theme) {
     theme.hidden = false;
     theme.addEventListener("click", () => {
-      const root = document.documentElement;
       const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
       root.dataset.theme = dark ? "light" : "dark";
       redraw();
     });
   }
 
+  // Paper is white: everything is drawn for it, and drawn back afterwards.
+  let shown;
   addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach((node) => { if (!node.closest("figure")) node.open = true; });
-    plots.forEach((node) => { if (!drawn.has(node)) draw(node); });
+    shown = root.dataset.theme;
+    root.dataset.theme = "light";
+    plots.forEach(draw);
+  });
+  addEventListener("afterprint", () => {
+    if (shown) root.dataset.theme = shown; else delete root.dataset.theme;
+    redraw();
   });
 
   // A link to something inside a fold opens it.

@@ -264,7 +264,8 @@ def test_pareto_front_with_ties(points):
 
     con = duckdb.connect()
     con.execute(
-        "CREATE TABLE cells (subject VARCHAR, fixer VARCHAR, repair_rate DOUBLE, negative_flip_rate DOUBLE, outcome VARCHAR)"
+        "CREATE TABLE cells "
+        "(subject VARCHAR, fixer VARCHAR, repair_rate DOUBLE, negative_flip_rate DOUBLE, outcome VARCHAR)"
     )
     con.executemany(
         "INSERT INTO cells VALUES ('s', ?, ?, ?, 'OK')", [[f"f{i}", r, n] for i, (r, n) in enumerate(points)]

@@ -66,6 +66,7 @@ class Visit:
         self.page.wait_for_function(
             "[...document.querySelectorAll('.plot')].every((node) => node.querySelector('.main-svg'))"
         )
+        self.page.evaluate("dispatchEvent(new Event('afterprint'))")
 
     def __enter__(self):
         return self
@@ -179,6 +180,22 @@ def test_figures_are_saved(visit):
             button.click()
         assert download.value.suggested_filename.endswith(".svg")
         assert "<svg" in download.value.path().read_text()
+        assert seen.errors == []
+
+
+def test_dark_pages_are_printed_in_dark_ink_on_white(visit):
+    ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+    with visit("study", scheme="dark") as seen:
+        seen.draw_everything()
+        before = seen.page.evaluate(ink)
+        seen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        seen.page.wait_for_function(f"{ink} !== '{before}'")
+        on_paper = seen.page.evaluate(ink)
+        assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert all(int(part) < 128 for part in re.findall(r"[0-9]+", on_paper)[:3]), on_paper
+        seen.page.evaluate("dispatchEvent(new Event('afterprint'))")
+        seen.page.wait_for_function(f"{ink} === '{before}'")
+        assert len(seen.page.pdf()) > 100_000
         assert seen.errors == []
 
 

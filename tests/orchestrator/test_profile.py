@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+import fixers
 from orchestrator.profile import first_trials
-from orchestrator.study import Adaptation, FixerEntry, Study, trial_specs
+from orchestrator.study import Adaptation, FixerEntry, Study, load_study, trial_specs
+from orchestrator.sweeps import Setup, make_sweep
 
 STUDY = Study(
     study="t",
@@ -31,6 +33,18 @@ def test_a_sweep_keeps_its_search_and_has_one_trial():
     adapt = first_trials(STUDY).fixers[1].adapt
     assert (adapt.search, adapt.budget) == ("optuna", 1)
     assert STUDY.fixers[1].adapt.budget == 30
+
+
+def test_successive_halving_is_measured_by_a_whole_trial(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "study: halving\nsubjects: [digits]\nfixers:\n"
+        "  - {name: finetune, preset: quick, adapt: {search: asha, budget: 20}}\n"
+    )
+    study = load_study(path)
+    [entry] = first_trials(study).fixers
+    [spec] = make_sweep(Setup(study, entry, "digits", "fingerprint"), {}).known_ahead()
+    assert spec.params == fixers.get("finetune").build({}, "quick").canonical_parameters()
 
 
 @pytest.mark.ray
