@@ -52,10 +52,17 @@ def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
     from fixers.fixer import suggest
     from orchestrator.subjects.catalogue import resolve
 
-    found = {subject_name(spec): resolve(spec, base_dir=base_dir) for spec in study.subjects}
+    found = {}
+    for index, spec in enumerate(study.subjects):
+        try:
+            found[subject_name(spec)] = resolve(spec, base_dir=base_dir)
+        except UserError as error:
+            raise UserError(f"{study.place('subjects', index)}{error}") from error
     for name, epsilon in (study.attack.epsilon if study.attack else {}).items():
         if name not in found:
-            raise UserError(f"attack.epsilon names '{name}', which isn't a subject of the study{suggest(name, found)}")
+            where = study.place("attack", "epsilon", name)
+            known = suggest(name, found)
+            raise UserError(f"{where}attack.epsilon names '{name}', which isn't a subject of the study{known}")
         found[name] = dataclasses.replace(found[name], epsilon=epsilon)
     return found
 

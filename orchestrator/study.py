@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from orchestrator import objectives, space, units
 from orchestrator.errors import UserError
@@ -194,6 +203,8 @@ class Study(_Model):
     plugins: list[str] = []
     """Approaches from elsewhere: files ending in .py (relative to the study file) or importable modules."""
 
+    _places: dict[Location, str] = PrivateAttr(default_factory=dict)
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_of_seeds(cls, value: object) -> object:
@@ -250,6 +261,17 @@ class Study(_Model):
             if entry.adapt.search == "asha":
                 rungs_of(entry.model_copy(update={"name": cls.name, "preset": preset}))
         return entry.model_copy(update={"name": cls.name, "preset": preset})
+
+    def place(self, *location: str | int) -> str:
+        """Where the study file says something, to begin a sentence with: ``study.yaml, line 3: ``.
+
+        Args:
+            location: ``"subjects"`` and a position, or ``"attack", "epsilon"`` and a name.
+
+        Returns:
+            An empty text for a study that was not read from a file.
+        """
+        return self._places.get(location, "")
 
     def settings_of_rows(self) -> dict[str, Any]:
         """What every row of a results folder must share; fixers, subjects and seeds may be added to a study later."""
@@ -441,7 +463,11 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
             entries += study.expand(entry)
         except fixers.FixerError as error:
             raise UserError(f"{source}, line {_line(root, ('fixers', index))}: {error}") from error
-    return study.model_copy(update={"fixers": entries, "plugins": plugins})
+    study = study.model_copy(update={"fixers": entries, "plugins": plugins})
+    locations: list[Location] = [("subjects", index) for index in range(len(study.subjects))]
+    locations += [("attack", "epsilon", name) for name in (study.attack.epsilon if study.attack else ())]
+    study._places = {location: f"{source}, line {_line(root, location)}: " for location in locations}
+    return study
 
 
 def _line(root: yaml.Node, location: Location) -> int:

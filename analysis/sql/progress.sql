@@ -25,7 +25,8 @@ SELECT
     count(*) FILTER (is_planned AND outcome = 'CORRUPTED') AS n_corrupted,
     count(*) FILTER (is_planned AND outcome = 'FAILURE') AS n_failure,
     count(*) FILTER (is_planned AND outcome = 'UNADAPTABLE') AS n_unadaptable,
-    sum(coalesce(load_seconds, 0) + coalesce(fix_seconds, 0) + coalesce(evaluate_seconds, 0)) AS trial_seconds,
+    sum(coalesce(load_seconds, 0) + coalesce(fix_seconds, 0) + coalesce(evaluate_seconds, 0) ORDER BY trial_id)
+        AS trial_seconds,
     min(started_at)::TIMESTAMP AS first_start,
     max(started_at)::TIMESTAMP AS last_start
 FROM counted;

@@ -7,7 +7,8 @@ import pytest
 import ray
 
 from orchestrator.errors import UserError
-from orchestrator.session import STARTS_OF_RAY, commit_of, ray_running
+from orchestrator.session import STARTS_OF_RAY, commit_of, definitions, ray_running
+from orchestrator.study import parse_study
 
 
 @pytest.fixture
@@ -43,6 +44,32 @@ def test_a_machine_that_stays_busy_is_named_in_a_sentence(starts):
     with pytest.raises(UserError, match="machine is busy"), ray_running(None):
         pass
     assert len(calls) == STARTS_OF_RAY
+
+
+def test_a_cluster_that_wants_a_token_says_so(starts):
+    starts[0].append(ray.exceptions.AuthenticationError("no token"))
+    with pytest.raises(UserError, match="asks for a token: set RAY_AUTH_MODE=token"), ray_running("head:6379"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("subjects:\n  - digits\n  - mnst\n", r"mine\.yaml, line 4: .*mnst.*did you mean 'mnist'"),
+        (
+            "subjects:\n  - digits\n  - {name: own, modell: x.onnx}\n",
+            r"mine\.yaml, line 4: .*modell",
+        ),
+        (
+            "subjects: [digits]\nattack:\n  epsilon:\n    digts: 0.1\n",
+            r"mine\.yaml, line 5: attack\.epsilon names 'digts', .*did you mean 'digits'",
+        ),
+    ],
+)
+def test_mistakes_in_subjects_have_their_line(text, expected, tmp_path):
+    study = parse_study(f"study: t\n{text}fixers: [arachne]\n", "mine.yaml", tmp_path)
+    with pytest.raises(UserError, match=expected):
+        definitions(study, tmp_path)
 
 
 def test_a_cluster_that_is_not_there_is_named(starts):
