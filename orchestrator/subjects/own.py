@@ -31,7 +31,7 @@ from orchestrator.subjects.corruption import CorruptedData, Corruption, Kind
 from orchestrator.subjects.own_data import OwnData, SplitOrigin
 from orchestrator.subjects.splits import SPLIT_NAMES, SplitName
 from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
-from orchestrator.subjects.targets import is_target, load_target
+from orchestrator.subjects.targets import is_target, load_target, make_importable
 
 
 class _Strict(BaseModel):
@@ -291,6 +291,11 @@ class FactoryModel:
     base_dir: Path
     weights: Path | None = None
     normalise: NormaliseLayer | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process; the modules of the subject that follow it there are found from then on."""
+        self.__dict__.update(state)
+        make_importable(self.base_dir)
 
     @property
     def trains(self) -> bool:

@@ -231,6 +231,7 @@ class Subject:
     """
 
     definition: SubjectDefinition
+    """First, because unpickling it makes a user's own modules importable, of which the template may be."""
     data: SubjectData
     state: State
     """Weights and buffers of the original model."""

@@ -15,6 +15,12 @@ def is_target(text: str) -> bool:
     return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
+def make_importable(folder: Path) -> None:
+    """Let modules beside the study file be found in this process, for good: objects of theirs are unpickled by name."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def load_target(target: str, base_dir: Path) -> Callable[..., Any]:
     """The function that ``package.module:function`` names; modules beside the study file are found.
 
@@ -22,9 +28,7 @@ def load_target(target: str, base_dir: Path) -> Callable[..., Any]:
         UserError: there is no such module or function.
     """
     module, _, name = target.partition(":")
-    if str(base_dir) not in sys.path:
-        # Stays there: what the module defines is unpickled by name later, here and in workers started from here.
-        sys.path.append(str(base_dir))
+    make_importable(base_dir)
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

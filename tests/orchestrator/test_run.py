@@ -222,3 +222,46 @@ def test_a_second_driver_on_the_same_folder_is_refused(ray_address, study_file, 
     store.create()
     with sole_driver(store), pytest.raises(UserError, match="Another `fixstudy run` is working"):
         run_study(study_file(KILLED), results=store.uri, address=ray_address)
+
+
+OWN = """
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+def data():
+    with Path(__file__).with_name("calls").open("a") as calls:
+        calls.write("called\\n")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 300)
+    images = rng.integers(0, 150, (300, 4, 4, 3)) + 35 * labels[:, None, None, None]
+    return {"images": images.astype(np.uint8), "labels": labels}
+"""
+
+
+def test_own_code_runs_in_workers_and_own_data_are_read_once_for_all_trials(ray_address, shared_cache, tmp_path):
+    os.environ["FIXSTUDY_CACHE"] = str(shared_cache)
+    (tmp_path / "own_code.py").write_text(OWN)
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"study: own\nplugins: ['{EXAMPLES / 'misbehaving_fixers.py'}']\nsubjects:\n"
+        "  - {name: mine, model: 'own_code:Small', data: 'own_code:data', recipe: {epochs: 2, learning_rate: 0.01},\n"
+        "     splits: {train: 0.4, valid: 0.2, repair: 0.2, test: 0.2}}\n"
+        "fixers: [does_nothing]\nseeds: 5\nattack: none\n"
+    )
+    summary = run_study(study, results=str(tmp_path / "results"), address=ray_address)
+    assert summary.outcomes == {"OK": 5}
+    calls = (tmp_path / "calls").read_text().count("called")
+    # The driver looks at the data to describe and to plan; one task of Ray's loads them for all workers and trials.
+    assert calls <= 3, calls
