@@ -202,7 +202,5 @@ def _intervals(values: Floats, confidence: float) -> dict[Metric, Interval]:
         ends[:, known] = quantile(replicates[known], [0.5 - confidence / 2, 0.5 + confidence / 2], axis=1)
     return {
         metric: Interval(min(low, estimate), estimate, max(high, estimate))
-        for metric, low, estimate, high in zip(
-            METRICS, *ends[:1].tolist(), estimates.tolist(), *ends[1:].tolist(), strict=True
-        )
+        for metric, estimate, (low, high) in zip(METRICS, estimates.tolist(), ends.T.tolist(), strict=True)
     }
