@@ -1,6 +1,6 @@
 """How well a model takes edits: what they cost elsewhere, how often they succeed, how many steps they need."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,9 +83,19 @@ def apply_edit(view: EditableModel, editor: Editor, pairs: Pairs | Batch, proble
     with torch.no_grad():
         features = view.features(pairs.inputs)
     start = {name: weight.detach().requires_grad_(True) for name, weight in view.weights.items()}
-    return editor.edit(
-        start, lambda weights: view.outputs(weights, features), pairs.targets, problem.task, graph="none"
-    )
+    return editor.edit(start, outputs_of(view, features, problem), pairs.targets, problem.task, graph="none")
+
+
+def outputs_of(
+    view: EditableModel, features: tuple[Tensor, ...], problem: RepairProblem
+) -> Callable[[Weights], Tensor]:
+    """Outputs (B, K) of some samples by weights; each of an edit's steps is a unit of work and checks the deadline."""
+
+    def outputs(weights: Weights) -> Tensor:
+        problem.check_deadline()
+        return view.outputs(weights, features)
+
+    return outputs
 
 
 def scores(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fixers import training
 from fixers.data import Batch
-from fixers.edit_quality import FeatureBatches, Pairs, apply_edit, measure, scores, wrong_pairs
+from fixers.edit_quality import FeatureBatches, Pairs, apply_edit, measure, outputs_of, scores, wrong_pairs
 from fixers.editing import EditableModel, Editor, Graph, ResidualLinear, add_residual_block
 from fixers.ensembles import wrong_mask
 from fixers.fixer import Fixer, Level, parameter
@@ -213,9 +213,7 @@ class EditableTraining(Fixer):
         model.eval()
         features = view.features(pairs.inputs)
         graph: Graph = "second_order" if self.second_order else "first_order"
-        edit = editor.edit(
-            view.weights, lambda weights: view.outputs(weights, features), pairs.targets, problem.task, graph
-        )
+        edit = editor.edit(view.weights, outputs_of(view, features, problem), pairs.targets, problem.task, graph)
         judged = min(size, self.locality_samples or size)
         edited = {name: weight.detach().requires_grad_(True) for name, weight in edit.weights.items()}
         left = judged

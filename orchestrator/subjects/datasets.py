@@ -28,6 +28,7 @@ from orchestrator.subjects.skew import Skew, assemble_skewed
 from orchestrator.subjects.splits import Pool, SplitPlan
 from orchestrator.subjects.subject import SubjectData, assemble
 
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 OFFICIAL_60K = SplitPlan(("train", 54_000), ("train", 6_000), ("test", 5_000), ("test", 5_000))
 """The study's division of a dataset with 60,000 training and 10,000 test samples."""
 OFFICIAL_50K = SplitPlan(("train", 45_000), ("train", 5_000), ("test", 5_000), ("test", 5_000))

@@ -1,23 +1,32 @@
-"""The contract of an approach: for every registered one, or for yours.
+"""The contracts of approaches and of subjects: for all there are, or for yours.
 
-``pytest tests/conformance --fixer my_fixer.py`` tests the approaches of one file or module only.
+``pytest tests/conformance --fixer my_fixer.py`` tests the approaches of one file or module only, and
+``pytest tests/conformance --subject my_subject.yaml`` a subject of your own.
 """
 
 import copy
+import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import fixers
-from fixers import Fixer, RepairProblem, TensorSplit, TrainingRecipe, registry
+from fixers import DeadlineExceededError, Fixer, RepairProblem, TensorSplit, TrainingRecipe, registry
 from fixers.requirements import SubjectFacts
 from fixers.training import train
+from orchestrator.fix import subject_from
+from orchestrator.subjects.catalogue import catalogue
 
 PRESET = "quick"
 BUDGETS = {
@@ -32,21 +41,39 @@ BUDGETS = {
 """The contract holds for any budget, so it is checked with a small one where an approach has these parameters."""
 DEVICE = os.environ.get("FIXSTUDY_TEST_DEVICE", "cpu")
 """Set to cuda to hold the approaches to their contract on a GPU."""
+EMBEDDED = ("digits", "digits-s")
+LIMIT = 400
+"""Samples of a subject of the catalogue, over all four splits."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fixer", action="append", default=[], help="File or module of an approach: test only this one.")
+    parser.addoption("--subject", action="append", default=[], help="YAML file of a subject: test only this one.")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "fixer" not in metafunc.fixturenames:
-        return
+    if "subject" in metafunc.fixturenames:
+        given = [subject_from(source) for source in metafunc.config.getoption("subject", default=[])]
+        small = [dataclasses.replace(definition, limit=LIMIT) for definition in catalogue().values()]
+        # Reading a whole dataset for a few samples of it takes seconds, in each process.
+        slow = [pytest.mark.slow] if "data" in metafunc.fixturenames and not given else []
+        metafunc.parametrize(
+            "subject",
+            [pytest.param(item, id=item.name, marks=[] if item.name in EMBEDDED else slow) for item in given or small],
+            scope="session",
+        )
+    if "fixer" in metafunc.fixturenames:
+        chosen = chosen_fixers(tuple(metafunc.config.getoption("fixer", default=[])))
+        metafunc.parametrize("fixer", chosen, ids=[cls.name for cls in chosen], scope="session")
+
+
+@cache
+def chosen_fixers(sources: tuple[str, ...]) -> list[type[Fixer]]:
+    """The approaches of some files or modules; all there are, when none is given."""
     before = set(fixers.all_fixers())
-    sources = metafunc.config.getoption("fixer", default=[])
     for source in sources:
         registry.load(source)
-    chosen = [cls for name, cls in fixers.all_fixers().items() if not sources or name not in before]
-    metafunc.parametrize("fixer", chosen, ids=[cls.name for cls in chosen], scope="session")
+    return [cls for name, cls in fixers.all_fixers().items() if not sources or name not in before]
 
 
 class LeNet(nn.Module):
@@ -106,12 +133,30 @@ class Bench:
 
 
 @dataclass
+class Pace:
+    """How often a fix asked whether its deadline had passed, and what it did between two such checks."""
+
+    checks: int = 0
+    batches: int = 0
+    most_batches: int = 0
+
+    def check(self, check_deadline: Callable[[], None], stop_at: int | None) -> None:
+        self.checks += 1
+        self.most_batches, self.batches = max(self.most_batches, self.batches), 0
+        if stop_at is not None and self.checks >= stop_at:
+            raise DeadlineExceededError("The time limit of the fix has passed.")
+        check_deadline()
+
+
+@dataclass
 class Run:
     """What one fix gave."""
 
     fixed: nn.Module
     problem: RepairProblem
-    steps: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    steps: list[tuple[int, dict[str, float]]]
+    pace: Pace
+    reached: list[str] = field(default_factory=list)
     moved_global_generator: bool = False
 
 
@@ -190,7 +235,52 @@ def again(fixer: type[Fixer], instance: Fixer, bench: Bench, run: Run) -> Run:
     return repeated
 
 
-def make_run(instance: Fixer, bench: Bench, **changes: Any) -> Run:
+def make_run(instance: Fixer, bench: Bench, *, stop_at: int | None = None, **changes: Any) -> Run:
+    """One fix; with ``stop_at``, its deadline passes when it checks the deadline for that time."""
     steps: list[tuple[int, dict[str, float]]] = []
     problem = bench.problem(on_progress=lambda step, figures: steps.append((step, dict(figures))), **changes)
-    return Run(fixers.fix(instance, problem), problem, steps)
+    pace, check_deadline = Pace(), problem.check_deadline
+
+    def count(module: nn.Module, inputs: object) -> None:
+        pace.batches += isinstance(module, type(bench.model))
+
+    problem.check_deadline = lambda: pace.check(check_deadline, stop_at)  # type: ignore[method-assign]
+    counting = register_module_forward_pre_hook(count)
+    try:
+        with what_is_reached() as reached:
+            fixed = fixers.fix(instance, problem)
+    finally:
+        counting.remove()
+    pace.check(lambda: None, None)
+    return Run(fixed, problem, steps, pace, reached)
+
+
+OWN_FILES = tuple(
+    str(Path(folder).resolve()) for folder in (sys.prefix, sys.base_prefix, *fixers.__path__, "/proc", "/sys", "/dev")
+)
+"""What libraries open by themselves: their own code and the system's description of the machine."""
+LOOKING_AROUND = {"socket.connect", "subprocess.Popen", "os.system", "gc.get_objects", "gc.get_referrers"}
+_listeners: list[list[str]] = []
+
+
+@sys.addaudithook
+def _listen(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _listeners:
+        return
+    if event in LOOKING_AROUND:
+        _listeners[-1].append(event)
+    elif event == "open" and isinstance(arguments[0], str):
+        path = str(Path(arguments[0]).resolve())
+        if not path.startswith(OWN_FILES):
+            _listeners[-1].append(f"open {path}")
+
+
+@contextmanager
+def what_is_reached() -> Iterator[list[str]]:
+    """Files, connections, processes and foreign objects that are reached for meanwhile, by Python's audit events."""
+    reached: list[str] = []
+    _listeners.append(reached)
+    try:
+        yield reached
+    finally:
+        _listeners.pop()

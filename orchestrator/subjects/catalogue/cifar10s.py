@@ -1,0 +1,26 @@
+"""CIFAR10S, grey and colour skewed by class (Wang et al., arXiv 1911.11834), with ResNet18."""
+
+from orchestrator.subjects.datasets import CIFAR10_CLASSES, OFFICIAL_50K, SkewedCifar10
+from orchestrator.subjects.definitions import trained_subject
+from orchestrator.subjects.skew import Skew
+from orchestrator.subjects.subject import OriginalRecipe
+
+SUBJECT = trained_subject(
+    "cifar10s",
+    "cifar10s",
+    "ResNet18",
+    SkewedCifar10(OFFICIAL_50K, Skew()),
+    OriginalRecipe(
+        optimizer="sgd",
+        learning_rate=0.05,
+        batch_size=128,
+        epochs=20,
+        weight_decay=5e-4,
+        schedule="cosine",
+        precision="mixed",
+    ),
+    shape=(3, 32, 32),
+    epsilon=0.035,
+    sensitive=("colour", "grey", "colour"),
+    class_names=CIFAR10_CLASSES,
+)
