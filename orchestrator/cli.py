@@ -166,8 +166,9 @@ def run(
         _print_plan(study, results, data_root)
         return
     from analysis.report import write_report
-    from orchestrator.progress import StudyDisplay, duration
+    from orchestrator.progress import StudyDisplay
     from orchestrator.run import run_study
+    from orchestrator.units import duration
 
     show_in = _services(log)
     display = StudyDisplay(Path(study).stem)

@@ -12,7 +12,7 @@ import fixers
 from fixers.fixer import ParameterInfo
 from orchestrator import session
 from orchestrator.errors import UserError
-from orchestrator.progress import duration
+from orchestrator.units import duration
 
 
 def fixers_command(name: str | None, console: Console | None = None) -> None:

@@ -17,12 +17,12 @@ from fixers.registry import code_version
 from orchestrator import session, units
 from orchestrator.errors import UserError
 from orchestrator.loading import load
-from orchestrator.progress import duration
 from orchestrator.store import Store
 from orchestrator.study import Attack, TrialSpec, trial_id
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import TrialRecord, TrialSettings, run_trial
+from orchestrator.units import duration
 
 DEFAULT_SPLITS = {"train": 0.5, "valid": 0.1, "repair": 0.2, "test": 0.2}
 """Shares of data that have no splits of their own."""

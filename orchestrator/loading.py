@@ -11,7 +11,7 @@ import torch
 
 from fixers.requirements import SubjectFacts
 from orchestrator.store import Store
-from orchestrator.subjects.originals import cache_file, prepare
+from orchestrator.subjects.originals import Progress, cache_file, prepare
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import Baseline, make_baseline
 
@@ -30,7 +30,13 @@ class LoadedSubject:
 
 
 def load(
-    definition: SubjectDefinition, *, store: Store, data_root: Path | None, cache_dir: Path, keep_history: bool
+    definition: SubjectDefinition,
+    *,
+    store: Store,
+    data_root: Path | None,
+    cache_dir: Path,
+    keep_history: bool,
+    on_progress: Progress | None = None,
 ) -> tuple[tuple[Subject, Baseline], LoadedSubject]:
     """Load a subject with the original model that this study has used before, if it has one.
 
@@ -43,12 +49,18 @@ def load(
         data_root: folder of datasets.
         cache_dir: where originals are kept between studies.
         keep_history: whether a fixer of the study needs the weights after each epoch.
+        on_progress: called after each epoch of a training.
 
     Raises:
         UserError: data or weights are missing or unreadable.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    options: dict[str, Any] = {"data_root": data_root, "device": device, "keep_history": keep_history}
+    options: dict[str, Any] = {
+        "data_root": data_root,
+        "device": device,
+        "keep_history": keep_history,
+        "on_progress": on_progress,
+    }
     if definition.trains_original:
         name = cache_file(definition, definition.load_data(data_root), cache_dir).stem
         kept = store.read_folder("originals", prefix=name)

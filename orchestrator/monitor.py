@@ -95,6 +95,10 @@ class Monitor:
         if not self._without_space:
             self._news.append("there is space again; the study goes on")
 
+    def tell(self, sentence: str) -> None:
+        """A process has something to say to the person at the driver."""
+        self._news.append(sentence)
+
     def news(self) -> list[str]:
         """What the driver should say and hasn't heard yet."""
         news, self._news = self._news, []

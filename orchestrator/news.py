@@ -1,7 +1,8 @@
-"""Sentences that workers have for the person at the driver: that storage is full, and that there is space again."""
+"""Sentences that workers have for the person at the driver: of full storage, and of originals in training."""
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -10,8 +11,11 @@ import ray.exceptions
 
 from orchestrator.background import repeating
 from orchestrator.store import Store
+from orchestrator.units import duration
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_EPOCHS = 10.0
+"""Epochs that follow each other faster aren't all told."""
 SECONDS_TO_ANSWER = 30.0
 
 
@@ -22,6 +26,32 @@ def pause_when_full(store: Store, monitor: Any) -> None:
         lambda sentence: monitor.storage_full.remote(process, sentence),
         lambda: monitor.storage_works.remote(process),
     )
+
+
+def telling_epochs(
+    subject: str, monitor: Any, clock: Callable[[], float] = time.monotonic
+) -> Callable[[int, Mapping[str, float]], None]:
+    """What the training of a subject's original calls after each epoch: says how far it is, and how long it will take.
+
+    Args:
+        subject: its name.
+        monitor: handle of the monitor actor.
+        clock: seconds.
+    """
+    spoke = clock()
+
+    def tell(epoch: int, figures: Mapping[str, float]) -> None:
+        nonlocal spoke
+        if clock() - spoke < SECONDS_BETWEEN_EPOCHS:
+            return
+        spoke = clock()
+        left = figures["seconds"] / epoch * (figures["epochs"] - epoch)
+        monitor.tell.remote(
+            f"training the original of {subject}: epoch {epoch} of {figures['epochs']:.0f}, "
+            f"{figures['valid_accuracy']:.1%} on valid, about {duration(left)} left"
+        )
+
+    return tell
 
 
 @contextmanager

@@ -11,12 +11,12 @@ from rich.text import Text
 from orchestrator import session, space
 from orchestrator.loading import LoadedSubject, load
 from orchestrator.plan import Cell, CostModel, Plan, estimate, make_plan, needs_history, outdated
-from orchestrator.progress import duration
 from orchestrator.run import default_results
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study, space_of
 from orchestrator.subjects.originals import cache_file
 from orchestrator.subjects.subject import SubjectData, SubjectDefinition
+from orchestrator.units import duration
 
 UNTRAINED = "untrained"
 

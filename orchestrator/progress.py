@@ -14,6 +14,7 @@ from rich.text import Text
 
 from orchestrator.background import repeating
 from orchestrator.monitor import Sighting
+from orchestrator.units import duration
 
 SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_BETWEEN_LINES = 30.0
@@ -195,13 +196,3 @@ def by_node(flying: Sequence[Sighting], nodes: Mapping[str, str]) -> list[str]:
         counts = ", ".join(f"{count} {fixer}" for fixer, count in sorted(fixers.items()))
         lines.append(f"{name}: {counts}")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 3 min 10 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

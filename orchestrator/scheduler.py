@@ -32,7 +32,7 @@ from orchestrator.loading import LoadedSubject, load
 from orchestrator.logtail import read_streams
 from orchestrator.memory import give_back_memory
 from orchestrator.monitor import Monitor, Sighting
-from orchestrator.news import pause_when_full, told
+from orchestrator.news import pause_when_full, telling_epochs, told
 from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.outcomes import Verdict
 from orchestrator.packing import Packing
@@ -480,7 +480,12 @@ def _load_task(
     monitor.loaded.remote(definition.name)
     pause_when_full(store, monitor)
     return load(
-        definition, store=store, data_root=data_root, cache_dir=cache_dir / "originals", keep_history=keep_history
+        definition,
+        store=store,
+        data_root=data_root,
+        cache_dir=cache_dir / "originals",
+        keep_history=keep_history,
+        on_progress=telling_epochs(definition.name, monitor),
     )
 
 

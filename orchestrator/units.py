@@ -51,3 +51,13 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise UserError(f"A share is between 0 and 100%, but got '{text}'.")
     return value
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 3 min 10 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,10 +1,12 @@
 """The monitor keeps what a dead worker said last, and forgets what has its row."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from orchestrator.monitor import Monitor, Sighting
+from orchestrator.news import telling_epochs
 
 
 def seen(trial, pid, phase="fix"):
@@ -79,3 +81,18 @@ def test_a_monitor_that_is_gone_answers_nothing_instead_of_ending_the_study(ray_
     # It may answer until the kill arrives.
     while ask(monitor.loads.remote, None, patience=0) is not None:
         assert time.monotonic() < deadline
+
+
+def test_a_long_training_says_how_far_it_is_and_a_short_one_nothing():
+    monitor, now = Monitor(), [0.0]
+    handle = SimpleNamespace(tell=SimpleNamespace(remote=monitor.tell))
+    tell = telling_epochs("mnist", handle, clock=lambda: now[0])
+    for epoch in range(1, 15):
+        now[0] += 4.0
+        tell(epoch, {"epochs": 14, "loss": 0.1, "valid_accuracy": 0.9 + epoch / 1000, "seconds": 4.0 * epoch})
+    said = monitor.news()
+    assert len(said) == 4
+    assert said[0] == "training the original of mnist: epoch 3 of 14, 90.3% on valid, about 44 s left"
+    quick = telling_epochs("digits", handle, clock=lambda: 0.0)
+    quick(1, {"epochs": 40, "loss": 0.1, "valid_accuracy": 0.9, "seconds": 0.1})
+    assert monitor.news() == []
