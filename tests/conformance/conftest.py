@@ -256,9 +256,10 @@ def make_run(instance: Fixer, bench: Bench, *, stop_at: int | None = None, **cha
 
 
 OWN_FILES = tuple(
-    str(Path(folder).resolve()) for folder in (sys.prefix, sys.base_prefix, *fixers.__path__, "/proc", "/sys", "/dev")
+    Path(folder).resolve()
+    for folder in (sys.prefix, sys.base_prefix, *fixers.__path__, "/usr", "/lib", "/etc", "/proc", "/sys", "/dev")
 )
-"""What libraries open by themselves: their own code and the system's description of the machine."""
+"""What libraries open by themselves: their own code, the system's, and its description of the machine."""
 LOOKING_AROUND = {"socket.connect", "subprocess.Popen", "os.system", "gc.get_objects", "gc.get_referrers"}
 _listeners: list[list[str]] = []
 
@@ -270,8 +271,8 @@ def _listen(event: str, arguments: tuple[Any, ...]) -> None:
     if event in LOOKING_AROUND:
         _listeners[-1].append(event)
     elif event == "open" and isinstance(arguments[0], str):
-        path = str(Path(arguments[0]).resolve())
-        if not path.startswith(OWN_FILES):
+        path = Path(arguments[0]).resolve()
+        if not any(path.is_relative_to(folder) for folder in OWN_FILES):
             _listeners[-1].append(f"open {path}")
 
 
