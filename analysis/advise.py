@@ -318,7 +318,7 @@ def _breaks(cell: Cell) -> str:
 def _side_effects(cell: Cell) -> str:
     parts = []
     if cell.accuracy is not None and cell.accuracy_original is not None:
-        parts.append(f"accuracy {_moves(cell.accuracy_original, cell.accuracy)}")
+        parts.append(f"accuracy {_moves(cell.accuracy_original, cell.accuracy.estimate)}")
     if cell.asr is not None and cell.asr_original is not None and cell.asr_rise is not None:
         noise = " (within its error)" if abs(cell.asr_rise.estimate) <= cell.asr_rise.half_width else ""
         parts.append(f"ASR {_moves(cell.asr_original, cell.asr.estimate)}{noise}")
@@ -369,7 +369,8 @@ def _option(verdict: Verdict | None) -> dict[str, Any] | None:
         "negative_flip_rate": interval_json(cell.negative_flip_rate),
         "n_test": cell.n_test,
         "accuracy_original": cell.accuracy_original,
-        "accuracy_fixed": cell.accuracy,
+        "accuracy_fixed": interval_json(cell.accuracy),
+        "n_attacked": cell.n_attacked,
         "asr_rise": interval_json(cell.asr_rise),
         "aaod_rise": interval_json(cell.aaod_rise),
         "fix_seconds": cell.seconds,

@@ -110,6 +110,33 @@ def resampled_seeds(n_seeds: int, replicates: int, generator: np.random.Generato
     return np.concatenate([np.ones((1, n_seeds)), drawn]) / n_seeds
 
 
+def with_seeds(of_images: Interval, values: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:
+    """An interval of a mean over seeds that knows of the images alone, widened by what the seeds differ.
+
+    For rates of which no image is kept, as ASR: the seeds are drawn again and both errors add up in squares (Zou and
+    Donner's MOVER), because how the seeds turn out says nothing about the images. With one seed, or seeds that agree,
+    nothing is added.
+
+    Args:
+        of_images: the mean, with an interval that takes the images as drawn once for all seeds.
+        values: of every seed.
+        confidence: coverage of the interval.
+    """
+    if len(set(values)) < 2:
+        return of_images
+    means = _seed_weights(len(values)) @ np.asarray(values, dtype=np.float64)
+    low, high = np.quantile(means[1:], [0.5 - confidence / 2, 0.5 + confidence / 2]) - means[0]
+    estimate = of_images.estimate
+    below, above = np.hypot(estimate - of_images.low, low), np.hypot(of_images.high - estimate, high)
+    return Interval(estimate - float(below), estimate, estimate + float(above))
+
+
+@lru_cache(maxsize=8)
+def _seed_weights(n_seeds: int) -> Floats:
+    """The same draws for every cell with as many seeds."""
+    return resampled_seeds(n_seeds, REPLICATES, np.random.default_rng(n_seeds))
+
+
 def _uniform(draws: NDArray[np.int64], n: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """How often each of n equal things is drawn, per row with that many draws; (rows, n)."""
     if not n:

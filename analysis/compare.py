@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis import statistics, words
+from analysis import statistics, trust, words
 from analysis.advise import interval_json
 from analysis.errors import UserError
 from analysis.findings import Cell, Findings, find
@@ -68,7 +68,8 @@ class StudyComparison:
         first: name of the first study.
         second: name of the second study.
         pairs: every cell of either, by subject and fixer.
-        notes: what to know before reading: subjects with other data or weights, nothing in common.
+        notes: what to know before reading: subjects with other data or weights, nothing in common, figures that
+            contradict themselves.
     """
 
     first: str
@@ -152,10 +153,12 @@ def compare(results_a: str | Path, results_b: str | Path) -> StudyComparison:
 
     if Path(results_a).absolute() == Path(results_b).absolute():
         raise UserError(f"Both studies are {results_a}; give two different results folders.")
-    found = []
+    found, doubts = [], []
     for results in (results_a, results_b):
         with open_results(results) as con:
             found.append(find(con))
+            errors = [problem for problem in trust.problems(con) if problem.is_error]
+        doubts += [f"{found[-1].study or results}: {sentence}" for sentence in trust.sentences(errors)]
     first, second = found
     cells = [{(cell.subject, cell.fixer): cell for cell in findings.cells} for findings in found]
     pairs = tuple(
@@ -163,7 +166,7 @@ def compare(results_a: str | Path, results_b: str | Path) -> StudyComparison:
         for subject, fixer in sorted(cells[0].keys() | cells[1].keys())
     )
     names = (first.study or str(results_a), second.study or str(results_b))
-    return StudyComparison(*names, pairs, tuple(_notes(first, second, pairs)))
+    return StudyComparison(*names, pairs, (*_notes(first, second, pairs), *doubts))
 
 
 def _pair(subject: str, fixer: str, first: Cell | None, second: Cell | None) -> Pair:
@@ -221,7 +224,7 @@ class _Measure:
 
 
 def _accuracy(cell: Cell) -> float | None:
-    return cell.accuracy
+    return None if cell.accuracy is None else cell.accuracy.estimate
 
 
 def _asr(cell: Cell) -> float | None:

@@ -51,6 +51,8 @@ class Run:
     accuracy_fixed: float | None
     repair_rate: float | None
     negative_flip_rate: float | None
+    asr_original: float | None
+    asr_fixed: float | None
     aaod_fixed: float | None
     n_test: int | None
     n_wrong: int | None
@@ -72,12 +74,14 @@ class Cell:
     Attributes:
         outcome: the most frequent outcome of the seeds.
         outcomes: seeds per outcome.
+        accuracy: accuracy on test of the fixed models, with its 95 % interval.
         repair_rate: RR of the failures, with its 95 % interval.
         n_wrong: RR's denominator.
         negative_flip_rate: NFR of all test samples, with its 95 % interval.
-        n_test: NFR's denominator.
-        asr: attack success rate against the fixed model.
-        asr_rise: ASR fixed - original; positive is worse.
+        n_test: denominator of accuracy and NFR.
+        asr: attack success rate against the fixed models, with its 95 % interval.
+        asr_rise: ASR fixed - original, likewise; positive is worse.
+        n_attacked: denominator of ASR: attacked images, those of the seed with fewest.
         aaod: AAOD of the fixed models, with its 95 % interval; the ends are nan without predictions to draw from.
         aaod_rise: AAOD fixed - original, likewise; positive is worse.
         trade_off: class a to d.
@@ -97,7 +101,7 @@ class Cell:
     stage: str = "final"
     runs: tuple[Run, ...] = ()
     accuracy_original: float | None = None
-    accuracy: float | None = None
+    accuracy: Interval | None = None
     repair_rate: Interval | None = None
     n_wrong: int | None = None
     negative_flip_rate: Interval | None = None
@@ -128,7 +132,7 @@ class Cell:
         """Relative change of accuracy, 100 (f - o) / o; positive is better."""
         if self.accuracy is None or not self.accuracy_original:
             return None
-        return 100 * (self.accuracy - self.accuracy_original) / self.accuracy_original
+        return 100 * (self.accuracy.estimate - self.accuracy_original) / self.accuracy_original
 
     @property
     def ok_runs(self) -> tuple[Run, ...]:
@@ -256,7 +260,7 @@ class Subject:
         known = [cell for cell in self.ok if cell.fixer in self.samples.fixers and cell.accuracy is not None]
         if len(known) < 2:
             return ()
-        return self._compare(max(known, key=lambda cell: (cell.accuracy or 0.0, cell.fixer)).fixer)
+        return self._compare(max(known, key=lambda cell: (_value(cell.accuracy), cell.fixer)).fixer)
 
     def _compare(self, second: str | None) -> tuple[Comparison, ...]:
         if self.samples is None:
@@ -383,42 +387,59 @@ def _cell(
     )
     if cell.outcome != "OK" or row["repair_rate"] is None or row["negative_flip_rate"] is None:
         return cell
-    repair_rate = _rate(row["repair_rate"], row["n_wrong"])
-    negative_flip_rate = _rate(row["negative_flip_rate"], row["n_test"])
+    rates: dict[bootstrap.Metric, Interval] = {
+        "repair_rate": _rate(row["repair_rate"], row["n_wrong"]),
+        "negative_flip_rate": _rate(row["negative_flip_rate"], row["n_test"]),
+    }
+    if row["accuracy_fixed"] is not None:
+        rates["accuracy"] = _rate(row["accuracy_fixed"], row["n_test"])
     if samples is not None and cell.fixer in samples.fixers and len(cell.ok_runs) > 1:
         drawn = bootstrap.intervals(samples.replicates[cell.fixer])
         # A rate that is the same in every seed and 0 or 1 leaves the bootstrap nothing to draw; Wilson knows better.
-        repair_rate = drawn["repair_rate"] if drawn["repair_rate"].half_width > 0 else repair_rate
-        negative_flip_rate = (
-            drawn["negative_flip_rate"] if drawn["negative_flip_rate"].half_width > 0 else negative_flip_rate
-        )
-    asr = asr_rise = None
-    if row["asr_fixed"] is not None:
-        attacked = row["n_attacked"] or ATTACKED
-        asr = _rate(row["asr_fixed"], attacked)
-        if row["asr_original"] is not None:
-            asr_rise = statistics.newcombe(asr, _rate(row["asr_original"], attacked))
+        rates |= {metric: drawn[metric] for metric in rates if drawn[metric].half_width > 0}
+    attacked = None if row["asr_fixed"] is None else row["n_attacked"] or ATTACKED
+    asr, asr_rise = _robustness(cell, row["asr_original"], row["asr_fixed"], attacked)
     aaod, aaod_rise = fairness.intervals(row["aaod_original"], row["aaod_fixed"], fair)
     cell = replace(
         cell,
-        accuracy=row["accuracy_fixed"],
-        repair_rate=repair_rate,
-        negative_flip_rate=negative_flip_rate,
+        accuracy=rates.get("accuracy"),
+        repair_rate=rates["repair_rate"],
+        negative_flip_rate=rates["negative_flip_rate"],
         asr_original=row["asr_original"],
         asr=asr,
         asr_rise=asr_rise,
-        n_attacked=row["n_attacked"],
+        n_attacked=attacked,
         aaod_original=row["aaod_original"],
         aaod=aaod,
         aaod_rise=aaod_rise,
     )
     harms = _harms(cell)
-    return replace(cell, harms=harms, trade_off=_trade_off(repair_rate, harms))
+    return replace(cell, harms=harms, trade_off=_trade_off(rates["repair_rate"], harms))
 
 
 def _rate(rate: float, n: float | None) -> Interval:
     """Wilson's interval; without a denominator its ends are not known."""
     return statistics.wilson(rate, n) if n else Interval(math.nan, rate, math.nan)
+
+
+def _robustness(
+    cell: Cell, original: float | None, fixed: float | None, attacked: int | None
+) -> tuple[Interval | None, Interval | None]:
+    """ASR and its rise, means over the seeds. All attack the same images, so more seeds don't add to their number."""
+    if fixed is None:
+        return None, None
+    of_images = _rate(fixed, attacked)
+    asr = bootstrap.with_seeds(of_images, cell.values("asr_fixed"))
+    asr = asr._replace(low=max(0.0, asr.low), high=min(1.0, asr.high))
+    if original is None:
+        return asr, None
+    rises = [
+        run.asr_fixed - run.asr_original
+        for run in cell.ok_runs
+        if run.asr_fixed is not None and run.asr_original is not None
+    ]
+    rise = statistics.newcombe(of_images, _rate(original, attacked))
+    return asr, bootstrap.with_seeds(rise, rises)
 
 
 def _beyond(estimate: float, half_width: float) -> bool:

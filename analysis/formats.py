@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
-from analysis import words
+from analysis import trust, words
 from analysis.advise import decide, interval_json
 from analysis.document import Block, Document, Fold, Gallery, Paragraph, Plots, Settings, Table
 from analysis.findings import Cell, Comparison, Findings
@@ -147,40 +147,53 @@ _TEX: Final = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     words.MINUS: "$-$", words.EN_DASH: "--", "\u2026": r"\ldots{}",
 }  # fmt: skip
+_DAGGER: Final = r"\textsuperscript{\textdagger}"
+_NOTE: Final = f" {_DAGGER}Not to be trusted: the results contradict themselves, as the comments above say."
 _LETTERS: Final = {"CORRUPTED": "C", "FAILURE": "F", "UNADAPTABLE": "U"}
 
 
-def latex(findings: Findings) -> str:
-    """The study's tables for a paper: effectiveness, robustness and fairness, time. Needs booktabs and graphicx."""
+def latex(findings: Findings, problems: Sequence[trust.Problem] = ()) -> str:
+    """The study's tables for a paper: effectiveness, robustness and fairness, time. Needs booktabs and graphicx.
+
+    Args:
+        findings: of the study.
+        problems: what the results say against themselves; figures that an error concerns get a dagger.
+    """
+    comments = [f"% {' '.join(sentence.split())}" for sentence in trust.sentences(problems)]
     if not findings.cells:
-        return "% No trial has finished yet.\n"
+        return "\n".join([*comments, "% No trial has finished yet.", ""])
+    errors = [problem for problem in problems if problem.is_error]
     parts = [
         "% Needs \\usepackage{booktabs,graphicx}. C corrupted, F failure, U unadaptable.",
+        *comments,
+        "% Small figures are the ends of 95 % intervals; \\newcommand{\\withinterval}[3]{#1} before this hides them.",
+        "\\providecommand{\\withinterval}[3]{\\ensuremath{#1_{#2}^{#3}}}",
         _tex_table(
             findings,
+            errors,
             "effectiveness",
-            "Effectiveness. ACC: accuracy; Change: relative change of accuracy; RR: repaired failures; "
-            "NFR: broken test samples; all in percent.",
+            "Effectiveness. ACC: accuracy, of all test samples; Change: relative change of accuracy; RR: repaired "
+            "samples, of those that the original gets wrong; NFR: broken samples, of all test samples; all in percent, "
+            "with the ends of 95 % intervals.",
             ("ACC", "Change", "RR", "NFR"),
             _effectiveness,
         ),
         _tex_table(
             findings,
+            errors,
             "properties",
-            "Robustness and fairness. ASR: attack success rate in percent; AAOD: average absolute odds difference, "
-            "with its 95 % interval.",
+            f"Robustness and fairness. ASR: attack success rate in percent{_attacked(findings)}; AAOD: average "
+            "absolute odds difference; with the ends of 95 % intervals.",
             ("ASR", "AAOD"),
-            lambda cell: (
-                words.fixed(100 * cell.asr.estimate, 2) if cell.asr else words.EN_DASH,
-                _aaod(cell),
-            ),
+            lambda cell: (_tex_rate(cell.asr), _tex_aaod(cell.aaod)),
         ),
         _tex_table(
             findings,
+            (),
             "time",
             "Median time of one fix.",
             ("Time",),
-            lambda cell: (words.EN_DASH if cell.seconds is None else words.seconds(cell.seconds),),
+            lambda cell: (tex(words.EN_DASH if cell.seconds is None else words.seconds(cell.seconds)),),
         ),
     ]
     return "\n".join(parts)
@@ -189,24 +202,42 @@ def latex(findings: Findings) -> str:
 def _effectiveness(cell: Cell) -> tuple[str, ...]:
     change = cell.change
     return (
-        words.EN_DASH if cell.accuracy is None else words.fixed(100 * cell.accuracy, 2),
-        words.EN_DASH if change is None else words.fixed(change, 2),
-        words.fixed(100 * cell.repair_rate.estimate, 2) if cell.repair_rate else words.EN_DASH,
-        words.fixed(100 * cell.negative_flip_rate.estimate, 2) if cell.negative_flip_rate else words.EN_DASH,
+        _tex_rate(cell.accuracy),
+        tex(words.EN_DASH if change is None else words.fixed(change, 2)),
+        _tex_rate(cell.repair_rate),
+        _tex_rate(cell.negative_flip_rate),
     )
 
 
-def _aaod(cell: Cell) -> str:
-    if cell.aaod is None:
-        return words.EN_DASH
-    text = f"{cell.aaod.estimate:.4f}"
-    if math.isfinite(cell.aaod.half_width):
-        text += f" ({cell.aaod.low:.3f}{words.EN_DASH}{cell.aaod.high:.3f})"
-    return text
+def _tex_rate(rate: Interval | None) -> str:
+    """In percent."""
+    if rate is None:
+        return tex(words.EN_DASH)
+    return _tex_interval(words.fixed(100 * rate.estimate, 2), rate, *words.ends(rate))
+
+
+def _tex_aaod(aaod: Interval | None) -> str:
+    if aaod is None:
+        return tex(words.EN_DASH)
+    return _tex_interval(f"{aaod.estimate:.4f}", aaod, f"{aaod.low:.3f}", f"{aaod.high:.3f}")
+
+
+def _tex_interval(said: str, interval: Interval, low: str, high: str) -> str:
+    return f"\\withinterval{{{said}}}{{{low}}}{{{high}}}" if math.isfinite(interval.half_width) else said
+
+
+def _attacked(findings: Findings) -> str:
+    """The denominator of ASR."""
+    counts = sorted({cell.n_attacked for cell in findings.cells if cell.n_attacked is not None})
+    if not counts:
+        return ""
+    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f", of {number} attacked images that both models get right"
 
 
 def _tex_table(
     findings: Findings,
+    errors: Sequence[trust.Problem],
     label: str,
     caption: str,
     heads: Sequence[str],
@@ -230,7 +261,9 @@ def _tex_table(
             elif not cell.is_ok:
                 cells.append(f"\\multicolumn{{{width}}}{{c}}{{{_LETTERS.get(cell.outcome, '--')}}}")
             else:
-                cells += [tex(value) for value in values(cell)]
+                own_values = values(cell)
+                doubted = any(error.concerns(subject.name, fixer) for error in errors)
+                cells += [f"{own_values[0]}{_DAGGER if doubted else ''}", *own_values[1:]]
         rows.append(" & ".join([tex(abbreviation), *cells]) + " \\\\")
     first = " & ".join(["", *(f"\\multicolumn{{{width}}}{{c}}{{{tex(subject.name)}}}" for subject in subjects)])
     second = " & ".join(["Fixer", *(head for _ in subjects for head in heads)])
@@ -238,7 +271,7 @@ def _tex_table(
     return "\n".join(
         [
             "\\begin{table*}",
-            f"\\caption{{{tex(caption)}}}",
+            f"\\caption{{{tex(caption)}{_NOTE if errors else ''}}}",
             f"\\label{{tab:{label}}}",
             "\\centering",
             "\\resizebox{\\textwidth}{!}{%",

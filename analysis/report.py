@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from analysis import advise, formats, sections, words
+from analysis import advise, formats, sections, trust, words
 from analysis.document import Answer, Code, Document, Fold, Paragraph, Section, Settings, Trials
 from analysis.errors import UserError
 from analysis.findings import Findings, Subject, find
@@ -74,7 +74,7 @@ def write_report(
             "html": lambda: render_html(con, findings, results, pictures=pictures),
             "md": lambda: formats.markdown(build(con, findings, results)),
             "json": lambda: formats.as_json(findings, _warnings(con, findings)),
-            "latex": lambda: formats.latex(findings),
+            "latex": lambda: formats.latex(findings, trust.problems(con)),
         }
         text = renderers[kind]()
     if target is None:
@@ -162,8 +162,8 @@ def build(
         answers=answers,
         rule=(
             f"The rule: of the fixers that repair measurably, the one with the highest RR that {advise.Limits()}. "
-            "RR is the share of failures repaired, NFR the share of test samples broken, ASR the share of attacks that "
-            "succeed; brackets are 95 % intervals. For other limits: fixstudy advise."
+            "RR is the share of failures repaired, NFR the share of test samples broken, ASR the share of attacked "
+            "images on which the attack succeeds; brackets are 95 % intervals. For other limits: fixstudy advise."
         ),
         warnings=[*_warnings(con, findings), *_left_out(findings)],
         sections=[section for section in body if section.blocks],
@@ -210,15 +210,8 @@ def _facts(findings: Findings) -> list[str]:
 
 
 def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]:
-    warnings = []
     cells = findings.cells
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in answer(con, "integrity").to_pylist():
-        place = " on ".join(part for part in (row["fixer"], row["subject"]) if part)
-        found.setdefault((row["severity"], row["detail"]), []).append(place or row["trial_id"] or "the study")
-    for (severity, detail), places in sorted(found.items()):
-        where = words.some(list(dict.fromkeys(places)), 5)
-        warnings.append(f"{'Not to be trusted' if severity == 'error' else 'Uneven'}: {where}. {detail}")
+    warnings = trust.sentences(trust.problems(con))
     stale = [row["fixer"] for row in answer(con, "code_versions").to_pylist() if row["n_versions"] > 1]
     if stale:
         warnings.append(

@@ -69,7 +69,7 @@ SELECT
     max(n_wrong) AS n_wrong,
     avg(n_repaired ORDER BY trial_id) FILTER (outcome = 'OK') AS n_repaired,
     avg(n_broken ORDER BY trial_id) FILTER (outcome = 'OK') AS n_broken,
-    max(n_attacked) AS n_attacked,
+    min(n_attacked) FILTER (outcome = 'OK') AS n_attacked,
     median(fix_seconds) FILTER (outcome = 'OK') AS fix_seconds
 FROM judged
 GROUP BY subject, fixer;

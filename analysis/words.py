@@ -29,6 +29,12 @@ def number(value: float) -> str:
     return fixed(value, _digits(value))
 
 
+def ends(interval: Interval, scale: float = 100) -> tuple[str, str]:
+    """The ends of an interval around a figure of a table: a tenth, or a hundredth where the figure is below 1."""
+    digits = 1 if abs(scale * interval.estimate) >= 1 else 2
+    return fixed(scale * interval.low, digits), fixed(scale * interval.high, digits)
+
+
 def percent(fraction: float) -> str:
     """A fraction as a percentage."""
     return f"{number(100 * fraction)}{NBSP}%"

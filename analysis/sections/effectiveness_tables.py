@@ -20,7 +20,6 @@ from analysis.sections.values import (
     fixer_value,
     identifier,
     interval_value,
-    percent_value,
     relative_change,
     shades,
     signed,
@@ -35,9 +34,12 @@ def effectiveness(findings: Findings) -> Section:
     blocks: list[Block] = [
         Paragraph(
             "RR is the share of the failures (test samples that the original gets wrong) that the fixed model gets "
-            "right. NFR is the share of all test samples that only the original gets right. Under RR and NFR in small "
-            "print: the 95 % interval, Wilson's for one seed, bootstrapped over seeds and images for more. Relative "
-            f"changes are 100 (fixed {words.MINUS} original) / original, signed so + is better. Darker is a better "
+            "right. ACC and NFR are shares of all test samples: those that the fixed model gets right, and those that "
+            "only the original gets right. ASR is the share of the attacked images, which both models get right, on "
+            "which the attack on the fixed model succeeds. In small print: the 95 % interval. With one seed it is "
+            "Wilson's; with more it is bootstrapped over seeds and images, but for ASR, whose attacks are not kept one "
+            "by one: there, Wilson's is widened by a bootstrap over the seeds. Relative changes are "
+            f"100 (fixed {words.MINUS} original) / original, signed so + is better. Darker is a better "
             "rank within the column; the best is bold. AAOD measures gaps, and noise looks like one: read an AAOD "
             "whose interval begins near 0 as an upper bound.",
             fine=True,
@@ -55,7 +57,7 @@ def effectiveness(findings: Findings) -> Section:
 def _effectiveness_table(subject: Subject) -> Table:
     ok = subject.ok
     shade = {
-        "acc": shades(ok, lambda c: c.accuracy, higher=True),
+        "acc": shades(ok, lambda c: estimated(c.accuracy), higher=True),
         "rr": shades(ok, lambda c: estimated(c.repair_rate), higher=True),
         "nfr": shades(ok, lambda c: estimated(c.negative_flip_rate), higher=False),
         "asr": shades(ok, lambda c: estimated(c.asr), higher=False),
@@ -67,11 +69,15 @@ def _effectiveness_table(subject: Subject) -> Table:
     columns = [
         Column("Fixer", numeric=False),
         Column("Level", numeric=False),
-        Column("ACC %", "more is better", first="descending"),
+        Column("ACC %", "95 % interval", first="descending"),
         Column("Change", "relative %", first="descending"),
         Column("RR %", "95 % interval", first="descending"),
         Column("NFR %", "95 % interval"),
-        *([Column("ASR %", "less is better")] if has_asr else []),
+        *(
+            [Column("ASR %", "95 % interval"), Column("ASR change", "relative %", first="descending")]
+            if has_asr
+            else []
+        ),
         *([Column("AAOD", "less is fairer")] if has_aaod else []),
         Column("Time", "median fix"),
         Column("Class", "and harms", numeric=False),
@@ -90,26 +96,13 @@ def _effectiveness_table(subject: Subject) -> Table:
             row += [Value(cell.outcome, small=reason, style=f"{cell.outcome} word", span=width), seeds]
             rows.append(row)
             continue
-        row.append(percent_value(cell.accuracy, style=shade["acc"].get(cell.fixer, "")))
-        change = cell.change
-        row.append(
-            Value(MISSING)
-            if change is None
-            else Value(
-                signed(change), sort=round(change, 6), style="good" if change > 0 else "bad" if change < 0 else ""
-            )
-        )
+        row.append(interval_value(cell.accuracy, shade["acc"].get(cell.fixer, "")))
+        row.append(_change_value(cell.change, 2))
         row.append(interval_value(cell.repair_rate, shade["rr"].get(cell.fixer, "")))
         row.append(interval_value(cell.negative_flip_rate, shade["nfr"].get(cell.fixer, "")))
         if has_asr:
-            relative = relative_change(cell.asr_original, estimated(cell.asr), lower_is_better=True)
-            row.append(
-                percent_value(
-                    estimated(cell.asr),
-                    style=shade["asr"].get(cell.fixer, ""),
-                    small="" if relative is None else f"{signed(relative, 1)} % rel.",
-                )
-            )
+            row.append(interval_value(cell.asr, shade["asr"].get(cell.fixer, "")))
+            row.append(_change_value(relative_change(cell.asr_original, estimated(cell.asr), lower_is_better=True), 1))
         if has_aaod:
             row.append(_aaod_value(cell, shade["aaod"].get(cell.fixer, "")))
         row.append(
@@ -123,6 +116,14 @@ def _effectiveness_table(subject: Subject) -> Table:
         rows.append(row)
     original = _original_values(subject)
     return Table(f"effectiveness-{identifier(subject.name)}", f"{subject.name}: {original}", columns, rows)
+
+
+def _change_value(change: float | None, digits: int) -> Value:
+    """A relative change in percent, green where it is for the better."""
+    if change is None:
+        return Value(MISSING, style="missing")
+    style = "good" if change > 0 else "bad" if change < 0 else ""
+    return Value(signed(change, digits), sort=round(change, 6), style=style)
 
 
 def _aaod_value(cell: Cell, style: str) -> Value:
@@ -152,7 +153,11 @@ def _original_values(subject: Subject) -> str:
     if aaod is not None:
         parts.append(f"AAOD {aaod:#.3g}")
     n_wrong, n_test = _first(cells, "n_wrong"), _first(cells, "n_test")
-    counts = f"{n_wrong} failures (RR) among {n_test} test samples (NFR)" if n_wrong is not None else "not measured"
+    counts = (
+        f"{n_wrong} failures (RR) among {n_test} test samples (ACC, NFR)" if n_wrong is not None else "not measured"
+    )
+    if attacked := sorted({c.n_attacked for c in cells if c.n_attacked is not None}):
+        counts += f", {' to '.join(str(n) for n in dict.fromkeys((attacked[0], attacked[-1])))} attacked images (ASR)"
     return counts + (f"; the original has {', '.join(parts)}" if parts else "")
 
 

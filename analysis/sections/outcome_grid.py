@@ -50,7 +50,7 @@ def outcomes(findings: Findings) -> Section:
         )
         blocks.append(
             Paragraph(
-                "; ".join(f"{outcome}: {_UNIT_NOTES[outcome]}" for outcome in OUTCOMES)
+                "; ".join(f"{outcome}: {_UNIT_NOTES[outcome]}" for outcome in _UNIT_NOTES)
                 + f". Where seeds differ, the cell shows the most frequent outcome and how many agree. "
                 f"{MISSING} means not planned or not run yet.",
                 fine=True,

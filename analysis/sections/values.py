@@ -38,7 +38,7 @@ def interval_value(interval: Interval | None, style: str = "") -> Value:
     if interval is None or math.isnan(interval.estimate):
         return Value(MISSING, style="missing")
     known = math.isfinite(interval.half_width)
-    ends = f"{words.fixed(100 * interval.low, 1)} to {words.fixed(100 * interval.high, 1)}" if known else ""
+    ends = " to ".join(words.ends(interval)) if known else ""
     return percent_value(interval.estimate, small=ends, style=style)
 
 

@@ -23,7 +23,7 @@
 -- column aaod_fixed: AAOD of the fixed model; lower is fairer [fraction]
 -- column n_test: denominator of NFR and accuracy [samples]
 -- column n_wrong: denominator of RR: test samples that the original gets wrong [samples]
--- column n_attacked: denominator of ASR [samples]
+-- column n_attacked: denominator of ASR: attacked samples, those of the seed with fewest [samples]
 SELECT
     subject, fixer, abbreviation, level, params, stage, n_ok, n_corrupted, n_failure, n_unadaptable, outcome,
     reason_code, reason, accuracy_original, accuracy_fixed, repair_rate, negative_flip_rate, asr_original, asr_fixed,

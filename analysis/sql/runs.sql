@@ -10,6 +10,8 @@
 -- column accuracy_fixed: accuracy of the fixed model on test; higher is better [fraction]
 -- column repair_rate: RR, share of the failures that are repaired; higher is better [fraction]
 -- column negative_flip_rate: NFR, share of all test samples that get broken; lower is better [fraction]
+-- column asr_original: attack success rate against the original, on the samples of this trial; lower is better [fraction]
+-- column asr_fixed: attack success rate against the fixed model, on the same; lower is better [fraction]
 -- column aaod_fixed: AAOD of the fixed model; lower is fairer [fraction]
 -- column n_test: test samples [samples]
 -- column n_wrong: test samples that the original gets wrong [samples]
@@ -21,7 +23,8 @@
 -- column peak_device_bytes: largest device memory while fixing; null on a CPU [bytes]
 -- column gpu_shared: whether it was given part of a GPU; others that use it lengthen its time
 SELECT
-    subject, fixer, trial_id, subject_fingerprint, seed, outcome, reason_code, accuracy_fixed, repair_rate, negative_flip_rate, aaod_fixed,
-    n_test, n_wrong, n_repaired, n_broken, fix_seconds, evaluate_seconds, peak_host_bytes, peak_device_bytes, gpu_shared
+    subject, fixer, trial_id, subject_fingerprint, seed, outcome, reason_code, accuracy_fixed, repair_rate,
+    negative_flip_rate, asr_original, asr_fixed, aaod_fixed, n_test, n_wrong, n_repaired,
+    n_broken, fix_seconds, evaluate_seconds, peak_host_bytes, peak_device_bytes, gpu_shared
 FROM selected
 ORDER BY subject, fixer, seed, trial_id;

@@ -15,9 +15,8 @@ from analysis.statistics import Interval, newcombe, wilson
 
 
 def _cell(fixer, rr, nfr, *, outcome="OK", asr=None, seconds=60.0, n_wrong=400, n_test=4000, **more):
-    run = Run(
-        "t", "f", 0, outcome, None, 0.9, rr, nfr, None, n_test, n_wrong, None, None, seconds, 1.0, None, None, None
-    )
+    unknown = dict.fromkeys(Run.__dataclass_fields__)
+    run = Run(**unknown | {"trial_id": "t", "seed": 0, "outcome": outcome, "fix_seconds": seconds})
     cell = Cell("s", fixer, fixer.upper(), "model", "{}", outcome, {outcome: 1}, runs=(run,), **more)
     if outcome != "OK":
         return cell
@@ -26,7 +25,7 @@ def _cell(fixer, rr, nfr, *, outcome="OK", asr=None, seconds=60.0, n_wrong=400, 
     return replace(
         cell,
         accuracy_original=0.9,
-        accuracy=0.9 + 0.1 * rr - nfr,
+        accuracy=wilson(min(1.0, max(0.0, 0.9 + 0.1 * rr - nfr)), n_test),
         repair_rate=rate,
         n_wrong=n_wrong,
         negative_flip_rate=wilson(nfr, n_test),

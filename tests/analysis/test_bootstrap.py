@@ -142,3 +142,34 @@ def test_no_fixer_and_no_images():
     nothing = b.replicate({"a": _flips(0, 0, kept=(0, 0))}, 0, 0)
     for result in (b.intervals(nothing["a"]), b.differences(nothing["a"], nothing[None])):
         assert all(np.isnan(interval.estimate) for interval in result.values())
+
+
+# --- rates without images ----------------------------------------------------------------------------------------
+
+
+def test_a_rate_without_images_is_drawn_over_its_seeds_as_well():
+    def errors(*values, n=500):
+        interval = b.with_seeds(s.wilson(float(np.mean(values)), n), values)
+        return interval.estimate - interval.low, interval.high - interval.estimate
+
+    of_images = s.wilson(0.6, 500)
+    assert b.with_seeds(of_images, [0.6]) == b.with_seeds(of_images, [0.6, 0.6]) == of_images
+    # Two seeds: half of the draws take one of them twice, so the interval of the seeds reaches from one to the other.
+    known = 0.6 - of_images.low, of_images.high - 0.6
+    assert errors(0.4, 0.8) == pytest.approx((np.hypot(known[0], 0.2), np.hypot(known[1], 0.2)))
+    # With any number of images, what the seeds differ remains.
+    assert errors(0.4, 0.8, n=10**9) == pytest.approx((0.2, 0.2), abs=1e-4)
+    # Many seeds pin the mean over seeds down, and no number of them the images.
+    few, many = errors(0.5, 0.7), errors(*[0.5, 0.7] * 50)
+    assert known < many < few
+    assert many == pytest.approx(known, rel=0.2)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(40, 500))
+def test_an_interval_with_seeds_holds_the_one_without(hits, n):
+    values = [hit / n for hit in hits]
+    of_images = s.wilson(float(np.mean(values)), n)
+    found = b.with_seeds(of_images, values)
+    assert found.low <= of_images.low <= found.estimate <= of_images.high <= found.high
+    mirrored = b.with_seeds(s.wilson(float(np.mean(values)), n), values[::-1])
+    assert mirrored == pytest.approx(found, abs=0.1 * found.half_width)

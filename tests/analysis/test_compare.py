@@ -5,6 +5,7 @@ from statistics import fmean
 
 import pytest
 
+import analysis
 from analysis.compare import compare
 from analysis.errors import UserError
 
@@ -85,6 +86,14 @@ def test_other_data_under_the_same_name_is_said(study, other):
     other.subjects[:] = other.subjects[:1]
     other.write()
     assert any("not the same in both" in note for note in compare(study.folder, other.folder).notes)
+
+
+def test_figures_that_contradict_themselves_are_named(study, tmp_path):
+    published = analysis.import_published(tmp_path / "published")
+    result = compare(study.folder, published)
+    [doubt] = [note for note in result.notes if "Not to be trusted" in note]
+    assert "hybridrepair on cifar10" in doubt
+    assert doubt in result.to_json()["notes"] and "Not to be trusted" in str(result)
 
 
 def test_a_study_is_not_compared_with_itself(study):

@@ -185,7 +185,7 @@ def test_cells_have_the_rows_aaod_and_an_interval_around_it(study, subject):
 def test_the_interval_is_in_the_table_for_papers(study, subject, tmp_path):
     text = write_report(study.folder, tmp_path / "r.tex", "latex").read_text()
     aaod = subject.cell("apricot").aaod
-    assert f"{aaod.estimate:.4f} ({aaod.low:.3f}--{aaod.high:.3f})" in text
+    assert f"\\withinterval{{{aaod.estimate:.4f}}}{{{aaod.low:.3f}}}{{{aaod.high:.3f}}}" in text
 
 
 def test_subjects_without_groups_have_no_aaod(study):

@@ -15,7 +15,7 @@ from synthetic_study import write_table
 
 import analysis
 from analysis import findings as findings_module
-from analysis import formats, plots, report
+from analysis import formats, plots, report, statistics
 from analysis.bootstrap import Flips
 from analysis.errors import UserError
 from analysis.findings import find
@@ -65,6 +65,49 @@ def test_cells_hold_the_figures_of_their_trials(study, findings):
     assert cell.n_wrong == rows[0]["n_wrong"]
 
 
+def _finals(study, fixer, subject):
+    wanted = (fixer, subject, "final", "OK")
+    return [r for r in study.trials if (r["fixer"], r["subject"], r["stage"], r["outcome"]) == wanted]
+
+
+def test_every_rate_has_an_interval_and_a_denominator(findings):
+    for cell in findings.cells:
+        if not cell.is_ok:
+            continue
+        rates = (cell.accuracy, cell.repair_rate, cell.negative_flip_rate, cell.asr, cell.asr_rise)
+        assert all(rate.low < rate.high and rate.low <= rate.estimate <= rate.high for rate in rates)
+        assert (cell.n_test, cell.n_attacked) == (240, 100)
+
+
+def test_seeds_are_the_outer_level_of_asr(write_study, tmp_path):
+    made = write_study(tmp_path / "s", subjects=("digits",), fixers=("apricot", "arachne"), outcomes={}, adapt=0)
+    for fixer, values in (("apricot", (0.3, 0.9)), ("arachne", (0.6, 0.6))):
+        for row, value in zip(_finals(made, fixer, "digits"), values, strict=True):
+            row["asr_fixed"] = value
+            made.write_trial(row)
+    with analysis.open(made.folder) as con:
+        apart, agreed = (find(con).subject("digits").cell(fixer) for fixer in ("apricot", "arachne"))
+    assert agreed.asr == statistics.wilson(0.6, 100)
+    assert agreed.asr_rise == pytest.approx(statistics.newcombe(agreed.asr, agreed.asr))
+    assert apart.asr.estimate == pytest.approx(0.6)
+    assert apart.asr.low < 0.3 and apart.asr.high > 0.9
+    assert apart.asr_rise.low < -0.3 and apart.asr_rise.high > 0.3
+    # With the spread between its seeds, a rise of ASR is no measurable harm.
+    assert "ASR" not in apart.harms
+
+
+def test_the_denominator_of_asr_is_that_of_the_seed_with_fewest(write_study, tmp_path):
+    outcomes = {("apricot", "digits", 2): "CORRUPTED"}
+    made = write_study(tmp_path / "s", subjects=("digits",), seeds=(0, 1, 2), outcomes=outcomes, adapt=0)
+    finals = [r for r in made.trials if r["fixer"] == "apricot"]
+    for row, n in zip(finals, (90, 80, 10), strict=True):
+        made.write_trial(row | {"n_attacked": n})
+    with analysis.open(made.folder) as con:
+        assert find(con).subject("digits").cell("apricot").n_attacked == 80
+    text = _text(_page(made.folder, tmp_path))
+    assert "failures (RR) among 240 test samples (ACC, NFR), 80 to 100 attacked images (ASR)" in text
+
+
 def test_paired_counts_equal_a_walk_over_the_predictions(study, findings):
     samples = findings.subject("digits").samples
     assert set(samples.fixers) == {"apricot", "three_m_dnn", "arachne", "care"}
@@ -91,7 +134,7 @@ def test_seeds_that_disagree_on_who_is_better_claim_nothing():
     # Seed 0 repairs forty images and breaks none, seed 1 the other way round, but for one image less.
     flips = Flips(kept[0] & [[True], [False]], kept[1] & [[False], [True]] & (np.arange(40) > 0))
     samples = findings_module.Samples({"a": flips}, 10, 910)
-    cell = findings_module.Cell("s", "a", "A", "model", "{}", "OK", {"OK": 2}, accuracy=0.95)
+    cell = findings_module.Cell("s", "a", "A", "model", "{}", "OK", {"OK": 2}, accuracy=Interval(0.94, 0.95, 0.96))
     cell = replace(cell, repair_rate=Interval(0, 0.5, 1), negative_flip_rate=Interval(0, 0.02, 0.04))
     [comparison] = findings_module.Subject("s", {}, (cell,), samples).against_original
     assert samples.discordant("a", None) == [(40, 0), (0, 39)]
@@ -132,7 +175,6 @@ def test_predictions_that_contradict_their_row_are_not_used(write_study, tmp_pat
 
 
 def test_ranks_of_the_report_equal_the_query(write_study, tmp_path):
-    from analysis import statistics
     from analysis.sections import comparisons
 
     outcomes = {("care", "digits", seed): "FAILURE" for seed in (0, 1)}
@@ -374,13 +416,53 @@ def test_the_commit_is_shown_where_it_is_known(write_study, tmp_path, content):
 def test_latex_has_the_studys_tables(published, tmp_path):
     text = report.write_report(published, tmp_path / "r.tex", "latex").read_text()
     assert text.count("\\begin{table*}") == text.count("\\end{table*}") == 3
-    assert re.search(r"^AP & .*99\.06 & 1\.18 & 73\.97 & 0\.39", text, flags=re.M)
+    shown = re.sub(r"\\withinterval\{([\d.]+)\}\{[\d.]+\}\{[\d.]+\}", r"\1", text)
+    assert re.search(r"^AP & .*99\.06 & 1\.18 & 73\.97 & 0\.39", shown, flags=re.M)
     assert "\\multicolumn{4}{c}{U}" in text
     for block in re.findall(r"\\begin\{tabular\}\{(l r*|lr+)\}(.*?)\\end\{tabular\}", text, flags=re.S):
         width = len(block[0])
         for line in re.findall(r"^(?:AP|GM|HUDD).*\\\\$", block[1], flags=re.M):
             spans = sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", line))
             assert line.count("&") + 1 + spans == width
+
+
+def test_rates_of_the_tables_have_their_intervals(study, findings, tmp_path):
+    cell = findings.subject("digits").cell("apricot")
+    rates = (cell.accuracy, cell.repair_rate, cell.negative_flip_rate, cell.asr)
+    ends = [f"{100 * rate.low:.1f} to {100 * rate.high:.1f}" for rate in rates]
+    page = _page(study.folder, tmp_path)
+    table = re.search(r'id="effectiveness-digits-[^"]*">(.*?)</table>', page, flags=re.S)[1]
+    markdown = report.write_report(study.folder, tmp_path / "r.md", "md").read_text(encoding="utf-8")
+    tex = report.write_report(study.folder, tmp_path / "r.tex", "latex").read_text(encoding="utf-8")
+    for rate, said in zip(rates, ends, strict=True):
+        assert f"<small>{said}</small>" in table
+        assert f"{100 * rate.estimate:.2f} ({said})" in markdown
+        assert f"\\withinterval{{{100 * rate.estimate:.2f}}}{{{said.replace(' to ', '}{')}}}" in tex
+    assert "of 100 attacked images" in tex and "100 attacked images (ASR)" in markdown
+
+
+def test_what_contradicts_itself_is_said_in_every_format(published, study, tmp_path):
+    doubt = "Not to be trusted: hybridrepair on cifar10, reassure on cifar10"
+    forms = {form: report.write_report(published, tmp_path / form, form).read_text() for form in report.FORMATS}
+    forms["json"] = "; ".join(json.loads(forms["json"])["warnings"])
+    forms["html"] = _text(forms["html"])
+    for form, text in forms.items():
+        assert doubt in text, form
+    tex = forms["latex"]
+    assert re.search(rf"^% {doubt}", tex, flags=re.M)
+    assert tex.count("Not to be trusted: the results contradict themselves") == 2
+    # hybridrepair on cifar10 and cifar10s, reassure on cifar10, inner on imagenet: subjects are in alphabetical order.
+    for name, columns in (("effectiveness", 4), ("properties", 2)):
+        table = re.search(rf"label{{tab:{name}}}(.*?)end{{tabular}}", tex, flags=re.S)[1]
+        marked = {}
+        for line in re.findall(r"^(\w+) & (.*) \\\\$", table, flags=re.M):
+            cells, at = line[1].split(" & "), 0
+            for cell in cells:
+                if "textdagger" in cell:
+                    marked.setdefault(line[0], []).append(at // columns)
+                at += columns if "multicolumn" in cell else 1
+        assert marked == {"HR": [0, 1], "RA": [0], "IN": [2]}
+    assert "Not to be trusted" not in report.write_report(study.folder, tmp_path / "sound", "latex").read_text()
 
 
 def test_unknown_formats_and_places_are_refused(study, tmp_path):
