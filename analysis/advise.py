@@ -1,61 +1,26 @@
 """Which fixer to use on a subject, in words: the best RR among those that stay within limits of harm and time.
 
 The rule is simple on purpose, so that a reader can redo it by hand: of the fixers whose repairs are measurable and
-whose NFR, rise of ASR and time stay within the limits, take the one with the highest RR. Around it stands what the
-rule can't know: how close the runner-up is, whose interval reaches across a limit, and who couldn't run.
+whose NFR, rise of ASR and time stay within the limits by their estimates, take the one with the highest RR. Around it
+stands what the rule can't know: whose interval crosses a limit, how close the runner-up is, and who couldn't run.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from analysis import trust
 from analysis.errors import ResultsError
 from analysis.findings import Cell, Findings, Subject, find
+from analysis.limits import Limits, Verdict, judge
 from analysis.statistics import Interval
-from analysis.words import NBSP, capital, conjunction, number, percent, points, seconds, some, span
+from analysis.words import NBSP, capital, conjunction, number, percent, seconds, some, span
+
+__all__ = ["Advice", "Limits", "Verdict", "advise", "decide", "interval_json", "name"]
 
 _LISTED: Final = 3
 """Fixers named one by one before the rest is counted."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a fix may cost.
-
-    Attributes:
-        max_nfr: largest NFR, as a fraction of all test samples.
-        max_asr_rise: largest rise of the attack success rate, as a difference of fractions (0.05 is 5 points).
-        max_time: longest median time of the fix in seconds, None for any.
-    """
-
-    max_nfr: float = 0.01
-    max_asr_rise: float = 0.05
-    max_time: float | None = None
-
-    def __str__(self) -> str:
-        parts = [
-            f"breaks at most {percent(self.max_nfr)} of the test samples",
-            f"raises ASR by at most {points(self.max_asr_rise)}",
-        ]
-        if self.max_time is not None:
-            parts.append(f"takes at most {seconds(self.max_time)}")
-        return f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How one fixer stands to the limits.
-
-    Attributes:
-        cell: the fixer on the subject.
-        violations: what breaks a limit, each as the end of a sentence.
-        doubts: limits that the estimate keeps and the interval crosses.
-    """
-
-    cell: Cell
-    violations: tuple[str, ...]
-    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,10 +32,11 @@ class Advice:
         limits: what was allowed.
         chosen: the recommended fixer, None when none qualifies.
         runner_up: the next best within the limits.
+        certain: the best whose whole intervals are within the limits, None when there is none.
         difference: RR of chosen - runner-up with its 95 % interval.
-        rejected: fixers that repair measurably and break a limit, highest RR first.
-        lead: the answer in one sentence.
-        details: more sentences: side effects, doubts, the runner-up.
+        rejected: fixers that repair measurably and are beyond a limit by an estimate, highest RR first.
+        lead: the answer, and whether the data can decide about the limits.
+        details: more sentences: side effects, the runner-up, who is surely within the limits.
         others: who was passed over and who couldn't run, and why.
         caveats: what the data cannot tell, the same for most subjects of a study.
     """
@@ -79,6 +45,7 @@ class Advice:
     limits: Limits
     chosen: Verdict | None
     runner_up: Verdict | None
+    certain: Verdict | None
     difference: Interval | None
     rejected: tuple[Verdict, ...]
     lead: str
@@ -88,10 +55,19 @@ class Advice:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the data tell the recommended fixer from its runner-up and from the limits."""
-        if self.chosen is None or self.chosen.doubts:
+        """Whether the data tell the recommended fixer from its runner-up and from the limits.
+
+        Without a recommendation, whether all that repair are surely beyond a limit.
+        """
+        better = self.rejected
+        if self.chosen is not None:
+            repaired = _estimate(self.chosen.cell.repair_rate)
+            better = tuple(v for v in better if _estimate(v.cell.repair_rate) > repaired)
+        if any(verdict.within_limits == "undecided" for verdict in better):
             return False
-        return self.difference is None or self.difference.low > 0
+        if self.chosen is None:
+            return bool(better)
+        return self.chosen.within_limits == "yes" and (self.difference is None or self.difference.low > 0)
 
     def __str__(self) -> str:
         return "\n".join(
@@ -113,6 +89,7 @@ class Advice:
             "decided": self.is_decided,
             "recommended": _option(self.chosen),
             "runner_up": _option(self.runner_up),
+            "surely_within_limits": _option(self.certain),
             "repair_rate_difference": interval_json(self.difference),
             "passed_over": [_option(verdict) for verdict in self.rejected],
             "answer": self.lead,
@@ -144,8 +121,10 @@ def advise(
     from analysis.warehouse import open as open_results
 
     with open_results(results) as con:
-        findings = find(con)
-    return decide(_subject(findings, subject, str(results)), Limits(max_nfr, max_asr_rise, max_time))
+        found = _subject(find(con), subject, str(results))
+        doubted = [problem for problem in trust.problems(con) if problem.is_error and problem.concerns(found.name)]
+    advice = decide(found, Limits(max_nfr, max_asr_rise, max_time))
+    return replace(advice, caveats=(*advice.caveats, *trust.sentences(doubted)))
 
 
 def _subject(findings: Findings, name: str, results: str) -> Subject:
@@ -169,14 +148,15 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
     """
     limits = limits or Limits()
     verdicts = sorted(
-        (_judge(cell, limits) for cell in subject.ok),
+        (judge(cell, limits) for cell in subject.ok),
         key=lambda v: (-_estimate(v.cell.repair_rate), _estimate(v.cell.negative_flip_rate), v.cell.fixer),
     )
     repairing = [v for v in verdicts if v.cell.trade_off != "d"]
-    within = [v for v in repairing if not v.violations]
-    rejected = tuple(v for v in repairing if v.violations)
+    within = [v for v in repairing if v.is_within]
+    rejected = tuple(v for v in repairing if not v.is_within)
     chosen = within[0] if within else None
     runner_up = within[1] if len(within) > 1 else None
+    certain = next((v for v in within if v.within_limits == "yes"), None)
     difference = None
     if chosen and runner_up:
         difference = subject.difference(chosen.cell, runner_up.cell)["repair_rate"]
@@ -185,65 +165,57 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
         limits,
         chosen,
         runner_up,
+        certain,
         difference,
         rejected,
-        _lead(subject, limits, chosen, rejected),
-        tuple(_details(chosen, runner_up, difference)),
+        _lead(subject, chosen, rejected),
+        tuple(_details(chosen, runner_up, certain, difference)),
         (*_passed_over(chosen, rejected), *_failures(subject)),
         tuple(_caveats(chosen)),
     )
 
 
-def _judge(cell: Cell, limits: Limits) -> Verdict:
-    violations, doubts = [], []
-    nfr, rise = cell.negative_flip_rate, cell.asr_rise
-    if nfr is not None:
-        if nfr.estimate > limits.max_nfr:
-            violations.append(f"breaks {percent(nfr.estimate)} of the test samples")
-        elif nfr.high > limits.max_nfr:
-            doubts.append(f"NFR may be as high as {percent(nfr.high)}")
-    if rise is not None:
-        if rise.estimate > limits.max_asr_rise:
-            violations.append(f"raises ASR by {points(rise.estimate)}")
-        elif rise.high > limits.max_asr_rise:
-            doubts.append(f"ASR may rise by as much as {points(rise.high)}")
-    time = cell.seconds
-    if limits.max_time is not None and time is not None and time > limits.max_time:
-        violations.append(f"takes {seconds(time)}")
-    return Verdict(cell, tuple(violations), tuple(doubts))
-
-
-def _lead(subject: Subject, limits: Limits, chosen: Verdict | None, rejected: Sequence[Verdict]) -> str:
+def _lead(subject: Subject, chosen: Verdict | None, rejected: Sequence[Verdict]) -> str:
     if chosen is not None:
-        return f"Use {name(chosen.cell)}: it {_repairs(chosen.cell)} and {_breaks(chosen.cell)}."
+        use = f"Use {name(chosen.cell)}: it {_repairs(chosen.cell)} and {_breaks(chosen.cell)}."
+        if not chosen.doubts:
+            return use
+        return f"{use} It may meet the limits, but the data cannot decide: it {conjunction(chosen.doubts)}."
     if not subject.cells:
         return "No fixer has been run on this subject yet."
     if not subject.ok:
         return "Keep the original model: no fixer gave a usable model here."
     if rejected:
         best = rejected[0]
+        none = "surely stays" if any(v.within_limits == "undecided" for v in rejected) else "stays"
         return (
-            f"Keep the original model: no fixer stays within the limits. "
-            f"{name(best.cell)} {_repairs(best.cell)}, but {conjunction(best.violations)}."
+            f"Keep the original model: no fixer {none} within the limits. "
+            f"{name(best.cell)} {_repairs(best.cell)}{best.reservation}."
         )
     return "Keep the original model: no fixer repairs more of the failures than could be chance."
 
 
-def _details(chosen: Verdict | None, runner_up: Verdict | None, difference: Interval | None) -> Iterable[str]:
+def _details(
+    chosen: Verdict | None, runner_up: Verdict | None, certain: Verdict | None, difference: Interval | None
+) -> Iterable[str]:
     if chosen is not None:
         if sides := _side_effects(chosen.cell):
             yield f"{capital(sides)}."
-        if chosen.doubts:
-            yield f"Within the limits by its estimate only: {conjunction(chosen.doubts)}."
         if runner_up is not None and difference is not None:
             said = f"{number(100 * difference.estimate)} points of RR ({span(difference)})"
             tail = f"a lead of {said}" if difference.low > 0 else f"they differ by {said}, so the data cannot decide"
             other = runner_up.cell
-            yield f"Runner-up: {name(other)} repairs {_rate(other)} and {_breaks(other)}; {tail}."
+            doubt = f" It may meet the limits: it {conjunction(runner_up.doubts)}." if runner_up.doubts else ""
+            yield f"Runner-up: {name(other)} repairs {_rate(other)} and {_breaks(other)}; {tail}.{doubt}"
+        if chosen.doubts and certain is not None and certain is not runner_up:
+            best = certain.cell
+            yield f"Surely within the limits: {name(best)} repairs {_rate(best)} and {_breaks(best)}."
+        elif chosen.doubts and certain is None:
+            yield "No fixer that repairs measurably is surely within the limits."
 
 
 def _passed_over(chosen: Verdict | None, rejected: Sequence[Verdict]) -> Iterable[str]:
-    """Who repairs more than the chosen one and breaks a limit."""
+    """Who repairs more than the chosen one and is beyond a limit."""
     # Without a choice the lead has named the first of the rejected already.
     passed = [
         verdict
@@ -252,11 +224,15 @@ def _passed_over(chosen: Verdict | None, rejected: Sequence[Verdict]) -> Iterabl
     ]
     for verdict in passed[:_LISTED]:
         more = "repairs more," if chosen else "repairs"
-        yield f"{name(verdict.cell)} {more} {_rate(verdict.cell)}, but {conjunction(verdict.violations)}."
+        yield f"{name(verdict.cell)} {more} {_rate(verdict.cell)}{verdict.reservation}."
     if len(passed) > _LISTED:
         rest = [verdict.cell for verdict in passed[_LISTED:]]
-        verb = "repairs more too but breaks" if len(rest) == 1 else "repair more too but break"
-        yield f"{_names(rest)} {verb if chosen else verb.replace(' more too', '')} a limit."
+        verb, whose = (
+            ("repairs", "is beyond a limit by its estimate")
+            if len(rest) == 1
+            else ("repair", "are beyond a limit by their estimates")
+        )
+        yield f"{_names(rest)} {verb}{' more too' if chosen else ''} but {whose}."
 
 
 def _caveats(chosen: Verdict | None) -> Iterable[str]:
@@ -264,8 +240,6 @@ def _caveats(chosen: Verdict | None) -> Iterable[str]:
         return
     if len(chosen.cell.ok_runs) == 1:
         yield "One seed only: how much another run would differ is not known."
-    if chosen.cell.asr is None:
-        yield "ASR was not measured."
 
 
 def _failures(subject: Subject) -> Iterable[str]:
@@ -375,6 +349,8 @@ def _option(verdict: Verdict | None) -> dict[str, Any] | None:
         "aaod_rise": interval_json(cell.aaod_rise),
         "fix_seconds": cell.seconds,
         "trade_off": cell.trade_off,
+        "within_limits": verdict.within_limits,
+        "checks": [check.to_json() for check in verdict.checks],
         "violations": list(verdict.violations),
         "doubts": list(verdict.doubts),
     }

@@ -161,7 +161,8 @@ def build(
         facts=_facts(findings),
         answers=answers,
         rule=(
-            f"The rule: of the fixers that repair measurably, the one with the highest RR that {advise.Limits()}. "
+            f"The rule: of the fixers that repair measurably, the one with the highest RR that {advise.Limits()}, by "
+            "the estimates; where an interval reaches across a limit, the answer says so. "
             "RR is the share of failures repaired, NFR the share of test samples broken, ASR the share of attacked "
             "images on which the attack succeeds; brackets are 95 % intervals. For other limits: fixstudy advise."
         ),
@@ -172,10 +173,9 @@ def build(
 
 
 def _answer(subject: Subject) -> Answer:
+    # Its caveats are about the study, and said once for all answers.
     advice = advise.decide(subject)
-    # That there is one seed is said once for the whole study; what was not measured belongs to the answer.
-    unmeasured = [caveat for caveat in advice.caveats if "not measured" in caveat]
-    return Answer(advice.subject, advice.lead, (*advice.details, *unmeasured), advice.others, advice.chosen is not None)
+    return Answer(advice.subject, advice.lead, advice.details, advice.others, advice.chosen is not None)
 
 
 def _left_out(findings: Findings) -> list[str]:
