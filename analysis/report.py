@@ -67,8 +67,9 @@ def write_report(
     from analysis.warehouse import open as open_results
 
     with open_results(results) as con:
-        # Several questions ask for the changed samples, and each would read all predictions to find them.
-        con.execute("CREATE TEMP TABLE changes AS FROM main.changes")
+        # Several questions ask for the changed samples, and each would read all predictions to find them and to see
+        # whose are all there.
+        con.execute("CREATE TEMP TABLE changes AS FROM main.changes; CREATE TEMP TABLE whole AS FROM main.whole")
         findings = _choose(find(con), subjects)
         renderers: dict[Format, Callable[[], str]] = {
             "html": lambda: render_html(con, findings, results, pictures=pictures),

@@ -5,7 +5,7 @@
 
 The views `trials`, `predictions`, `curves` and `subjects` hold the columns of `analysis.schema`, whatever the files
 hold and even when there are none; `analysis/views.sql` adds what most questions start from (`latest`, `selected`,
-`cells`, `changes`, `tallies`). A connection shows the study as it was when it was opened.
+`cells`, `changes`, `whole`, `tallies`). A connection shows the study as it was when it was opened.
 """
 
 from collections.abc import Collection
@@ -84,7 +84,7 @@ def open_confined(
 
 def datasets_of(tables: Collection[str]) -> tuple[DatasetName, ...]:
     """The datasets behind some tables and views, trials among them always."""
-    derived = {"changes": "predictions", "tallies": "predictions", "fairness": "predictions"}
+    derived = {"changes": "predictions", "tallies": "predictions", "fairness": "predictions", "whole": "predictions"}
     named = {derived.get(table, table) for table in tables} | {"trials", "subjects"}
     return tuple(dataset for dataset in DATASETS if dataset in named)
 

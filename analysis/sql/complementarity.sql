@@ -20,8 +20,7 @@
 -- column rank: by repaired_either, then fewest broken_either; 1 is the subject's best pair
 WITH fixers AS (
     SELECT subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
-    FROM selected
-    WHERE outcome = 'OK' AND n_repaired IS NOT NULL
+    FROM whole
     GROUP BY subject, fixer
 ),
 sets AS MATERIALIZED (
@@ -30,6 +29,7 @@ sets AS MATERIALIZED (
         count(*) FILTER (repaired) > $share * any_value(n_seeds) AS is_repaired,
         count(*) FILTER (broken) > $share * any_value(n_seeds) AS is_broken
     FROM changes
+    SEMI JOIN whole USING (trial_id)
     JOIN fixers USING (subject, fixer)
     GROUP BY subject, fixer, sample_id
     HAVING is_repaired OR is_broken

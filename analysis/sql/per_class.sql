@@ -3,7 +3,7 @@
 -- column subject: subject
 -- column fixer: registry name of the approach
 -- column class: true class
--- column n_ok: seeds that are OK; the figures are means over these [trials]
+-- column n_ok: seeds that are OK and have all predictions; the figures are means over these [trials]
 -- column n_test: test samples of the class [samples]
 -- column n_wrong: of these, samples the original gets wrong [samples]
 -- column n_repaired: of those, samples the fixed model gets right; higher is better [samples]
@@ -13,16 +13,15 @@
 -- column recall_original: share of the class that the original gets right; higher is better [fraction]
 -- column recall_fixed: share of the class that the fixed model gets right; higher is better [fraction]
 WITH fixers AS (
-    SELECT subject, fixer, count(*) AS n_ok, min(trial_id) AS trial_id
-    FROM selected
-    WHERE outcome = 'OK' AND n_repaired IS NOT NULL
+    SELECT subject, fixer, count(*) AS n_ok
+    FROM whole
     GROUP BY subject, fixer
 ),
 classes AS (
-    -- Label and original prediction are the same in every trial of a subject, so one trial has them.
+    -- Label and original prediction are the same in every trial of a subject, so one that is whole has them.
     SELECT j.subject, p.label, count(*) AS n_test, count(*) FILTER (p.original <> p.label) AS n_wrong
     FROM predictions AS p
-    JOIN (SELECT subject, min(trial_id) AS trial_id FROM fixers GROUP BY subject) AS j USING (trial_id)
+    JOIN (SELECT subject, min(trial_id) AS trial_id FROM whole GROUP BY subject) AS j USING (trial_id)
     GROUP BY j.subject, p.label
 ),
 changed AS (
@@ -31,6 +30,7 @@ changed AS (
         count(*) FILTER (repaired) AS repairs,
         count(*) FILTER (broken) AS breaks
     FROM changes
+    SEMI JOIN whole USING (trial_id)
     GROUP BY subject, fixer, label
 )
 SELECT

@@ -4,7 +4,7 @@
 -- column fixer: registry name of the approach
 -- column group: group of the sensitive attribute, 0 or 1
 -- column sensitive_attribute: what the groups are
--- column n_ok: seeds that are OK; the figures are means over these [trials]
+-- column n_ok: seeds that are OK and have all predictions; the figures are means over these [trials]
 -- column n_test: test samples of the group [samples]
 -- column n_wrong: of these, samples the original gets wrong [samples]
 -- column n_repaired: of those, samples the fixed model gets right; higher is better [samples]
@@ -14,16 +14,16 @@
 -- column accuracy_original: accuracy of the original on the group; higher is better [fraction]
 -- column accuracy_fixed: accuracy of the fixed model on the group; higher is better [fraction]
 WITH fixers AS (
-    SELECT subject, fixer, count(*) AS n_ok, min(trial_id) AS trial_id, min(subject_fingerprint) AS fingerprint
-    FROM selected
-    WHERE outcome = 'OK' AND n_repaired IS NOT NULL AND aaod_fixed IS NOT NULL
+    SELECT subject, fixer, count(*) AS n_ok, min(subject_fingerprint) AS fingerprint
+    FROM whole
+    WHERE aaod_fixed IS NOT NULL
     GROUP BY subject, fixer
 ),
 groups AS (
-    -- Group, label and original prediction are the same in every trial of a subject, so one trial has them.
+    -- Group, label and original prediction are the same in every trial of a subject, so one that is whole has them.
     SELECT j.subject, p."group", count(*) AS n_test, count(*) FILTER (p.original <> p.label) AS n_wrong
     FROM predictions AS p
-    JOIN (SELECT subject, min(trial_id) AS trial_id FROM fixers GROUP BY subject) AS j USING (trial_id)
+    JOIN (SELECT subject, min(trial_id) AS trial_id FROM whole GROUP BY subject) AS j USING (trial_id)
     WHERE p."group" IS NOT NULL
     GROUP BY j.subject, p."group"
 ),
@@ -33,6 +33,7 @@ changed AS (
         count(*) FILTER (repaired) AS repairs,
         count(*) FILTER (broken) AS breaks
     FROM changes
+    SEMI JOIN whole USING (trial_id)
     WHERE "group" IS NOT NULL
     GROUP BY subject, fixer, "group"
 )

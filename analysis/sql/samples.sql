@@ -7,7 +7,7 @@
 -- column sample_id: position in the subject's test split
 -- column label: true class
 -- column original: class the original model predicts
--- column n_trials: trials that are OK [trials]
+-- column n_trials: trials that are OK and have all predictions [trials]
 -- column n_repaired: of these, trials that repair the sample [trials]
 -- column n_broken: of these, trials that break it [trials]
 -- column fixers: fixers with at least one such trial, in alphabetical order
@@ -17,8 +17,7 @@ WITH judged AS (
         count(*) OVER (PARTITION BY subject) AS n_trials,
         dense_rank() OVER (ORDER BY subject) AS subject_number,
         dense_rank() OVER (ORDER BY fixer) AS fixer_number
-    FROM selected
-    WHERE outcome = 'OK' AND n_repaired IS NOT NULL
+    FROM whole
 ),
 -- Names come last: there are millions of flips, and carrying names along would take most of the time.
 flipped AS MATERIALIZED (

@@ -2,7 +2,7 @@
 -- reads: trials, predictions
 -- column subject: subject
 -- column fixer: registry name of the approach
--- column n_ok: seeds that are OK; agreement needs at least two [trials]
+-- column n_ok: seeds that are OK and have all predictions; agreement needs at least two [trials]
 -- column accuracy_spread: largest - smallest accuracy over the seeds; lower is steadier [fraction]
 -- column repair_rate_spread: largest - smallest RR; lower is steadier [fraction]
 -- column negative_flip_rate_spread: largest - smallest NFR; lower is steadier [fraction]
@@ -19,7 +19,7 @@ WITH fixers AS (
         max(repair_rate) - min(repair_rate) AS repair_rate_spread,
         max(negative_flip_rate) - min(negative_flip_rate) AS negative_flip_rate_spread
     FROM selected
-    WHERE outcome = 'OK' AND n_repaired IS NOT NULL
+    SEMI JOIN whole USING (trial_id)
     GROUP BY subject, fixer
 ),
 samples AS (
@@ -28,6 +28,7 @@ samples AS (
         count(*) FILTER (repaired) AS repairs,
         count(*) FILTER (broken) AS breaks
     FROM changes
+    SEMI JOIN whole USING (trial_id)
     GROUP BY subject, fixer, sample_id
 )
 -- A sample repaired by k of n seeds is in the intersection of k (k - 1) / 2 pairs and in the union of all pairs but

@@ -11,13 +11,13 @@
 -- column n_never: failures of the subject that no fixer repairs; lower is better [samples]
 WITH fixers AS (
     SELECT subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
-    FROM selected
-    WHERE outcome = 'OK' AND n_repaired IS NOT NULL
+    FROM whole
     GROUP BY subject, fixer
 ),
 sets AS (
     SELECT subject, fixer, sample_id
     FROM changes
+    SEMI JOIN whole USING (trial_id)
     JOIN fixers USING (subject, fixer)
     WHERE repaired
     GROUP BY subject, fixer, sample_id

@@ -6,8 +6,10 @@ import functools
 import io
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -255,6 +257,51 @@ def test_samples(con, study):
         ever = set().union(*(repaired(c) for (s, _), seeds in final_ok(study).items() if s == subject for c in seeds))
         assert {i for i, r in mine.items() if r["kind"] == "repaired"} == ever
     assert max(r["position"] for r in rows(con, "samples", per_kind=3)) == 3
+
+
+OF_PREDICTIONS = (
+    "per_class", "per_group", "samples", "complementarity", "unique_repairs", "seed_agreement", "group_samples",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    """Answers of a study that never had some of its trials, and of one whose predictions of them are damaged."""
+
+    def answers(lost, damage):
+        found = []
+        for name in ("never", "damaged"):
+            folder = tmp_path_factory.mktemp("lost") / name
+            made = write_study(folder, subjects=("digits-s",), seeds=(0, 1, 2), adapt=0, outcomes={})
+            for row in made.trials:
+                if (row["fixer"], row["seed"]) not in lost:
+                    continue
+                path = made.folder / "predictions" / f"{row['trial_id']}.parquet"
+                if name == "never":
+                    path.unlink()
+                    (made.folder / "trials" / path.name).unlink()
+                else:
+                    damage(path)
+            with analysis.open(made.folder) as con:
+                found.append({name: rows(con, name) for name in OF_PREDICTIONS})
+        return found
+
+    return answers
+
+
+def _halved(path):
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, table.num_rows // 2), path)
+
+
+# The first by its id, of which the originals are read where nothing is wrong; and all that a fixer has.
+@pytest.mark.parametrize("lost", [{("apricot", 0)}, {("apricot", seed) for seed in (0, 1, 2)}], ids=["first", "fixer"])
+@pytest.mark.parametrize("damage", [Path.unlink, _halved], ids=["missing", "halved"])
+def test_trials_without_their_predictions_are_left_out_of_what_predictions_tell(without, lost, damage):
+    never, damaged = without(lost, damage)
+    for name in OF_PREDICTIONS:
+        assert never[name], name
+        assert damaged[name] == never[name], name
 
 
 @settings(max_examples=60, deadline=None)
