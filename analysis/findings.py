@@ -24,6 +24,9 @@ from analysis.statistics import Interval
 if TYPE_CHECKING:
     import duckdb
 
+QUERIES: Final = ("cells", "runs", "flips", "group_samples", "group_changes")
+"""What the figures of cells and their intervals are computed from."""
+
 TOLERANCE: Final = 0.001
 """Smallest change that counts, where a measured interval is even narrower: 0.1 points."""
 

@@ -346,6 +346,7 @@ def render_html(
         figures=formats.plain(figures),
         trials=_trial_data(con),
         queries=[query for name, query in named_queries().items() if name in used],
+        views=resources.files("analysis").joinpath("views.sql").read_text(encoding="utf-8"),
         css=_template("report.css"),
         js=js,
         plotly=plotly,

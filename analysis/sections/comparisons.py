@@ -39,7 +39,7 @@ def comparison(findings: Findings) -> Section:
     blocks: list[Block] = [*_ranks(findings, subjects), *_tests(findings)]
     if not blocks:
         blocks.append(Paragraph("There is nothing to compare yet."))
-    return Section("comparison", "Robust comparison", blocks, ("cells", "flips"))
+    return Section("comparison", "Robust comparison", blocks, ("cells", "runs", "flips"))
 
 
 def _scores(findings: Findings, subjects: Sequence[Subject], column: str) -> dict[str, list[float | None]]:

@@ -41,7 +41,19 @@ def efficiency(findings: Findings) -> Section:
         blocks.append(Fold(subject.name, [Plots(list(_cost_plots(subject)), wide=True)], open=index < OPEN_SUBJECTS))
     if not shown:
         return Section("efficiency", "Time and memory", [Paragraph("No fix was timed.")])
-    return Section("efficiency", "Time and memory", blocks, ("runs",))
+    return Section("efficiency", "Time and memory", blocks, ("cells", "runs"))
+
+
+def _repaired_per_hour(cell: Cell) -> float | None:
+    """Repaired failures per hour of fixing over the seeds that are OK, as the query `efficiency` has it."""
+    repaired: list[float] = []
+    for run in cell.ok_runs:
+        if run.n_repaired is not None:
+            repaired.append(run.n_repaired)
+        elif run.repair_rate is not None and run.n_wrong is not None:
+            repaired.append(run.repair_rate * run.n_wrong)
+    total = sum(cell.values("fix_seconds"))
+    return 3600 * sum(repaired) / total if repaired and total else None
 
 
 def _cost_plots(subject: Subject) -> Iterable[Plot]:
@@ -59,8 +71,7 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
         measured = cell.values("fix_seconds")
         evaluate = cell.values("evaluate_seconds")
         cut = limit(cell)
-        hours = cell.seconds / 3600 if cell.seconds else None
-        repaired = np.mean(cell.values("n_repaired")) if cell.values("n_repaired") else None
+        per_hour = _repaired_per_hour(cell)
         rows.append(
             [
                 fixer_value(cell),
@@ -72,9 +83,7 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
                 Value(words.seconds(float(np.median(evaluate))), sort=float(np.median(evaluate)))
                 if evaluate
                 else Value(MISSING),
-                Value(words.number(float(repaired) / hours), sort=float(repaired) / hours)
-                if hours and repaired is not None
-                else Value(MISSING),
+                Value(MISSING) if per_hour is None else Value(words.number(per_hour), sort=per_hour),
             ]
         )
     yield Plot(

@@ -13,7 +13,7 @@ from analysis.document import (
     Table,
     Value,
 )
-from analysis.findings import TRADE_OFFS, Cell, Findings, Subject
+from analysis.findings import QUERIES, TRADE_OFFS, Cell, Findings, Subject
 from analysis.sections.values import (
     MISSING,
     estimated,
@@ -51,7 +51,7 @@ def effectiveness(findings: Findings) -> Section:
         blocks.append(_effectiveness_table(subject))
     if len(blocks) == 1:
         blocks = [Paragraph("No trial has finished yet.")]
-    return Section("effectiveness", "Effectiveness", blocks, ("cells", "runs"))
+    return Section("effectiveness", "Effectiveness", blocks, QUERIES)
 
 
 def _effectiveness_table(subject: Subject) -> Table:

@@ -76,4 +76,4 @@ def seeds(findings: Findings) -> Section:
                 )
             )
         blocks.append(Fold(subject.name, [Plots(figures, wide=True)], open=index < 1))
-    return Section("seeds", "Seeds", blocks, ("runs",))
+    return Section("seeds", "Seeds", blocks, ("cells", "runs"))

@@ -17,7 +17,7 @@ from analysis.document import (
     Table,
     Value,
 )
-from analysis.findings import TOLERANCE, TRADE_OFFS, Cell, Findings, Subject
+from analysis.findings import QUERIES, TOLERANCE, TRADE_OFFS, Cell, Findings, Subject
 from analysis.sections.values import (
     LEVEL_LEGEND,
     MISSING,
@@ -68,7 +68,7 @@ def trade_offs(findings: Findings) -> Section:
             fine=True,
         )
     )
-    return Section("trade-offs", "Trade-offs", blocks, ("cells",))
+    return Section("trade-offs", "Trade-offs", blocks, QUERIES)
 
 
 def _trade_off_plots(subject: Subject) -> Iterable[Plot]:

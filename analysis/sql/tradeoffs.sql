@@ -10,7 +10,7 @@
 -- column asr_change: 100 (original - fixed) / original; higher is better [percent]
 -- column aaod_change: 100 (original - fixed) / original; higher is better [percent]
 -- column harmed: what got worse by more than the tolerance: NFR, ASR, AAOD
--- column class: a repairs and harms nothing; b harms one property; c two or three; d no measurable repair
+-- column class: a repairs and harms nothing; b harms one property; c two or three; d no measurable repair. The report also asks of a change that it exceeds half its interval, so its classes are more careful
 WITH rises AS (
     SELECT
         subject, fixer, repair_rate, negative_flip_rate,

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from analysis import formats, plots, report, statistics
 from analysis.bootstrap import Flips
 from analysis.errors import UserError
 from analysis.findings import find
+from analysis.sections import cost_plots
 from analysis.sections.values import identifier
 from analysis.statistics import Interval
 
@@ -206,6 +208,53 @@ def test_the_page_answers_first(page):
     )
     for words in ("UNADAPTABLE", "Needs 3 consecutive fully connected layers", "McNemar", "SELECT", "split-digits"):
         assert words in text
+
+
+class _Spy:
+    """A connection that remembers what it was asked."""
+
+    def __init__(self, con):
+        self._con, self.asked = con, []
+
+    def sql(self, text, **more):
+        self.asked.append(text)
+        return self._con.sql(text, **more)
+
+    def __getattr__(self, name):
+        return getattr(self._con, name)
+
+
+def test_the_sql_of_the_page_is_what_ran(study):
+    names = {query.sql: name for name, query in analysis.named_queries().items()}
+    with analysis.open(study.folder) as con:
+        spy = _Spy(con)
+        page = html.unescape(report.render_html(spy, find(spy)))
+    shown = dict(
+        re.findall(r'id="sql-(\w+)"><summary>.*?</summary><pre tabindex="0"><code>(.*?)</code>', page, flags=re.S)
+    )
+    views = shown.pop("views")
+    assert views == (Path(analysis.__file__).parent / "views.sql").read_text(encoding="utf-8")
+    assert {names[text] for text in spy.asked if text in names} - {"setting_effects"} == set(shown)
+    assert all(names[text] == name for name, text in shown.items())
+    # What is not in a file is a whole view or table of the results.
+    assert all(re.fullmatch(r"FROM \w+ ORDER BY \w+", text) for text in spy.asked if text not in names)
+    for section, behind in (
+        ("effectiveness", {"cells", "runs", "flips", "group_samples", "group_changes"}),
+        ("trade-offs", {"cells", "runs", "flips", "group_samples", "group_changes"}),
+        ("comparison", {"cells", "runs", "flips"}),
+        ("efficiency", {"cells", "runs"}),
+    ):
+        text = re.search(rf'<section id="{section}".*?</section>', page, flags=re.S)[0]
+        assert set(re.findall(r'href="#sql-(\w+)"', text)) == behind, section
+
+
+def test_times_of_the_page_are_those_of_the_query(study, findings):
+    with analysis.open(study.folder) as con:
+        rows = {(r["subject"], r["fixer"]): r for r in analysis.run(con, "efficiency").to_pylist()}
+    for cell in findings.cells:
+        if cell.is_ok:
+            found = cost_plots._repaired_per_hour(cell)
+            assert found == pytest.approx(rows[cell.subject, cell.fixer]["repaired_per_hour"])
 
 
 def test_every_trial_is_in_the_appendix(study, page):
