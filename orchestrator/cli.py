@@ -342,7 +342,7 @@ def logs(results: str, trial: str, form: str) -> None:
 
 
 @cli.command(short_help="Ask a study in SQL; without a query, a prompt.")
-@click.argument("results")
+@click.argument("results", required=False)
 @click.argument("query", required=False)
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("--query", "name", metavar="NAME", help="A named question instead of SQL; --list shows them.")
@@ -352,7 +352,7 @@ def logs(results: str, trial: str, form: str) -> None:
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds.")
 @click.option("--list", "list_", is_flag=True, help="Show the named questions.")
 def sql(
-    results: str, query: str | None, form: Any, name: str | None, parameters: tuple[str, ...], file: str | None,
+    results: str | None, query: str | None, form: Any, name: str | None, parameters: tuple[str, ...], file: str | None,
     output: Path | None, timeout: float, list_: bool,
 ) -> None:  # fmt: skip
     """Ask a study in SQL: views trials, predictions, curves, subjects. Without a query: a prompt."""
@@ -361,6 +361,8 @@ def sql(
     if list_:
         list_command(form)
         return
+    if results is None:
+        raise UserError("Say which study to ask: fixstudy sql RESULTS. Only --list needs none.")
     if file is not None:
         if query is not None:
             raise UserError("Give the SQL either as an argument or as --file, not both.")

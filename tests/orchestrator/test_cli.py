@@ -60,6 +60,8 @@ def test_reading_results_imports_neither_torch_nor_ray(command, tmp_path):
         (["plan"], "Missing argument 'STUDY'"),
         (["status", "nowhere"], "nowhere"),
         (["sql", "nowhere", "select 1"], "nowhere"),
+        (["sql"], "Say which study to ask: fixstudy sql RESULTS."),
+        (["sql", "--query", "effectiveness"], "Say which study to ask"),
         (["fixers", "arachn"], "did you mean 'arachne'?"),
         (["subjects", "digit"], "did you mean 'digits'"),
         (["fix", "--model", "digits", "--fixer", "arachne", "--param", "populaton=3"], "did you mean 'population'?"),
@@ -76,6 +78,14 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, said, fixstu
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_the_named_questions_are_listed_without_a_study(fixstudy):
+    done = fixstudy("sql", "--list", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    names = [row["name"] for row in json.loads(done.stdout)]
+    assert {"effectiveness", "per_class"} <= set(names) and names == sorted(names)
+    assert fixstudy("sql", "any/results", "--list", "--format", "json").stdout == done.stdout
 
 
 def test_the_plan_of_a_study_runs_nothing(fixstudy, tmp_path):
