@@ -12,7 +12,7 @@ SMALL = {
     "scale": (["4"], "A trial of 4 costs the driver 1.00 x one of 4."),
     "compaction": (["--trials", "20"], "20 trials:"),
     "analysis_scale": (["--rows", "1e5", "--limit", "60"], "(the report)"),
-    "model_level": (["--repeats", "1"], "Apricot: training 10 reduced models"),
+    "model_level": (["--repeats", "1"], "MODE: inner states"),
     "neuron_level": (["--repeats", "1", "--population", "4", "--generations", "1"], "whole repair, first version"),
     "makespan": (["--gpus", "1", "2"], "1.1 held on all 256"),
 }
