@@ -69,6 +69,8 @@ class PRDNN(Fixer):
         0.05, help="Logits by which a label must beat its rivals.", grid=(0.01, 0.05, 0.2, 1.0), low=1e-6
     )
     box: float = parameter(3.0, help="Largest change of a single weight.", grid=(1.0, 3.0, 10.0), low=1e-3)
+    # A number above the failures takes them all, which the specification tries too; a sweep doesn't, for the solver's
+    # time.
     failing: int = parameter(
         100, help="Failing repair samples to fix, the least violated first.", grid=(20, 50, 100, 200), low=1
     )

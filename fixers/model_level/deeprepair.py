@@ -149,6 +149,8 @@ class DeepRepair(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (ImageInput(), TrainingSamples())
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"learning_rate": 1e-2, "epochs": 15, "batch_size": 32},
+        # The original's, but for its learning rate of 0.1: that is for a network in training and destroys a finished
+        # one.
         "study": {"epochs": 100},
     }
 
@@ -160,7 +162,7 @@ class DeepRepair(Fixer):
     batch_size: int = parameter(64, low=1, help="Training samples of a step; each comes with two views.")
     clusters_per_class: int = parameter(5, grid=(3, 5), low=1, help="Style references of a class.")
     failures_per_class: int = parameter(
-        100, low=0, help="Most failures of a class that references are drawn from; 0 for all."
+        100, grid=(0, 100), low=0, help="Most failures of a class that references are drawn from; 0 for all."
     )
     consistency: float = parameter(12.0, grid=(0.0, 1.0, 12.0), low=0.0, help="Factor on the Jensen-Shannon loss.")
     severity: float = parameter(3.0, grid=(1.0, 3.0), low=0.1, high=10.0, help="Strength of AugMix's operations.")

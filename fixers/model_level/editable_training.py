@@ -61,6 +61,8 @@ class EditableTraining(Fixer):
             "learning_rate": 3e-3,
             "patience": 5,
         },
+        # The original stops after 500 evaluations without progress only; this is the upper end of the grids. It edits
+        # one stage of a ResNet18; a LeNet5 is small enough to edit as a whole.
         "study": {"epochs": 50, "patience": 20},
     }
 
@@ -72,7 +74,7 @@ class EditableTraining(Fixer):
     )
     editable: Literal["all", "last_stage", "last_two_linear", "residual_block"] = parameter(
         "all",
-        grid=("all", "last_stage", "last_two_linear"),
+        grid=("all", "last_stage", "last_two_linear", "residual_block"),
         help="What edits change; residual_block adds a block before the last Linear layer, and to the architecture.",
     )
     block_width: int = parameter(4096, low=1, help="Hidden units of an added residual block.")
@@ -95,7 +97,9 @@ class EditableTraining(Fixer):
     main_loss: Literal["labels", "distillation"] = parameter(
         "labels", help="What a batch is trained on: its labels, or the outputs of the original."
     )
-    optimizer: Literal["adam", "sgd"] = parameter("adam", help="Optimiser of the training; SGD has momentum 0.9.")
+    optimizer: Literal["adam", "sgd"] = parameter(
+        "adam", grid=("adam", "sgd"), help="Optimiser of the training; SGD has momentum 0.9."
+    )
     learning_rate: float = parameter(1e-3, grid=(1e-5, 1e-4, 1e-3), low=0.0, help="Its learning rate.")
     block_learning_rate: float = parameter(1e-3, low=0.0, help="Its learning rate for an added residual block.")
     weight_decay: float = parameter(0.0, low=0.0, help="Its weight decay (L2).")

@@ -74,13 +74,14 @@ class HUDD(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (LinearLayers(), TrainingSamples())
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"learning_rate": 1e-2, "batch_size": 32, "epochs": 20},
+        # The original trains for 10 to 20 epochs, by case study; the best on valid is kept in any case.
         "study": {"epochs": 20},
     }
 
     factor: float = parameter(
         2.0, grid=(0.3, 1.0, 2.0), low=0.01, help="Pool images chosen per failure of a cluster; rounded up."
     )
-    most_clusters: int = parameter(150, low=2, help="Most clusters; never more than half the failures.")
+    most_clusters: int = parameter(150, grid=(50, 150), low=2, help="Most clusters; never more than half the failures.")
     most_layers: int = parameter(10, low=1, help="Most layers whose heatmaps are considered.")
     most_failures: int = parameter(10_000, low=4, help="Most failures that are clustered; memory grows as its square.")
     discovery_fraction: float = parameter(

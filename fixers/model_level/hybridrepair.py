@@ -129,7 +129,9 @@ class HybridRepair(Fixer):
     views: int = parameter(8, grid=(4, 8), low=1, help="Random views of an image of the pool.")
     cluster_size: int = parameter(10, grid=(5, 10), low=1, help="Images of a cluster, on average.")
     min_samples: int = parameter(3, grid=(2, 3), low=1, help="Neighbours that make an image dense rather than noise.")
-    auto_tau: bool = parameter(True, help="Estimate the threshold of doubt on valid, instead of tau.")
+    auto_tau: bool = parameter(
+        True, grid=(True, False), help="Estimate the threshold of doubt on valid, instead of tau."
+    )
     tau: float = parameter(
         0.1, grid=(0.1, 0.3), low=-1.0, high=1.0, help="Most doubt of a smooth image, without auto_tau; -1 for none."
     )

@@ -70,7 +70,9 @@ class MODE(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (EditableWeights(), TrainingSamples())
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"rounds": 5, "replay": 4.0, "probe_samples": 500},
-        "study": {"rounds": 10},
+        # The replication's rounds and epochs. It takes 0.92 for theta and 2,000 images a round, which suit its one
+        # subject; here both follow from the subject.
+        "study": {"rounds": 5},
     }
 
     theta: float = parameter(

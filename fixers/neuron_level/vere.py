@@ -61,6 +61,7 @@ class VeRe(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (Traceable(), HiddenDense())
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {"rounds": 10},
+        # The number of pieces is a required argument of the published code, 5 in one of its scripts; more bound closer.
         "study": {"pieces": 10, "rounds": 20},
         "scale": {"variant": "scale", "learning_rate": 0.001},
     }
