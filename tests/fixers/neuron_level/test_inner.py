@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -152,6 +153,26 @@ def test_the_score_rises_where_the_fault_is_and_not_before(faulty):
     where = blocks(model, (4,))
     scores = anomaly_scores(problem, where, probes_of(problem, where), problem.passes, problem.failures)
     assert min(scores[faulty:]) > 1.5 * max(scores[:faulty], default=0.7)
+
+
+def test_failures_of_all_classes_tell_no_layer_from_another(remembered, lenet, digits):
+    """The specification would have the faulty block, or a later one, come first. The mean over classes hides it."""
+    wanted = []
+    for number in range(4):
+        faulty = copy.deepcopy(lenet)
+        where = blocks(faulty, (1, 8, 8))
+        weight = faulty.get_submodule(where[number].layer).weight
+        with torch.no_grad():
+            weight += 0.5 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+        right = ~wrong(remembered(), lenet, digits["held_out"])
+        problem = remembered(
+            faulty, repair=digits["held_out"].select(right.nonzero().squeeze(1)), fingerprint=f"noise in block {number}"
+        )
+        assert len(problem.failures) >= 20
+        scores = anomaly_scores(problem, where, probes_of(problem, where), problem.passes, problem.failures)
+        assert scores == pytest.approx([math.log(10)] * 4, abs=0.15)
+        wanted.append(max(scores[number:]) == max(scores))
+    assert not all(wanted)
 
 
 def test_the_score_is_a_cross_entropy_of_mean_distributions(remembered):
