@@ -75,6 +75,19 @@ _SUBJECTS = (
     Column("epsilon", "float64", "radius of the L-infinity attack, on inputs in [0, 1]", "fraction"),
     Column("split_hash", "string", "hash of the contents of the four splits"),
     Column("original_seconds", "float64", "time to train the original model; null when it was given", "seconds"),
+    Column(
+        "parity_inputs",
+        "int64",
+        "inputs of valid on which the imported model was held against its ONNX file in onnxruntime; null when it "
+        "wasn't imported",
+        "samples",
+    ),
+    Column("parity_same_class", "int64", "of those, inputs for which both predict the same class", "samples"),
+    Column(
+        "parity_max_difference",
+        "float64",
+        "largest |difference| of what the file puts out: probabilities if it ends in a Softmax, else logits",
+    ),
     Column("description", "string", "where data and model come from"),
 )
 

@@ -97,8 +97,19 @@ def describe(subject: Subject, baseline: Baseline) -> LoadedSubject:
         "epsilon": definition.epsilon,
         "split_hash": data.split_hash,
         "original_seconds": subject.original_seconds,
+        **_parity_columns(subject),
         "description": data.description,
     }
     # The driver has no use for the weights, only for the architecture.
     facts = dataclasses.replace(subject.facts(), model=definition.build_model())
     return LoadedSubject(definition, subject.fingerprint, row, facts, baseline.accuracy)
+
+
+def _parity_columns(subject: Subject) -> dict[str, Any]:
+    if subject.parity is None:
+        return {}
+    return {
+        "parity_inputs": subject.parity.n_inputs,
+        "parity_same_class": subject.parity.n_same_class,
+        "parity_max_difference": subject.parity.max_difference,
+    }

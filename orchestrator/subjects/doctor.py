@@ -62,7 +62,7 @@ def examine(
 
     Returns:
         Findings, errors first. A subject without a flaw that every approach can be applied to has one note, on the
-        accuracy and failures of its original model.
+        accuracy and failures of its original model, and one on how faithfully it was imported where it was.
     """
     return sorted(_findings(definition, data_root, cache_dir), key=lambda finding: _ORDER.index(finding.severity))
 
@@ -108,6 +108,7 @@ def _findings(definition: SubjectDefinition, data_root: Path | None, cache_dir: 
         yield Finding("error", "weights", str(error))
         return
     yield from _accuracy(subject)
+    yield from _parity(subject)
 
 
 def _fit(definition: SubjectDefinition, data: SubjectData) -> Iterator[Finding]:
@@ -288,6 +289,17 @@ def _accuracy(subject: Subject) -> Iterator[Finding]:
                 f"The {name} split has {failures} failures, and repair rates over fewer than {FEW_FAILURES} say "
                 "little; give it more samples.",
             )
+
+
+def _parity(subject: Subject) -> Iterator[Finding]:
+    if subject.parity is not None:
+        parity = subject.parity
+        yield Finding(
+            "note",
+            "parity",
+            f"The imported model and its file in onnxruntime predict the same class for {parity.n_same_class} of "
+            f"{parity.n_inputs} valid samples; their outputs differ by at most {parity.max_difference:.1e}.",
+        )
 
 
 def _missing_normalisation(model: nn.Module, valid: Split, task: Classification) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -25,9 +25,10 @@ from orchestrator.subjects import onnx_arithmetic as _arithmetic  # noqa: F401
 from orchestrator.subjects import onnx_layers as _layers  # noqa: F401
 from orchestrator.subjects.onnx_folding import FOLDABLE, fold
 from orchestrator.subjects.onnx_graph import BATCH, Activation, GraphBuilder, ModulePaths, Value
-from orchestrator.subjects.onnx_parity import OnnxRunner, ParityError, difference, random_batches, stamp_for_runtime
+from orchestrator.subjects.onnx_parity import OnnxRunner, OriginalFile, ParityError, random_batches, stamp_for_runtime
 from orchestrator.subjects.onnx_rules import RULES, Call
 from orchestrator.subjects.onnx_safety import ModelImportError, check_with_onnx, opset_of, read_model
+from orchestrator.subjects.parity import Parity
 
 __all__ = ["ImportedModel", "ModelImportError", "load_onnx"]
 
@@ -53,6 +54,7 @@ class ImportedModel:
         cut: what was canonicalised, in words.
         parity_max_difference: largest |difference| to onnxruntime over random inputs in [0, 1], of what the file
             puts out (probabilities if it ends in a Softmax).
+        original: the file, to be compared with on other inputs.
     """
 
     model: fx.GraphModule
@@ -62,6 +64,18 @@ class ImportedModel:
     sha256: str
     cut: tuple[str, ...]
     parity_max_difference: float
+    original: OriginalFile = field(repr=False)
+
+    def parity(self, batches: Iterable[torch.Tensor]) -> Parity:
+        """Hold the model against its file on real inputs.
+
+        Args:
+            batches: float32 inputs (N, *input_shape).
+
+        Raises:
+            ModelImportError: they differ, though they didn't on random inputs.
+        """
+        return _parity(self.original, self.model, batches, " on the subject's own inputs")
 
 
 def load_onnx(path: str | Path, *, max_bytes: int = 2 << 30) -> ImportedModel:
@@ -126,7 +140,7 @@ def _import(proto: ModelProto, digest: str) -> ImportedModel:
     if channels_last:
         shape = (shape[2], shape[0], shape[1])
     opset = opset_of(proto)
-    largest = _check_parity(proto, model, name, shape, declared[0], channels_last, finish)
+    original = _original_file(proto, name, declared[0], channels_last, finish)
     return ImportedModel(
         model=model,
         input_shape=shape,
@@ -134,7 +148,8 @@ def _import(proto: ModelProto, digest: str) -> ImportedModel:
         opset=opset,
         sha256=digest,
         cut=tuple(dict.fromkeys(notes)),
-        parity_max_difference=largest,
+        parity_max_difference=_parity(original, model, random_batches(shape), "").max_difference,
+        original=original,
     )
 
 
@@ -289,30 +304,30 @@ def _apply(call: Call) -> list[Value]:
 # The last word.
 
 
-def _check_parity(
+def _original_file(
     proto: ModelProto,
-    model: fx.GraphModule,
     name: str,
-    shape: tuple[int, ...],
     fixed_batch: int | None,
     channels_last: bool,
     tail: Callable[[torch.Tensor], torch.Tensor] | None,
-) -> float:
-    """Return the largest |difference| to onnxruntime on random pixels; refuse a model that differs."""
-    largest = 0.0
+) -> OriginalFile:
     stamp_for_runtime(proto)
     try:
-        original = OnnxRunner(proto.SerializeToString(), name, fixed_batch)
-        for pixels in random_batches(shape):
-            fed = pixels.permute(0, 2, 3, 1) if channels_last else pixels
-            expected = original(fed.contiguous().numpy())
-            with torch.no_grad():
-                logits = model(pixels)
-            given = (logits if tail is None else tail(logits)).numpy()
-            largest = max(largest, difference(given, expected.reshape(len(expected), -1)))
+        return OriginalFile(OnnxRunner(proto.SerializeToString(), name, fixed_batch), channels_last, tail)
     except ParityError as error:
-        raise ModelImportError(
-            f"it can't be verified against onnxruntime ({error}); check the original model, and export it with "
-            "opset_version=17 and a dynamic batch axis"
-        ) from None
-    return largest
+        raise ModelImportError(_unverified(error)) from None
+
+
+def _parity(original: OriginalFile, model: fx.GraphModule, batches: Iterable[torch.Tensor], which: str) -> Parity:
+    """Hold a model against its file on some inputs; refuse a model that differs."""
+    try:
+        return original.compare(model, batches)
+    except ParityError as error:
+        raise ModelImportError(_unverified(error, which)) from None
+
+
+def _unverified(error: ParityError, which: str = "") -> str:
+    return (
+        f"it can't be verified against onnxruntime{which} ({error}); check the original model, and export it with "
+        "opset_version=17 and a dynamic batch axis"
+    )

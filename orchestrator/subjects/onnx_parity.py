@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -11,8 +12,10 @@ import onnxruntime
 import torch
 from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+from torch import Tensor, nn
 
 from orchestrator.subjects.onnx_graph import Array
+from orchestrator.subjects.parity import Parity
 
 TOLERANCE = 1e-4
 """Largest accepted difference, relative to the largest |output| (absolute where that is below 1)."""
@@ -76,7 +79,44 @@ class OnnxRunner:
             raise ParityError(_first_line(error)) from None
 
 
-def random_batches(shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+@dataclass(frozen=True)
+class OriginalFile:
+    """The file that a model was imported from, as a function of the inputs that the model takes.
+
+    Attributes:
+        runner: of the file.
+        channels_last: whether it takes images (N, H, W, C).
+        tail: what it does with the logits at its end; None for nothing.
+    """
+
+    runner: OnnxRunner
+    channels_last: bool
+    tail: Callable[[Tensor], Tensor] | None
+
+    def compare(self, model: nn.Module, batches: Iterable[Tensor]) -> Parity:
+        """Hold a model against the file.
+
+        Args:
+            model: in eval mode, on the CPU; puts out logits (N, classes).
+            batches: float32 inputs (N, *shape) as the model takes them.
+
+        Raises:
+            ParityError: they differ by more than `TOLERANCE`, or the file can't be run.
+        """
+        n_inputs, n_same, largest = 0, 0, 0.0
+        for batch in batches:
+            fed = batch.permute(0, 2, 3, 1) if self.channels_last else batch
+            expected = self.runner(fed.contiguous().numpy()).reshape(len(batch), -1)
+            with torch.no_grad():
+                logits = model(batch)
+            given = (logits if self.tail is None else self.tail(logits)).numpy()
+            largest = max(largest, difference(given, expected))
+            n_inputs += len(batch)
+            n_same += int((given.argmax(axis=1) == expected.argmax(axis=1)).sum())
+        return Parity(n_inputs, largest, n_same)
+
+
+def random_batches(shape: tuple[int, ...]) -> Iterator[Tensor]:
     """Yield batches of 1, 2 and 5 samples of the given shape with values in [0, 1), the same ones every time."""
     generator = torch.Generator().manual_seed(0)
     for size in _BATCHES:
@@ -93,7 +133,7 @@ def difference(given: Array, expected: Array) -> float:
     if given.shape != expected.shape:
         raise ParityError(f"it puts out the shape {expected.shape} where {given.shape} was expected")
     if not np.isfinite(expected).all():
-        raise ParityError("it puts out NaN or infinity for random pixels")
+        raise ParityError("it puts out NaN or infinity")
     largest = float(np.abs(given - expected).max())
     allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     chosen = np.take_along_axis(expected, given.argmax(axis=1)[:, None], axis=1)[:, 0]

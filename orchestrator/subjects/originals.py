@@ -22,6 +22,7 @@ from fixers.training import train
 from orchestrator.errors import UserError
 from orchestrator.subjects import weights
 from orchestrator.subjects.subject import (
+    ImportedSource,
     OriginalRecipe,
     State,
     Subject,
@@ -61,13 +62,16 @@ def prepare(
         keep_history: also keep the weights after each epoch. Trains again if an original was trained without.
 
     Raises:
-        UserError: data or weights are missing, unreadable or don't fit each other.
+        UserError: data or weights are missing, unreadable or don't fit each other; or an imported model gives other
+            outputs than its file.
     """
     data = definition.load_data(data_root)
     if not definition.trains_original:
         model = definition.build_model()
         _check_weights(definition, model)
-        return make_subject(definition, data, model)
+        source = definition.model
+        parity = source.parity(data.valid) if isinstance(source, ImportedSource) else None
+        return make_subject(definition, data, model, parity=parity)
     if definition.recipe is None:
         raise UserError(f"{definition.name} has neither weights nor a recipe to train them; give one of them.")
     training = _Training(definition, definition.recipe, data, Path(cache_dir), keep_history)

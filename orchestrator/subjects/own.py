@@ -23,12 +23,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from torch import nn
 
+from fixers import Split
 from fixers.fixer import suggest
 from orchestrator.errors import UserError
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.corruption import CorruptedData, Corruption, Kind
 from orchestrator.subjects.own_data import OwnData, SplitOrigin
+from orchestrator.subjects.parity import PARITY_INPUTS, Parity
 from orchestrator.subjects.splits import SPLIT_NAMES, SplitName
 from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
 from orchestrator.subjects.targets import is_target, load_target, make_importable
@@ -128,6 +130,7 @@ class OwnSubject(_Strict):
 
 
 DEFAULT_EPSILON = 8 / 255
+_PARITY_BATCH = 50
 
 
 def own_subject(
@@ -268,6 +271,19 @@ class OnnxModel:
         from orchestrator.subjects.onnx_import import load_onnx
 
         return _normalised(load_onnx(self.path).model, self.normalise)
+
+    def parity(self, split: Split) -> Parity:
+        """Hold the imported model against the file on the first inputs of a split, behind the normalisation.
+
+        Raises:
+            ModelImportError: it can't be imported, or gives other outputs than the file.
+        """
+        from orchestrator.subjects.onnx_import import load_onnx
+
+        some = split.select(torch.arange(min(len(split), PARITY_INPUTS)))
+        prepare = _normalised(nn.Identity(), self.normalise)
+        with torch.no_grad():
+            return load_onnx(self.path).parity(prepare(batch.inputs) for batch in some.batches(_PARITY_BATCH))
 
     def identity(self) -> str:
         """Hash of the file and the normalisation; weights outside the file are in the subject's fingerprint."""

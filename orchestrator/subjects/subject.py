@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fixers import Classification, Split, Task, TrainingRecipe
 from fixers.requirements import SubjectFacts
 from orchestrator.errors import UserError
+from orchestrator.subjects.parity import Parity
 from orchestrator.subjects.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
 
 State = dict[str, npt.NDArray[Any]]
@@ -128,6 +129,18 @@ class ModelSource(Protocol):
 
     def identity(self) -> str:
         """Names architecture and, where they are given, weights by content."""
+
+
+@runtime_checkable
+class ImportedSource(Protocol):
+    """A model source that translates a model from another format, and can hold the result against the original."""
+
+    def parity(self, split: Split) -> Parity:
+        """Compare both on some inputs of a split.
+
+        Raises:
+            UserError: they differ.
+        """
 
 
 @dataclass(frozen=True)
@@ -243,6 +256,8 @@ class Subject:
     """How long the training took; None where the weights were given."""
     fingerprint: str = ""
     """Hash of splits, architecture and weights."""
+    parity: Parity | None = None
+    """Of an imported model with its file, on inputs of the valid split; None where the model was made for torch."""
 
     @property
     def name(self) -> str:
@@ -291,6 +306,7 @@ def make_subject(
     *,
     history: tuple[State, ...] = (),
     original_seconds: float | None = None,
+    parity: Parity | None = None,
 ) -> Subject:
     """A subject of a trained model, with its fingerprint."""
     state = arrays(model)
@@ -304,6 +320,7 @@ def make_subject(
         fingerprint=content_key(
             {"splits": data.split_hash, "architecture": definition.model.identity(), "weights": state_hash(state)}
         ),
+        parity=parity,
     )
 
 

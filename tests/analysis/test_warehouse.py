@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_study import write_study
+from synthetic_study import write_study, write_table
 
 import analysis
 from analysis import warehouse
@@ -192,6 +192,17 @@ def test_type_drift_is_undone(small):
     others = con.sql(f"SELECT fix_seconds FROM trials WHERE trial_id <> '{paths[0].stem}'").fetchall()
     written = {row["fix_seconds"] for row in small.trials}
     assert {value for (value,) in others} <= written
+
+
+def test_results_from_before_a_column_came_stay_readable(small):
+    (path,) = (small.folder / "subjects").glob("*.parquet")
+    later = [c.name for c in COLUMNS["subjects"] if c.name.startswith("parity_")]
+    rewrite(path, lambda table: table.drop_columns(later))
+    newer = {**small.subjects[0], "fingerprint": "newer", "parity_inputs": 200, "parity_max_difference": 1e-6}
+    write_table(small.folder / "subjects" / "newer.parquet", "subjects", [newer])
+    con = analysis.open(small.folder)
+    found = con.sql("SELECT parity_inputs, parity_max_difference FROM subjects ORDER BY parity_inputs").fetchall()
+    assert len(later) == 3 and found == [(200, 1e-6), (None, None)]
 
 
 def test_hive_folders_carry_no_data(tmp_path):

@@ -21,7 +21,13 @@ from orchestrator.errors import UserError
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import LeNet5, Normalise
 from orchestrator.subjects.catalogue import resolve
+from orchestrator.subjects.doctor import examine
+from orchestrator.subjects.onnx_export import export_onnx
+from orchestrator.subjects.onnx_import import load_onnx
+from orchestrator.subjects.onnx_parity import OnnxRunner
+from orchestrator.subjects.onnx_safety import ModelImportError
 from orchestrator.subjects.originals import prepare
+from orchestrator.subjects.parity import PARITY_INPUTS, Parity
 from orchestrator.subjects.subject import SubjectDefinition
 
 torch.set_num_threads(1)
@@ -312,6 +318,33 @@ def test_an_onnx_model_with_own_data(tmp_path: Path) -> None:
         torch.testing.assert_close(copy.model()(inputs), model(inputs))
 
 
+def test_parity_with_the_file_is_measured_on_the_subjects_own_inputs(tmp_path: Path) -> None:
+    from factories import convnet
+
+    torch.manual_seed(3)
+    for name, model in (("m", convnet()), ("other", convnet())):
+        export_onnx(model.eval(), tmp_path / f"{name}.onnx", input_shape=(3, 12, 12))
+    write_folder(tmp_path / "d")
+    normalise = {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
+    definition = resolve(spec("d", model="m.onnx", normalise=normalise), base_dir=tmp_path)
+    subject = prepare(definition, data_root=None, cache_dir=tmp_path)
+    inputs = subject.data.valid.batch().inputs
+    file = OnnxRunner((tmp_path / "m.onnx").read_bytes(), "pixels")
+    mean, std = (torch.tensor(normalise[key]).reshape(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        by_hand = float(np.abs(file(((inputs - mean) / std).numpy()) - subject.model()(inputs).numpy()).max())
+    assert subject.parity == Parity(len(inputs), pytest.approx(by_hand, abs=1e-6), len(inputs))
+    assert subject.parity.max_difference < 1e-4
+    (note,) = [found for found in examine(definition, cache_dir=tmp_path) if found.code == "parity"]
+    assert f"the same class for {len(inputs)} of {len(inputs)} valid samples" in note.message
+    assert prepare(resolve("digits"), data_root=None, cache_dir=tmp_path).parity is None
+
+    imported = load_onnx(tmp_path / "m.onnx")
+    unlike = dataclasses.replace(imported, model=load_onnx(tmp_path / "other.onnx").model)
+    with pytest.raises(ModelImportError, match=r"on the subject's own inputs \(outputs differ by"):
+        unlike.parity([inputs])
+
+
 def test_the_studys_lenet_on_mnist(data_root: Path, reference_root: Path, tmp_path: Path) -> None:
     given = {"name": "mnist-study", "dataset": "mnist", "model": str(reference_root / "lenet5_mnist" / "original.onnx")}
     definition = resolve(given)
@@ -325,6 +358,8 @@ def test_the_studys_lenet_on_mnist(data_root: Path, reference_root: Path, tmp_pa
     wrong = int(problem.wrong.sum()) + int(
         problem.task.is_wrong(problem.outputs(problem.original, subject.data.test), subject.data.test.labels).sum()
     )
+    # As many inputs as there may be, of the 6,000 of valid; a model from TensorFlow, whose file ends in a Softmax.
+    assert subject.parity == Parity(PARITY_INPUTS, pytest.approx(0, abs=1e-5), PARITY_INPUTS)
     assert wrong == 240  # of the 10,000 official test images, as the reference says
 
 
