@@ -144,7 +144,7 @@ def find_files(
         ResultsError: a file is damaged or of another version; the message names it.
     """
     # Trials first: a trial that ends meanwhile has its predictions listed and not shown, never the other way round.
-    order: tuple[DatasetName, ...] = ("trials", "predictions", "curves", "subjects")
+    order: tuple[DatasetName, ...] = ("trials", "predictions", "curves", "subjects", "test_samples")
     names = {dataset: folder.names(dataset) if dataset in datasets or dataset == "trials" else [] for dataset in order}
     merged = {
         dataset: [folder.path(dataset, name) for name in listed if name.startswith(COMPACT_PREFIX)]
@@ -169,6 +169,7 @@ def find_files(
         "predictions": _without_duplicates(single("predictions"), compacted("predictions"), done),
         "curves": _without_duplicates(single("curves"), compacted("curves"), done),
         "subjects": DatasetFiles(tuple(single("subjects").values())),
+        "test_samples": DatasetFiles(tuple(single("test_samples").values())),
     }
     # Of files that don't count nothing is read: a listing that lags may show what was deleted after a compaction.
     footers |= folder.footers(

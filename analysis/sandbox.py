@@ -257,8 +257,8 @@ def _check_tree(tree: dict[str, Any]) -> frozenset[str]:
             name = str(node.get("function", {}).get("function_name", "")).lower()
             if name not in _TABLE_FUNCTIONS:
                 raise QueryError(
-                    f"The table function {name}() is not allowed here; query the views trials, predictions, curves and "
-                    "subjects."
+                    f"The table function {name}() is not allowed here; query the views trials, predictions, curves, "
+                    "subjects and test_samples."
                 )
         elif node.get("class") == "FUNCTION" and str(node.get("function_name", "")).lower() in _FORBIDDEN_FUNCTIONS:
             raise QueryError(f"The function {node['function_name']}() is not allowed on results.")

@@ -19,11 +19,11 @@ VERSION_KEY: Final = b"fixstudy_schema_version"
 
 Outcome = Literal["OK", "CORRUPTED", "FAILURE", "UNADAPTABLE"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
-DatasetName = Literal["subjects", "trials", "predictions", "curves"]
+DatasetName = Literal["subjects", "trials", "predictions", "curves", "test_samples"]
 DATASETS: Final[tuple[DatasetName, ...]] = get_args(DatasetName)
 
 
-Kind = Literal["string", "bool", "int8", "int16", "int32", "int64", "float64", "timestamp", "list<int32>"]
+Kind = Literal["string", "bool", "int8", "int16", "int32", "int64", "float64", "timestamp", "list<int32>", "map"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ _SQL_TYPES: Final[dict[Kind, str]] = {
     "float64": "DOUBLE",
     "timestamp": "TIMESTAMP WITH TIME ZONE",
     "list<int32>": "INTEGER[]",
+    "map": "MAP(VARCHAR, VARCHAR)",
 }
 
 
@@ -173,12 +174,23 @@ _CURVES = (
     Column("seconds", "float64", "time since the start of the fix", "seconds"),
 )
 
+_TEST_SAMPLES = (
+    Column("subject_fingerprint", "string", "fingerprint of the subject, as its trials have it"),
+    Column("sample_id", "int32", "position in the subject's test split, as in predictions"),
+    Column("label", "int16", "true class"),
+    Column("class_name", "string", "name of the true class; null where classes have numbers only"),
+    Column("group", "int8", "group of the sensitive attribute, 0 or 1; null without"),
+    Column("group_name", "string", "name of the group; null without"),
+    Column("metadata", "map", "what else the dataset says of the sample, by name, as text"),
+)
+
 
 COLUMNS: Final[dict[DatasetName, tuple[Column, ...]]] = {
     "subjects": _SUBJECTS,
     "trials": _TRIALS,
     "predictions": _PREDICTIONS,
     "curves": _CURVES,
+    "test_samples": _TEST_SAMPLES,
 }
 
 SCHEMAS: "dict[DatasetName, pa.Schema]"
@@ -198,6 +210,7 @@ def _schemas() -> "dict[DatasetName, pa.Schema]":
         "float64": pa.float64(),
         "timestamp": pa.timestamp("us", tz="UTC"),
         "list<int32>": pa.list_(pa.int32()),
+        "map": pa.map_(pa.string(), pa.string()),
     }
     metadata = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
     return {

@@ -3,9 +3,9 @@
     con = analysis.open("results/quickstart")
     con.sql("SELECT fixer, avg(repair_rate) FROM cells GROUP BY fixer").df()
 
-The views `trials`, `predictions`, `curves` and `subjects` hold the columns of `analysis.schema`, whatever the files
-hold and even when there are none; `analysis/views.sql` adds what most questions start from (`latest`, `selected`,
-`cells`, `changes`, `whole`, `tallies`). A connection shows the study as it was when it was opened.
+The views `trials`, `predictions`, `curves`, `subjects` and `test_samples` hold the columns of `analysis.schema`,
+whatever the files hold and even when there are none; `analysis/views.sql` adds what most questions start from
+(`latest`, `selected`, `cells`, `changes`, `whole`, `tallies`). A connection shows the study as it was when it was opened.
 """
 
 from collections.abc import Collection
@@ -102,7 +102,7 @@ def lock(con: "duckdb.DuckDBPyConnection", readable: Collection[str] = ()) -> No
 def export(results: str | Path, target: str | Path) -> None:
     """Write a DuckDB file of views over the Parquet files, for BI tools and notebooks.
 
-    Trials and subjects are copied, predictions and curves stay where they are. The file shows the study as it is now;
+    Trials and subjects are copied, the other datasets stay where they are. The file shows the study as it is now;
     export again after more trials.
 
     Args:

@@ -355,7 +355,7 @@ def sql(
     results: str | None, query: str | None, form: Any, name: str | None, parameters: tuple[str, ...], file: str | None,
     output: Path | None, timeout: float, list_: bool,
 ) -> None:  # fmt: skip
-    """Ask a study in SQL: views trials, predictions, curves, subjects. Without a query: a prompt."""
+    """Ask a study in SQL: views trials, predictions, curves, subjects, test_samples. Without a query: a prompt."""
     from analysis.commands import list_command, sql_command
 
     if list_:

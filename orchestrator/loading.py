@@ -2,11 +2,13 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fixers.requirements import SubjectFacts
@@ -103,6 +105,48 @@ def describe(subject: Subject, baseline: Baseline) -> LoadedSubject:
     # The driver has no use for the weights, only for the architecture.
     facts = dataclasses.replace(subject.facts(), model=definition.build_model())
     return LoadedSubject(definition, subject.fingerprint, row, facts, baseline.accuracy)
+
+
+def sample_columns(subject: Subject) -> dict[str, Any]:
+    """What is known of the samples of the test split, as columns of the dataset ``test_samples``."""
+    data, definition = subject.data, subject.definition
+    labels = data.test.labels.numpy()
+    return {
+        "sample_id": np.arange(len(labels)),
+        "label": labels,
+        "class_name": _names(labels, definition.class_names),
+        "group": [None] * len(labels) if data.test_groups is None else data.test_groups,
+        "group_name": [None] * len(labels)
+        if data.test_groups is None
+        else _names(data.test_groups, definition.sensitive_groups or ()),
+        "metadata": _pairs(data.metadata.get("test", {}), len(labels)),
+    }
+
+
+def _names(indices: npt.NDArray[Any], names: Sequence[str]) -> list[str | None]:
+    """The name of each index; None where it has none."""
+    return [names[index] if index < len(names) else None for index in indices.tolist()]
+
+
+def _pairs(columns: Mapping[str, npt.NDArray[Any]], length: int) -> list[list[tuple[str, str | None]]]:
+    """Columns (N,) as name and text of each value, sample by sample."""
+    texts = [_texts(values) for values in columns.values()]
+    return [list(zip(columns, row, strict=True)) for row in zip(*texts, strict=True)] if texts else [[]] * length
+
+
+def _texts(values: npt.NDArray[Any]) -> list[str | None]:
+    """Values as text; None for what is missing."""
+    if values.dtype.kind == "M":
+        # Finer times than these have no Python object, and would become bare numbers.
+        values = values.astype("datetime64[us]")
+    return [
+        None
+        if value is None or value != value
+        else value.decode(errors="replace")
+        if isinstance(value, bytes)
+        else str(value)
+        for value in values.tolist()
+    ]
 
 
 def _parity_columns(subject: Subject) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from orchestrator.adaptation import figures_on_valid, record, record_name
 from orchestrator.control import Stopping, StudyStoppedError
 from orchestrator.errors import UserError
 from orchestrator.flight import Flight, ask
-from orchestrator.loading import LoadedSubject, load
+from orchestrator.loading import LoadedSubject, load, sample_columns
 from orchestrator.logtail import read_streams
 from orchestrator.memory import give_back_memory
 from orchestrator.monitor import Monitor, Sighting
@@ -479,7 +479,7 @@ def _load_task(
 ) -> tuple[Any, LoadedSubject]:
     monitor.loaded.remote(definition.name)
     pause_when_full(store, monitor)
-    return load(
+    loaded, summary = load(
         definition,
         store=store,
         data_root=data_root,
@@ -487,6 +487,9 @@ def _load_task(
         keep_history=keep_history,
         on_progress=telling_epochs(definition.name, monitor),
     )
+    # Here, so that the driver needs no sample; and before it writes the subject's row.
+    store.write_test_samples(summary.fingerprint, sample_columns(loaded[0]))
+    return loaded, summary
 
 
 def _picture_task(loaded: tuple[Subject, Any], samples: list[int], store: Store) -> int:

@@ -120,6 +120,17 @@ class Store:
         table = _table("subjects", {key: [value] for key, value in row.items()})
         self._put(f"{self._root}/subjects/{row['fingerprint']}.parquet", _parquet(table))
 
+    def write_test_samples(self, fingerprint: str, columns: Mapping[str, Any]) -> None:
+        """Write what is known of a subject's test samples.
+
+        Args:
+            fingerprint: of the subject.
+            columns: equally long columns of ``test_samples`` without the fingerprint.
+        """
+        length = len(next(iter(columns.values())))
+        table = _table("test_samples", {**columns, "subject_fingerprint": [fingerprint] * length})
+        self._put(f"{self._root}/test_samples/{fingerprint}.parquet", _parquet(table))
+
     def done(self) -> set[str]:
         """Ids of the trials that have a row."""
         single, compacted = self._sources("trials")

@@ -121,6 +121,8 @@ class OwnSubject(_Strict):
     """Height and width that images are resized to."""
     splits: Splits | None = None
     sensitive: Sensitive | None = None
+    metadata: list[str] = Field(default_factory=list)
+    """Columns of Parquet files that the results keep of the test samples."""
     epsilon: float | None = Field(default=None, gt=0)
     classes: list[str] = Field(default_factory=list)
     recipe: dict[str, Any] | None = None
@@ -177,6 +179,7 @@ def _uncorrupted(
         label=own.label,
         size=own.size,
         sensitive=None if own.sensitive is None else _groups(own.sensitive),
+        metadata=tuple(own.metadata),
     )
     shape = data.input_shape()
     model = _model_source(own, base_dir, shape)
@@ -208,7 +211,7 @@ def _on_catalogue_data(
     dataset = own.dataset or own.name
     if dataset not in named:
         raise UserError(f"Subject {own.name} has no data, and there is no dataset '{dataset}'{suggest(dataset, named)}")
-    fixed = [key for key in ("splits", "sensitive", "size", "image") if getattr(own, key) is not None]
+    fixed = [key for key in ("splits", "sensitive", "size", "image", "metadata") if getattr(own, key)]
     if fixed:
         raise UserError(
             f"Subject {own.name} takes the data of {dataset}, where '{fixed[0]}' can't be changed; drop it."

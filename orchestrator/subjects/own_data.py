@@ -50,6 +50,7 @@ class OwnData:
         label: column of the labels in Parquet.
         size: height and width that images are resized to; without it all must have the size of the first.
         sensitive: column of the sensitive attribute, and its values that make up group 0.
+        metadata: columns of Parquet files to keep; arrays of samples keep all that they come with.
     """
 
     location: str
@@ -60,6 +61,7 @@ class OwnData:
     label: str = "label"
     size: tuple[int, int] | None = None
     sensitive: tuple[str, tuple[str, ...]] | None = None
+    metadata: tuple[str, ...] = ()
 
     def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
         """Read and divide; the data root isn't needed."""
@@ -98,13 +100,19 @@ class OwnData:
                 f"{self.location} has {len(samples)} inputs but {len(part.labels)} labels; there must be one each."
             )
         groups = None
-        if self.sensitive is not None:
-            column, first = self.sensitive
+        for column, use in self._wanted().items():
             if column not in part.columns:
                 where = f"part '{name}' of {self.location}" if name else self.location
-                raise UserError(f"{where} has no column '{column}' for the sensitive attribute; give one per sample.")
+                raise UserError(f"{where} has no column '{column}' for the {use}; give one value per sample.")
+        if self.sensitive is not None:
+            column, first = self.sensitive
             groups = (~np.isin(part.columns[column].astype(str), first)).astype(np.int8)
         return Pool(samples, part.labels, groups, part.columns)
+
+    def _wanted(self) -> dict[str, str]:
+        """Columns that the subject names, and what for."""
+        sensitive = {self.sensitive[0]: "sensitive attribute"} if self.sensitive else {}
+        return dict.fromkeys(self.metadata, "metadata") | sensitive
 
     def _parts(self) -> dict[str, _Part]:
         names = sorted({origin.part for _, origin in self.origins})
@@ -135,8 +143,7 @@ class OwnData:
         return parts
 
     def _of_parquet(self, paths: list[Path]) -> _Part:
-        columns = (self.sensitive[0],) if self.sensitive else ()
-        rows = read_parquet(paths, self.image, self.label, columns=columns)
+        rows = read_parquet(paths, self.image, self.label, columns=tuple(self._wanted()))
         return _Part(rows.images, rows.labels, rows.columns)
 
     def _of_function(self, function: Callable[..., Any], names: list[str]) -> dict[str, _Part]:

@@ -37,6 +37,8 @@ class Study:
     trials: list[dict[str, Any]] = field(default_factory=list)
     predictions: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    test_samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By fingerprint."""
 
     def write(self, *, compact: bool = False, keep_sources: bool = False) -> "Study":
         """Write the files as a worker does, then compact them as the end of a study does."""
@@ -45,6 +47,8 @@ class Study:
         (self.folder / "study.yaml").write_text("name: synthetic\n")
         for row in self.subjects:
             write_table(self.folder / "subjects" / f"{row['fingerprint']}.parquet", "subjects", [row])
+        for fingerprint, rows in self.test_samples.items():
+            write_table(self.folder / "test_samples" / f"{fingerprint}.parquet", "test_samples", rows)
         if not compact or keep_sources:
             for row in self.trials:
                 self.write_trial(row)
@@ -126,6 +130,7 @@ def write_study(
             "n_classes": n_classes,
         }
         result.subjects.append(_subject_row(base))
+        result.test_samples[base["fingerprint"]] = _test_samples(base)
         for fixer in fixers:
             params = [json.dumps({"rate": 10.0**-k, "steps": 10 * k}) for k in range(1, max(adapt, 1) + 1)]
             for k, param in enumerate(params if adapt else []):
@@ -222,6 +227,20 @@ def _subject_row(base: dict[str, Any]) -> dict[str, Any]:
         "split_hash": f"split-{base['subject']}",
         "description": "synthetic",
     }
+
+
+def _test_samples(base: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each sample with a number that repeats, a text that is missing now and then, and a name of its own."""
+    return [
+        {
+            "subject_fingerprint": base["fingerprint"],
+            "sample_id": i,
+            "label": label,
+            "group": None if base["group"] is None else base["group"][i],
+            "metadata": {"age": str(i % 12), "site": None if i % 5 == 0 else "ab"[i % 2], "name": f"sample {i}"},
+        }
+        for i, label in enumerate(base["labels"].tolist())
+    ]
 
 
 def _trial(

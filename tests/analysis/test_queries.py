@@ -79,7 +79,7 @@ def test_header_promises_what_the_query_returns(con, name):
     table = analysis.run(con, name)
     assert table.column_names == [column.name for column in query.columns]
     assert query.question.endswith("?")
-    assert set(query.reads) <= {"trials", "predictions", "curves", "subjects"}
+    assert set(query.reads) <= {"trials", "predictions", "curves", "subjects", "test_samples"}
     assert all(parameter.meaning for parameter in query.parameters)
     for column in query.columns:
         # A rank has no unit, and the figures of `integrity` have that of what was checked.
@@ -242,6 +242,28 @@ def test_per_class_and_per_group(con, study, name, column, key):
         assert row[fixed] == pytest.approx(np.mean([p["accuracy_fixed"] for p in parts]))
     if name == "per_class":
         assert sum(r["n_test"] for r in found if r["fixer"] == "apricot") == 2 * 240
+
+
+def test_per_metadata(con, study):
+    sets, found = final_ok(study), rows(con, "per_metadata")
+    texts = {print_: [sample["metadata"] for sample in samples] for print_, samples in study.test_samples.items()}
+    assert [row["value"] for row in found if row["metadata"] == "age"][:12] == [str(i) for i in range(12)]
+    assert {row["metadata"] for row in found} == {"age", "site"}
+    assert {row["metadata"] for row in rows(con, "per_metadata", most_values=240)} == {"age", "site", "name"}
+    for subject, fixer in sets:
+        values = {(r["metadata"], r["value"]) for r in found if (r["subject"], r["fixer"]) == (subject, fixer)}
+        assert values == {("age", str(i)) for i in range(12)} | {("site", "a"), ("site", "b"), ("site", None)}
+    for row in found:
+        keep = np.array([said[row["metadata"]] == row["value"] for said in texts[f"fp-{row['subject']}"]])
+        parts = [
+            brute_force({k: v[keep] for k, v in columns.items() if k != "group"} | {"group": None}, 10)
+            for columns in sets[row["subject"], row["fixer"]]
+        ]
+        assert row["n_ok"] == len(parts)
+        for name in ("n_test", "n_wrong", "n_repaired", "n_broken", "accuracy_original", "accuracy_fixed"):
+            assert row[name] == pytest.approx(np.mean([part[name] for part in parts])), name
+        assert row["negative_flip_rate"] == pytest.approx(row["n_broken"] / row["n_test"])
+        assert row["repair_rate"] == (pytest.approx(row["n_repaired"] / row["n_wrong"]) if row["n_wrong"] else None)
 
 
 def test_samples(con, study):

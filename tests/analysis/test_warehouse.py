@@ -21,7 +21,7 @@ from analysis.errors import ResultsError
 from analysis.folder import _without_duplicates
 from analysis.schema import COLUMNS, SCHEMAS
 
-DATASETS = ("trials", "predictions", "curves", "subjects")
+DATASETS = ("trials", "predictions", "curves", "subjects", "test_samples")
 
 
 def count(con, table):
@@ -44,6 +44,7 @@ def test_views_hold_what_was_written(study):
     assert count(con, "subjects") == len(study.subjects)
     assert count(con, "predictions") == sum(len(p["label"]) for p in study.predictions.values())
     assert count(con, "curves") == 2 * len(study.curves)
+    assert count(con, "test_samples") == sum(map(len, study.test_samples.values()))
 
 
 @pytest.mark.parametrize("untrusted", [False, True])
@@ -203,6 +204,9 @@ def test_results_from_before_a_column_came_stay_readable(small):
     con = analysis.open(small.folder)
     found = con.sql("SELECT parity_inputs, parity_max_difference FROM subjects ORDER BY parity_inputs").fetchall()
     assert len(later) == 3 and found == [(200, 1e-6), (None, None)]
+    con.close()
+    shutil.rmtree(small.folder / "test_samples")
+    assert count(analysis.open(small.folder), "test_samples") == 0
 
 
 def test_hive_folders_carry_no_data(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import pickle  # noqa: TID251 (what hostile files are made of)
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from fixers import RepairProblem
 from orchestrator.errors import UserError
+from orchestrator.loading import sample_columns
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import LeNet5, Normalise
 from orchestrator.subjects.catalogue import resolve
@@ -28,7 +30,7 @@ from orchestrator.subjects.onnx_parity import OnnxRunner
 from orchestrator.subjects.onnx_safety import ModelImportError
 from orchestrator.subjects.originals import prepare
 from orchestrator.subjects.parity import PARITY_INPUTS, Parity
-from orchestrator.subjects.subject import SubjectDefinition
+from orchestrator.subjects.subject import SubjectDefinition, make_subject
 
 torch.set_num_threads(1)
 HERE = Path(__file__).parent
@@ -109,6 +111,38 @@ def test_parquet_with_a_sensitive_column(hugging_face: bool, tmp_path: Path) -> 
     assert (data.test_groups == (data.metadata["test"]["site"] != "north")).all()
     by_value = {"column": "site", "groups": {"up": ["north"], "down": ["south"]}}
     assert resolve(given | {"sensitive": by_value}, base_dir=tmp_path).sensitive_groups == ("up", "down")
+
+
+def test_metadata_of_parquet_files(tmp_path: Path) -> None:
+    n = 60
+    known = [None if i % 4 == 0 else f"scanner {i % 3}" for i in range(n)]
+    taken = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=i) for i in range(n)]
+    pixels, labels, sites = [png(p) for p in images(n)], [i % 3 for i in range(n)], ["ab"[i % 2] for i in range(n)]
+    columns = {"image": pixels, "label": labels, "age": range(n), "site": sites, "scanner": known, "taken": taken,
+               "unused": range(n)}  # fmt: skip
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), tmp_path / "d.parquet")
+    given = spec("d.parquet", metadata=["age", "scanner", "taken"], sensitive={"column": "site", "groups": ["a", "b"]})
+    definition = resolve(given, base_dir=tmp_path)
+    torch.manual_seed(0)
+    subject = make_subject(definition, definition.load_data(), definition.build_model())
+    samples = sample_columns(subject)
+    assert samples["group_name"] == [("a", "b")[group] for group in samples["group"]]
+    assert samples["class_name"] == [None] * 12
+    for label, group_name, pairs in zip(samples["label"], samples["group_name"], samples["metadata"], strict=True):
+        said = dict(pairs)
+        i = int(said["age"] or 0)
+        assert said == {
+            "age": str(i),
+            "scanner": known[i],
+            "taken": f"{taken[i]:%Y-%m-%d %H:%M:%S}",
+            "site": group_name,
+        }
+        assert label == i % 3 and group_name == "ab"[i % 2]
+    with pytest.raises(UserError, match=r"has no column 'height'; it has image, label"):
+        resolve(spec("d.parquet", metadata=["height"]), base_dir=tmp_path).load_data()
+    np.savez(tmp_path / "d.npz", images=images(n), labels=np.arange(n) % 3)
+    with pytest.raises(UserError, match=r"has no column 'height' for the metadata; give one value per sample\."):
+        resolve(spec("d.npz", metadata=["height"]), base_dir=tmp_path).load_data()
 
 
 def test_parquet_files_that_are_splits(tmp_path: Path) -> None:
