@@ -98,7 +98,9 @@ def _needs_torch(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-_DATA_ROOT = click.option("--data-root", metavar="FOLDER", help="Folder of datasets; FIXSTUDY_DATA when not given.")
+_DATA_ROOT = click.option(
+    "--data-root", metavar="FOLDER", help="Folder or URI of datasets; FIXSTUDY_DATA when not given."
+)
 _RESULTS = click.option("--results", metavar="URI", help="Results folder or URI; results/<study> when not given.")
 
 _LOG = click.option(
@@ -261,7 +263,7 @@ def adapt(
     help="Job server of the cluster's head, e.g. http://head:8265.",
 )
 @click.option("--results", metavar="URI", help="Results URI, or an absolute path that all nodes share.")
-@click.option("--data-root", metavar="FOLDER", help="Folder of datasets on the nodes; data don't travel.")
+@click.option("--data-root", metavar="FOLDER", help="Folder of datasets on the nodes, or a URI.")
 @click.option("--retry", type=click.Choice(("failures",)), help="As for fixstudy run.")
 @_LOG
 @click.option("--python", default="python", show_default=True, metavar="PATH", help="Interpreter on the head.")

@@ -130,8 +130,8 @@ def download_command(name: str | None, data_root: str | None, console: Console |
     from orchestrator.subjects.downloads import download
 
     root = session.data_root(data_root)
-    if name is None or root is None:
-        raise UserError("Name the subject, and say where to put it with --data-root or FIXSTUDY_DATA.")
+    if name is None or not isinstance(root, Path):
+        raise UserError("Name the subject, and say in which folder to put it with --data-root or FIXSTUDY_DATA.")
     console = console or Console()
     with Progress(console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}

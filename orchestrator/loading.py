@@ -14,6 +14,7 @@ import torch
 from fixers.requirements import SubjectFacts
 from orchestrator.store import Store
 from orchestrator.subjects.originals import Progress, cache_file, prepare
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import Baseline, make_baseline
 
@@ -35,7 +36,7 @@ def load(
     definition: SubjectDefinition,
     *,
     store: Store,
-    data_root: Path | None,
+    data_root: DataRoot | None,
     cache_dir: Path,
     keep_history: bool,
     on_progress: Progress | None = None,

@@ -1,11 +1,13 @@
 """Whether the nodes of a cluster have what a study reads there: asked before the first trial, node by node.
 
-Data are read by the tasks that load subjects, and by them alone: trials get theirs through the object store. A loading
-task runs on any node with the cores and GPUs for it, and runs again on another when its node is lost. So these nodes
-are asked, and no others. A node that joins later isn't; if it lacks the data, loading says so.
+Data are read by the tasks that load subjects: trials get theirs through the object store, but for images that don't fit
+into memory, which are read as they are asked for. A loading task runs on any node with the cores and GPUs for it. So
+these nodes are asked before the first trial. A node that joins later is asked when it loads a subject, or when a trial
+there takes up one with such images.
 """
 
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,19 @@ from orchestrator.errors import UserError
 from orchestrator.subjects import datasets
 from orchestrator.subjects.corruption import CorruptedData
 from orchestrator.subjects.files import dataset_folder
+from orchestrator.subjects.images import StreamedSplit
 from orchestrator.subjects.own import FactoryModel, OnnxModel, WithWeights
 from orchestrator.subjects.own_data import OwnData
-from orchestrator.subjects.subject import DataSource, ModelSource, SubjectDefinition
+from orchestrator.subjects.roots import DataRoot, RemoteRoot
+from orchestrator.subjects.roots import data_root as root_of_machine
+from orchestrator.subjects.subject import DataSource, ModelSource, Subject, SubjectDefinition
 from orchestrator.subjects.targets import is_target
 
 SECONDS_TO_ANSWER = 120.0
 """A node may have to start a process for the question first."""
 
 
-def missing(definitions: Mapping[str, SubjectDefinition], data_root: Path | None) -> list[str]:
+def missing(definitions: Mapping[str, SubjectDefinition], data_root: DataRoot | None) -> list[str]:
     """What this machine lacks of some subjects, in a sentence each. Opens folders, reads no samples."""
     said = []
     for name, definition in definitions.items():
@@ -36,7 +41,7 @@ def missing(definitions: Mapping[str, SubjectDefinition], data_root: Path | None
     return said
 
 
-def _check_data(source: DataSource, data_root: Path | None) -> None:
+def _check_data(source: DataSource, data_root: DataRoot | None) -> None:
     match source:
         case CorruptedData():
             _check_data(source.source, data_root)
@@ -60,8 +65,14 @@ def _check_data(source: DataSource, data_root: Path | None) -> None:
             return
 
 
-def _check_folder(data_root: Path | None, name: str) -> None:
-    folder = dataset_folder(data_root, name, "its files")
+def _check_folder(data_root: DataRoot | None, name: str) -> None:
+    root = data_root or root_of_machine(None)
+    if isinstance(root, RemoteRoot):
+        # Fetched where a subject is loaded; here it only has to be within reach.
+        if not root.files(name):
+            raise UserError(f"There is no dataset {name} in {root}: put its files into {name} there.")
+        return
+    folder = dataset_folder(root, name, "its files")
     _check_readable(folder, f"the dataset {name}")
     if not any(folder.iterdir()):
         raise UserError(f"The folder {folder} is empty: put the files of {name} there.")
@@ -86,7 +97,36 @@ def _model_files(source: ModelSource) -> list[Path]:
             return []
 
 
-def check_nodes(definitions: Mapping[str, SubjectDefinition], data_root: Path | None, gpus: float) -> None:
+class NodeLacksImagesError(UserError):
+    """A trial was to run on a node without the images of its subject."""
+
+
+def check_images(subject: Subject, data_root: DataRoot | None) -> None:
+    """See that this machine has the images that a subject's splits read as they are asked for.
+
+    Raises:
+        NodeLacksImagesError: it hasn't; the sentence names the node.
+    """
+    folders = {split.folder for split in subject.data.splits().values() if isinstance(split, StreamedSplit)} - {None}
+    for folder in folders:
+        assert folder is not None
+        if isinstance(data_root, RemoteRoot) and folder.is_relative_to(data_root.local("")):
+            data_root.fetch(folder.relative_to(data_root.local("")).parts[0])
+        if not folder.is_dir():
+            raise NodeLacksImagesError(
+                f"On node {this_node()}: There is no {folder}, which has the images of {subject.definition.name}; put "
+                "them there, or take the node away, then run the same command again."
+            )
+
+
+def this_node() -> str:
+    """The node of this process, for people."""
+    import ray.util
+
+    return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
+
+
+def check_nodes(definitions: Mapping[str, SubjectDefinition], data_root: DataRoot | None, gpus: float) -> None:
     """Ask every node on which a subject may be loaded; where that is the driver's alone, loading itself will tell.
 
     Args:

@@ -15,6 +15,7 @@ from orchestrator.run import default_results
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study, space_of
 from orchestrator.subjects.originals import cache_file
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import SubjectData, SubjectDefinition
 from orchestrator.units import duration
 
@@ -56,7 +57,7 @@ def preview(path: str | Path, *, results: str | None = None, data_root: str | No
     return Preview(study, store.uri, subjects, plan, cost, outdated(plan, store))
 
 
-def _look(definition: SubjectDefinition, store: Store, data_root: Path | None, history: bool) -> LoadedSubject:
+def _look(definition: SubjectDefinition, store: Store, data_root: DataRoot | None, history: bool) -> LoadedSubject:
     """The subject with its original model if that is trained already, else without."""
     folder = session.cache_dir() / "originals"
     data = definition.load_data(data_root)

@@ -28,22 +28,24 @@ from orchestrator.adaptation import figures_on_valid, record, record_name
 from orchestrator.control import Stopping, StudyStoppedError
 from orchestrator.errors import UserError
 from orchestrator.flight import Flight, ask
-from orchestrator.loading import LoadedSubject, load, sample_columns
+from orchestrator.loading import LoadedSubject
 from orchestrator.logtail import read_streams
 from orchestrator.memory import give_back_memory
 from orchestrator.monitor import Monitor, Sighting
-from orchestrator.news import pause_when_full, telling_epochs, told
+from orchestrator.news import told
 from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.outcomes import Verdict
 from orchestrator.packing import Packing
 from orchestrator.pictures import store_pictures, wanted
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history, outdated
-from orchestrator.presence import check_nodes
+from orchestrator.presence import NodeLacksImagesError
 from orchestrator.retry import failures_that_may_pass
 from orchestrator.shared_cache import forget
 from orchestrator.storage import StorageError
 from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
+from orchestrator.subject_tasks import NotLoadedError, SubjectLoader
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.sweeps import Choice
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
@@ -84,6 +86,9 @@ class _PlanSearcher(_Stateless, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Config of the next trial; None while there is none, ``FINISHED`` when there will be none."""
+        if self._run.lost:
+            # The next wave begins when they are there again.
+            self.left = 0
         if not self.left:
             return Searcher.FINISHED
         if self._run.stopping.stopped:
@@ -178,7 +183,7 @@ class StudyRun:
     study: Study
     definitions: Mapping[str, SubjectDefinition]
     store: Store
-    data_root: Path | None
+    data_root: DataRoot | None
     cache_dir: Path
     stopping: Stopping
     on_row: Callable[[str, str, str | None], None] = lambda trial_id, outcome, reason: None
@@ -186,7 +191,11 @@ class StudyRun:
     on_plan: Callable[[Plan, int], None] = lambda plan, done: None
     monitor: Any = None
     """Handle of the monitor actor while the study runs."""
+    loader: SubjectLoader = field(init=False)
+    """Of the subjects, from :meth:`load_subjects` on."""
     subjects: dict[str, LoadedSubject] = field(default_factory=dict)
+    lost: dict[str, BaseException] = field(default_factory=dict)
+    """Subjects that a trial couldn't get, with the reason; they are loaded again before the next trial."""
     plan: Plan | None = None
     packing: Packing = field(default_factory=lambda: Packing(1, None))
     """How trials share GPUs."""
@@ -205,28 +214,35 @@ class StudyRun:
         Returns:
             References to (subject, baseline), by name.
         """
-        check_nodes(self.definitions, self.data_root, self._gpus())
-        task = ray.remote(num_cpus=1, num_gpus=self._gpus(), num_returns=2, max_retries=2)(_load_task)
-        references: dict[str, Any] = {
-            name: task.remote(
-                definition, self.store, self.data_root, self.cache_dir, needs_history(self.study), self.monitor
-            )
-            for name, definition in self.definitions.items()
-        }
-        for name, (_, summary) in references.items():
-            try:
-                self.subjects[name] = ray.get(summary)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
-                raise
-            except ray.exceptions.RayError as error:
-                reason = str(error).strip().partition("\n")[0].rstrip(".")
+        self.loader = SubjectLoader(
+            self.definitions,
+            self.store,
+            self.data_root,
+            self.cache_dir,
+            needs_history(self.study),
+            self._gpus(),
+            self.monitor,
+        )
+        references, self.subjects = self.loader.load()
+        for subject in self.subjects.values():
+            self.store.write_subject(subject.row)
+        return references
+
+    def load_lost_subjects(self, references: dict[str, Any]) -> None:
+        """Put new references in the place of those to subjects that trials couldn't get.
+
+        Raises:
+            UserError: no node can load one of them, or its data aren't what they were.
+        """
+        for name, error in self.lost.items():
+            self.on_event(f"the subject {name} is loaded again, because it was lost with its node ({_in_short(error)})")
+            references[name], loaded = self.loader.load_again(name, error)
+            if loaded.fingerprint != self.subjects[name].fingerprint:
                 raise UserError(
-                    f"The subject {name} couldn't be loaded: its process or node was lost again and again ({reason})."
-                ) from error
-            self.store.write_subject(self.subjects[name].row)
-        return {name: subject for name, (subject, _) in references.items()}
+                    f"The data or the model of {name} aren't what they were when the study began, so its trials "
+                    "would not be comparable; see that every node has the same, then run the same command again."
+                )
+        self.lost.clear()
 
     def run(self) -> None:
         """Run what is missing. Ray must be initialised."""
@@ -279,9 +295,13 @@ class StudyRun:
         memory was its own. A trial whose node is lost runs again on another, and one whose process ended without a
         trace runs again once.
         """
-        if isinstance(cause := getattr(error, "cause", None), StorageError):
+        if isinstance(cause := getattr(error, "cause", None), StorageError | NodeLacksImagesError):
             # No fault of the trial's, and nobody could write its row: it runs when the study goes on.
             raise cause
+        if isinstance(cause, NotLoadedError | ray.exceptions.ObjectLostError):
+            self.lost.setdefault(spec.subject, cause)
+            queue.again(spec.trial_id)
+            return
         verdict = self._row_of(spec.trial_id)
         if verdict is None:
             seen: Sighting | None = ask(lambda: self.monitor.last_seen.remote(spec.trial_id), None)
@@ -383,7 +403,7 @@ class StudyRun:
         """GPUs that a trial gets: what the study says, or its part of one that several share."""
         return self.packing.share(spec.fixer, spec.subject) if self.gpus == 1 else self.gpus
 
-    def _tune(self, queue: TrialQueue, references: Mapping[str, Any]) -> None:
+    def _tune(self, queue: TrialQueue, references: dict[str, Any]) -> None:
         context = WorkerContext(
             store=self.store,
             settings=TrialSettings.of(self.study),
@@ -392,6 +412,7 @@ class StudyRun:
             accuracy_original={name: subject.accuracy["test"] for name, subject in self.subjects.items()},
             monitor=self.monitor,
             cache_folder=str(self.cache_dir / "intermediate"),
+            data_root=self.data_root,
             plugins=tuple(self.study.plugins),
             most_bytes=self.study.resources.memory,
         )
@@ -407,6 +428,8 @@ class StudyRun:
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(NEVER)
         wave = max(TRIALS_PER_WAVE, TRIALS_PER_LANE * lanes)
         while not queue.exhausted:
+            if self.lost:
+                self.load_lost_subjects(references)
             try:
                 more = self._fit(queue, context, resources, wave)
             except RuntimeError as error:
@@ -469,31 +492,12 @@ def _placement(resources: Mapping[str, float], config: Mapping[str, Any]) -> tun
     return tune.PlacementGroupFactory([{name: amount for name, amount in taken.items() if amount}])
 
 
-def _load_task(
-    definition: SubjectDefinition,
-    store: Store,
-    data_root: Path | None,
-    cache_dir: Path,
-    keep_history: bool,
-    monitor: Any,
-) -> tuple[Any, LoadedSubject]:
-    monitor.loaded.remote(definition.name)
-    pause_when_full(store, monitor)
-    loaded, summary = load(
-        definition,
-        store=store,
-        data_root=data_root,
-        cache_dir=cache_dir / "originals",
-        keep_history=keep_history,
-        on_progress=telling_epochs(definition.name, monitor),
-    )
-    # Here, so that the driver needs no sample; and before it writes the subject's row.
-    store.write_test_samples(summary.fingerprint, sample_columns(loaded[0]))
-    return loaded, summary
-
-
 def _picture_task(loaded: tuple[Subject, Any], samples: list[int], store: Store) -> int:
     return store_pictures(loaded[0], samples, store)
+
+
+def _in_short(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _is_lost(seen: Sighting | None) -> bool:

@@ -14,27 +14,16 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.store import Store
 from orchestrator.study import Study, subject_name
+from orchestrator.subjects.roots import cache_dir, data_root
 from orchestrator.subjects.subject import SubjectDefinition
+
+__all__ = ["cache_dir", "data_root", "definitions", "freeze", "ray_running", "sole_driver"]
 
 FROZEN_SETTINGS = "settings.json"
 ORIGIN = "origin.json"
 SECONDS_FOR_GIT = 5.0
 STARTS_OF_RAY = 3
 """How often Ray is started before giving up."""
-
-
-def cache_dir() -> Path:
-    """Folder for originals and intermediate results: ``FIXSTUDY_CACHE``, else the user's cache folder."""
-    given = os.environ.get("FIXSTUDY_CACHE")
-    if given:
-        return Path(given).resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fixstudy"
-
-
-def data_root(given: str | None) -> Path | None:
-    """Folder of datasets: what was given, else ``FIXSTUDY_DATA``."""
-    path = given or os.environ.get("FIXSTUDY_DATA")
-    return Path(path).resolve() if path else None
 
 
 def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:

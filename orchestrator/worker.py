@@ -29,9 +29,11 @@ from orchestrator.monitor import Sighting
 from orchestrator.news import pause_when_full
 from orchestrator.objectives import COLUMNS
 from orchestrator.packing import wall_in
+from orchestrator.presence import check_images
 from orchestrator.shared_cache import SharedCache
 from orchestrator.store import Store
 from orchestrator.study import TrialSpec
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import (
     Baseline,
@@ -63,6 +65,8 @@ class WorkerContext:
     monitor: Any
     """Handle of the monitor actor."""
     cache_folder: str
+    data_root: DataRoot | None
+    """Of the datasets on the nodes."""
     plugins: tuple[str, ...]
     """Files and modules with approaches from elsewhere."""
     most_bytes: int | None = None
@@ -151,7 +155,9 @@ class TrialWorker(tune.Trainable):
     def _subject(self, name: str) -> tuple[Subject, Baseline]:
         if name not in self._loaded:
             # The arrays inside stay in shared memory; this maps them, it doesn't copy them.
-            self._loaded[name] = ray.get(self._context.subjects[name])
+            loaded = ray.get(self._context.subjects[name])
+            check_images(loaded[0], self._context.data_root)
+            self._loaded[name] = loaded
             # Built here, because that is loading and not anybody's fixing time.
             _ = self._loaded[name][0].original
         return self._loaded[name]

@@ -8,6 +8,12 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 BUCKET = "results"
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""Of whoever speaks with it."""
 _ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
 _LISTED = re.compile(rb"<Contents>.*?</Contents>", re.DOTALL)
 _GHOST = (

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from fixers import Split, TensorSplit
 from orchestrator.errors import UserError
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import DataSource, SubjectData
 
 Kind = Literal["gaussian_noise", "gaussian_blur", "contrast", "brightness"]
@@ -86,7 +86,7 @@ class CorruptedData:
     source: DataSource
     corruption: Corruption
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and corrupt.
 
         Raises:

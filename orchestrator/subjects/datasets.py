@@ -23,6 +23,7 @@ from orchestrator.subjects.files import (
     read_parquet,
 )
 from orchestrator.subjects.images import ImageFiles, ImageFormat, image_samples
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.samples import ArraySamples
 from orchestrator.subjects.skew import Skew, assemble_skewed
 from orchestrator.subjects.splits import Pool, SplitPlan
@@ -42,7 +43,7 @@ class IdxDigits:
     folder: str
     plan: SplitPlan
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide; the official test set becomes repair and test."""
         folder = dataset_folder(data_root, self.folder, "train- and t10k- images-idx3-ubyte and labels-idx1-ubyte")
         pools = {"train": _idx_pool(folder, "train"), "test": _idx_pool(folder, "t10k")}
@@ -69,7 +70,7 @@ class Cifar10:
 
     plan: SplitPlan
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide; the official test set becomes repair and test."""
         images, labels, origin = _cifar10(data_root)
         pools = {part: Pool(ArraySamples(images[part]), labels[part]) for part in images}
@@ -83,7 +84,7 @@ class SkewedCifar10:
     plan: SplitPlan
     skew: Skew
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read, divide and give the images their forms; a limit counts images before that."""
         images, labels, origin = _cifar10(data_root)
         pools = {part: Pool(ArraySamples(images[part]), labels[part]) for part in images}
@@ -91,7 +92,7 @@ class SkewedCifar10:
 
 
 def _cifar10(
-    data_root: Path | None,
+    data_root: DataRoot | None,
 ) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, npt.NDArray[np.int64]], str]:
     """Images (N, 3, 32, 32) and labels of train and test, and which files they came from."""
     wanted = "the folder cifar-10-batches-py, or train*.parquet and test*.parquet with image bytes,"
@@ -147,7 +148,7 @@ class UtkFace:
     plan: SplitPlan
     form: ImageFormat
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide, stratified by gender and race."""
         wanted = "the aligned face images named age_gender_race_date.jpg, or Parquet files with the columns image, "
         wanted += "age, gender and race,"
@@ -196,7 +197,7 @@ class ImageNet:
     sample_plan: SplitPlan
     form: ImageFormat
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """List the images and divide them; none is decoded."""
         wanted = "the folders train and val with a folder of images per class"
         try:
@@ -272,7 +273,7 @@ class MedMnist:
     plan: SplitPlan
     label_of: tuple[int, ...] | None = None
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide."""
         folder = dataset_folder(data_root, self.folder, f"{self.folder}.npz")
         paths = sorted(folder.glob(f"{self.folder}*.npz"))

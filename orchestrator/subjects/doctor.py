@@ -16,6 +16,7 @@ from fixers.task import Classification
 from orchestrator.errors import UserError
 from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.originals import cache_file, prepare
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.splits import row_digests
 from orchestrator.subjects.subject import Subject, SubjectData, SubjectDefinition
 
@@ -49,7 +50,7 @@ class Finding:
 
 
 def examine(
-    definition: SubjectDefinition, data_root: Path | None = None, *, cache_dir: Path | None = None
+    definition: SubjectDefinition, data_root: DataRoot | None = None, *, cache_dir: Path | None = None
 ) -> list[Finding]:
     """Look at a subject from all sides.
 
@@ -70,7 +71,7 @@ def examine(
 _ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
 
-def _findings(definition: SubjectDefinition, data_root: Path | None, cache_dir: Path | None) -> Iterator[Finding]:
+def _findings(definition: SubjectDefinition, data_root: DataRoot | None, cache_dir: Path | None) -> Iterator[Finding]:
     try:
         model = definition.build_model()
     except UserError as error:

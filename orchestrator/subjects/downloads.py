@@ -111,7 +111,7 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     for remote in remotes[dataset]:
         target = folder / remote.name
-        if not (target.is_file() and _md5(target) == remote.md5):
+        if not (target.is_file() and md5_of(target) == remote.md5):
             _fetch(remote, target, on_progress)
         if remote.unpack:
             _unpack(target)
@@ -127,7 +127,7 @@ def _fetch(remote: Remote, target: Path, on_progress: Progress | None) -> None:
         except (urllib.error.URLError, OSError, ValueError) as error:
             reasons.append(f"{url}: {error}")
             continue
-        found = _md5(partial)
+        found = md5_of(partial)
         if found == remote.md5:
             partial.replace(target)
             return
@@ -176,6 +176,12 @@ def _unpack(archive: Path) -> None:
         raise UserError(f"{archive} can't be unpacked ({error}); delete it and download it again.") from error
 
 
-def _md5(path: Path) -> str:
+def known_md5(dataset: str, name: str) -> str | None:
+    """The checksum that a dataset's publisher gives for a file; None when there is none."""
+    return next((remote.md5 for remote in REMOTES.get(dataset, ()) if remote.name == name), None)
+
+
+def md5_of(path: Path) -> str:
+    """Checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,11 +1,11 @@
 """The embedded subjects: scikit-learn's 1,797 real digits, which need no data folder."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.samples import ArraySamples
 from orchestrator.subjects.skew import Skew, assemble_skewed, tinted
 from orchestrator.subjects.splits import Pool, SplitPlan
@@ -21,7 +21,7 @@ class Digits:
 
     plan: SplitPlan
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Divide the digits; the data root isn't needed."""
         return assemble({"all": _digits()[1]}, self.plan, "scikit-learn digits", limit)
 
@@ -37,7 +37,7 @@ class SkewedDigits:
     plan: SplitPlan
     skew: Skew
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Divide the digits and give them their forms; the data root isn't needed."""
         images, pool = _digits()
         colour = {"all": tinted(images, self.skew.seed)}

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from orchestrator.errors import UserError
 from orchestrator.subjects.images import ImageBytes, ImageFiles
+from orchestrator.subjects.roots import DATA_VARIABLE, DataRoot, RemoteRoot
+from orchestrator.subjects.roots import data_root as root_of_machine
 
-DATA_VARIABLE = "FIXSTUDY_DATA"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -28,8 +29,8 @@ class ParquetRows(NamedTuple):
     """Further columns (N,) by name."""
 
 
-def dataset_folder(data_root: Path | None, name: str, what: str) -> Path:
-    """The folder of a dataset under the data root.
+def dataset_folder(data_root: DataRoot | None, name: str, what: str) -> Path:
+    """The folder of a dataset under the data root; from a URI it is fetched first.
 
     Args:
         data_root: the environment variable ``FIXSTUDY_DATA`` when not given.
@@ -39,15 +40,16 @@ def dataset_folder(data_root: Path | None, name: str, what: str) -> Path:
     Raises:
         UserError: there is no such folder.
     """
-    root = data_root or (Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None)
+    root = data_root or root_of_machine(None)
     if root is None:
         raise UserError(
             f"No data root is set for the dataset {name}: put {what} into <root>/{name} and give the root as "
             f"--data-root or in {DATA_VARIABLE}."
         )
-    folder = root / name
-    if not folder.is_dir():
-        raise UserError(f"There is no dataset {name} at {folder}: put {what} there, or give another --data-root.")
+    folder = root.fetch(name) if isinstance(root, RemoteRoot) else root / name
+    if folder is None or not folder.is_dir():
+        where = f"in {root}: put {what} into {name}" if folder is None else f"at {folder}: put {what}"
+        raise UserError(f"There is no dataset {name} {where} there, or give another --data-root.")
     return folder
 
 

@@ -262,6 +262,11 @@ class StreamedSplit(Split):
         return torch.from_numpy(self._all_labels[self._indices])
 
     @property
+    def folder(self) -> Path | None:
+        """Where the images are read from as they are asked for; None when they are in memory."""
+        return self._encoded.root if isinstance(self._encoded, ImageFiles) else None
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one image."""
         return self._form.shape

@@ -21,6 +21,7 @@ from fixers import Batch, RepairProblem
 from fixers.training import train
 from orchestrator.errors import UserError
 from orchestrator.subjects import weights
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import (
     ImportedSource,
     OriginalRecipe,
@@ -43,7 +44,7 @@ VERSION = 1
 def prepare(
     definition: SubjectDefinition,
     *,
-    data_root: Path | None,
+    data_root: DataRoot | None,
     cache_dir: Path,
     device: torch.device | str = "cpu",
     on_progress: Progress | None = None,

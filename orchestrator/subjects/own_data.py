@@ -11,6 +11,7 @@ import numpy.typing as npt
 from orchestrator.errors import UserError
 from orchestrator.subjects.files import class_folders, integer_labels, read_npz, read_parquet
 from orchestrator.subjects.images import Encoded, ImageFormat, image_samples, image_shape
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.samples import ArraySamples
 from orchestrator.subjects.splits import Pool, Samples, SplitPlan
 from orchestrator.subjects.subject import SubjectData, assemble
@@ -63,7 +64,7 @@ class OwnData:
     sensitive: tuple[str, tuple[str, ...]] | None = None
     metadata: tuple[str, ...] = ()
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide; the data root isn't needed."""
         parts = self._parts()
         plan = {split: (origin.part, origin.share) for split, origin in self.origins}

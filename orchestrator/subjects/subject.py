@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +17,7 @@ from fixers import Classification, Split, Task, TrainingRecipe
 from fixers.requirements import SubjectFacts
 from orchestrator.errors import UserError
 from orchestrator.subjects.parity import Parity
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
 
 State = dict[str, npt.NDArray[Any]]
@@ -106,7 +106,7 @@ def describe(origin: str, sizes: Mapping[SplitName, int]) -> str:
 class DataSource(Protocol):
     """Where the samples of a subject come from. A frozen dataclass, cheap to pickle."""
 
-    def load(self, data_root: Path | None, limit: int | None) -> SubjectData:
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide the samples.
 
         Raises:
@@ -180,7 +180,7 @@ class SubjectDefinition:
             torch.manual_seed(self.recipe.seed if self.recipe else 0)
             return self.model.build().eval()
 
-    def load_data(self, data_root: Path | None = None) -> SubjectData:
+    def load_data(self, data_root: DataRoot | None = None) -> SubjectData:
         """Read the samples.
 
         Args:
@@ -205,7 +205,7 @@ class SubjectDefinition:
         return data
 
     def facts(
-        self, data_root: Path | None = None, *, data: SubjectData | None = None, has_history: bool = False
+        self, data_root: DataRoot | None = None, *, data: SubjectData | None = None, has_history: bool = False
     ) -> SubjectFacts:
         """What requirements are checked against; known before the original is trained.
 

@@ -4,7 +4,7 @@ import json
 
 import pyarrow as pa
 import pytest
-from object_store import ObjectStore, make_bucket
+from object_store import ENVIRONMENT, ObjectStore, make_bucket
 
 import analysis
 from analysis.errors import ResultsError
@@ -13,12 +13,6 @@ from orchestrator import compaction
 from orchestrator.errors import UserError
 from orchestrator.storage import Patience, StorageError, StorageFullError
 from orchestrator.store import Store
-
-ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 
 
 @pytest.fixture(scope="module")

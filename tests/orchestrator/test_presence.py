@@ -2,14 +2,25 @@
 
 import dataclasses
 import os
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from orchestrator.presence import check_nodes, complaint, loading_nodes, missing
+from orchestrator.presence import (
+    NodeLacksImagesError,
+    check_images,
+    check_nodes,
+    complaint,
+    loading_nodes,
+    missing,
+)
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.corruption import CorruptedData, Corruption
+from orchestrator.subjects.images import ImageFiles, ImageFormat, StreamedSplit
 from orchestrator.subjects.own import OnnxModel, WithWeights
 from orchestrator.subjects.own_data import OwnData
+from orchestrator.subjects.roots import RemoteRoot
 
 
 def asked(*definitions, root=None):
@@ -75,6 +86,32 @@ def test_one_sentence_names_all_nodes_that_lack_the_same():
     assert complaint({"a": [], "b": [lacks]}) == f"On node b: {lacks}"
     many = complaint({name: [lacks] for name in "abcde"} | {"f": ["Other."]})
     assert many == f"On nodes a, b, c and 2 more: {lacks}\nOn node f: Other."
+
+
+def streamed(folder):
+    """A subject whose test split is read from image files as it is asked for."""
+    form, paths = ImageFormat((3, 8, 8)), np.array([b"a.png"])
+    split = StreamedSplit(ImageFiles(folder, paths), form, np.zeros(1, dtype=np.int64), np.arange(1))
+    data = SimpleNamespace(splits=lambda: {"test": split})
+    return SimpleNamespace(data=data, definition=SimpleNamespace(name="faces"))
+
+
+def test_a_node_without_images_that_are_read_later_is_named(tmp_path):
+    check_images(streamed(tmp_path), None)
+    with pytest.raises(
+        NodeLacksImagesError, match=r"On node .* \(.*\): There is no .*/gone, which has the images of face"
+    ):
+        check_images(streamed(tmp_path / "gone"), None)
+
+
+def test_images_of_a_uri_are_fetched_before_a_trial_asks_for_them(tmp_path, monkeypatch):
+    root = RemoteRoot("s3://bucket/data", tmp_path)
+    fetched = []
+    monkeypatch.setattr(
+        RemoteRoot, "fetch", lambda self, name: fetched.append(name) or self.local(name).mkdir(parents=True)
+    )
+    check_images(streamed(root.local("imagenet")), root)
+    assert fetched == ["imagenet"]
 
 
 @pytest.mark.ray

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from idx_files import noise, write_idx, write_mnist
 from PIL import Image
 
 from orchestrator.errors import UserError
@@ -31,25 +32,6 @@ def png(pixels: npt.NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def noise(n: int, *shape: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
-
-
-def write_idx(path: Path, values: npt.NDArray[np.uint8]) -> None:
-    content = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def write_mnist(folder: Path, suffix: str, n_train: int = 600, n_test: int = 100) -> npt.NDArray[np.uint8]:
-    folder.mkdir(parents=True)
-    images = noise(n_train + n_test, 28, 28)
-    labels = (np.arange(n_train + n_test) % 10).astype(np.uint8)
-    for part, rows in (("train", slice(n_train)), ("t10k", slice(n_train, None))):
-        write_idx(folder / f"{part}-images-idx3-ubyte{suffix}", images[rows])
-        write_idx(folder / f"{part}-labels-idx1-ubyte{suffix}", labels[rows])
-    return images
 
 
 def assert_disjoint(data: SubjectData) -> None:

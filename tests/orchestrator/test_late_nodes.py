@@ -1,0 +1,122 @@
+"""Nodes that join a running study without its data: they run trials, and no trial fails because of them."""
+
+import copy
+import pickle  # noqa: TID251 (Ray sends exceptions that way)
+import time
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import ray
+import ray.exceptions
+from driver_process import PATIENCE, Driver, wait_for
+from idx_files import write_mnist
+
+from orchestrator.presence import NodeLacksImagesError
+from orchestrator.scheduler import StudyRun
+from orchestrator.study import TrialSpec
+from orchestrator.subject_tasks import NotLoadedError
+
+PLUGIN = Path(__file__).with_name("cluster_fixers.py")
+SEEDS = 4
+SMALL = {"num_gpus": 0, "object_store_memory": 150_000_000}
+
+
+def test_what_a_node_says_survives_being_sent():
+    error = NotLoadedError("There is no dataset mnist.", "mnist", "0a", "b (10.0.0.2)")
+    copied = copy.copy(pickle.loads(pickle.dumps(error)))  # noqa: S301 (its own)
+    assert str(copied) == "On node b (10.0.0.2): There is no dataset mnist."
+    assert (copied.subject, copied.node_id) == ("mnist", "0a")
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        NotLoadedError("There is no dataset mnist.", "mnist", "0a", "b"),
+        ray.exceptions.ObjectReconstructionFailedError("00", None, ""),
+    ],
+)
+def test_a_subject_that_cannot_be_had_is_no_failure_of_the_trial(tmp_path, cause):
+    spec = TrialSpec("t1", "s", "final", "mnist", "finetune", "{}", 0, "f", "v")
+    store, queue = Mock(), Mock()
+    run = StudyRun(Mock(), {}, store, None, tmp_path, Mock())
+    run.settle_lost_trial(spec, ray.exceptions.RayTaskError("step", "", cause), queue)
+    assert run.lost == {"mnist": cause}
+    queue.again.assert_called_once_with("t1")
+    store.write_trial.assert_not_called()
+
+
+def test_a_node_without_the_images_of_a_trial_ends_the_study(tmp_path):
+    """No row either: the trial runs when the node has them, or is gone."""
+    spec = TrialSpec("t1", "s", "final", "imagenet", "finetune", "{}", 0, "f", "v")
+    store = Mock()
+    run = StudyRun(Mock(), {}, store, None, tmp_path, Mock())
+    cause = NodeLacksImagesError("On node b: There is no /data/imagenet.")
+    with pytest.raises(NodeLacksImagesError):
+        run.settle_lost_trial(spec, ray.exceptions.RayTaskError("step", "", cause), Mock())
+    store.write_trial.assert_not_called()
+
+
+@pytest.fixture
+def roots(tmp_path):
+    write_mnist(tmp_path / "with" / "mnist", "")
+    (tmp_path / "without").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"study: late\nsubjects: [mnist]\nplugins: ['{PLUGIN}']\nfixers: [shows]\nseeds: {SEEDS}\nattack: none\n"
+    )
+    return path
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_late_node_without_the_data_is_left_out_of_loading(tmp_path, roots, study, monkeypatch):
+    """The node that loaded the subject goes; what is left is one that lacks the data, and one that is busy."""
+    from ray.cluster_utils import Cluster
+
+    def add_node(data, **options):
+        monkeypatch.setenv("FIXSTUDY_DATA", str(roots / data))
+        return cluster.add_node(**SMALL, **options)
+
+    monkeypatch.setenv("SHOWS_FOLDER", str(tmp_path))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
+    try:
+        loaded_first = add_node("with", num_cpus=1)
+        # The driver's own folder must not be the one that the nodes are told.
+        driver = Driver(study, tmp_path, "--address", cluster.address, FIXSTUDY_DATA="")
+        wait_for(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")), driver)
+        cluster.remove_node(loaded_first, allow_graceful=False)
+        lacking = add_node("without", num_cpus=1)
+        driver.process.wait(PATIENCE)
+        assert driver.process.returncode == 2
+        assert "There is no dataset mnist at" in driver.said
+        assert "On node" in driver.said
+        assert not driver.rows_so_far()
+
+        # The same command goes on when a node has the data, whatever the other lacks.
+        begun = set(tmp_path.glob("[0-9]*-[0-9]*"))
+        cluster.remove_node(lacking)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        add_node("with", num_cpus=1, resources={"spare": 1})
+        busy = ray.remote(num_cpus=1, resources={"spare": 1}, max_retries=0)(lambda: time.sleep(PATIENCE)).remote()
+        while "spare" in ray.available_resources():
+            time.sleep(0.1)
+        loaded_again = add_node("with", num_cpus=1)
+        driver = Driver(study, tmp_path, "--address", cluster.address, FIXSTUDY_DATA="")
+        wait_for(lambda: set(tmp_path.glob("[0-9]*-[0-9]*")) - begun, driver)
+        cluster.remove_node(loaded_again, allow_graceful=False)
+        add_node("without", num_cpus=1)
+        wait_for(lambda: "is loaded again" in driver.said, driver)
+        ray.cancel(busy, force=True)
+        Path(tmp_path, "go").touch()
+        driver.finish()
+        assert sorted(row[1] for row in driver.rows()) == list(range(SEEDS))
+        assert "FAILURE" not in {row[2] for row in driver.rows()}
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
