@@ -150,6 +150,7 @@ _TRIALS = (
     Column("cores", "float64", "cores busy while fixing, on average: CPU seconds of the process over seconds"),
     Column("host", "string", "name of the node"),
     Column("started_at", "timestamp", "start of the trial"),
+    Column("run", "int64", "which run of the study wrote the row: each has a larger number than all rows before it"),
     Column("subject_fingerprint", "string", "fingerprint of the subject"),
     Column("code_version", "string", "hash of the code of the approach"),
     Column("fixstudy_version", "string", "version of this package"),

@@ -1,11 +1,13 @@
 -- What most questions start from. Over `trials`, `predictions`, `subjects`. Means are taken in a fixed order: the same
 -- results give the same figures to the last bit, and equal choices are not told apart by rounding.
 
--- The newest row of every stage, fixer, subject, parameters and seed. Older ones are of earlier code or data.
+-- The newest row of every stage, fixer, subject, parameters and seed. Older ones are of earlier code or data, and so of
+-- earlier runs: clocks of nodes differ, and jump.
 CREATE OR REPLACE VIEW latest AS
 FROM trials
 QUALIFY row_number() OVER (
-    PARTITION BY stage, fixer, subject, params, seed ORDER BY started_at DESC NULLS LAST, trial_id
+    PARTITION BY stage, fixer, subject, params, seed
+    ORDER BY run DESC NULLS LAST, started_at DESC NULLS LAST, trial_id
 ) = 1;
 
 -- Final trials with one choice of parameters per fixer and subject: the best on valid. Test plays no part in it.

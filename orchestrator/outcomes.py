@@ -113,7 +113,7 @@ def judge_exception(error: BaseException, phase: str) -> Verdict:
     if isinstance(error, UnadaptableError):
         return unadaptable("declared_by_fixer", message)
     if isinstance(error, DeadlineExceededError):
-        return failure(ReasonCode.TIMEOUT, f"The time limit passed during {phase}; the fixer stopped as asked.")
+        return failure(ReasonCode.TIMEOUT, f"The time limit passed during {phase}; the fixer stopped as asked.", trace)
     if isinstance(error, FixFailedError):
         return failure(ReasonCode.EXCEPTION, message, trace)
     return failure(ReasonCode.EXCEPTION, f"{type(error).__name__} during {phase}: {message}", trace)

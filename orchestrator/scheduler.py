@@ -44,7 +44,7 @@ from orchestrator.shared_cache import forget
 from orchestrator.storage import StorageError
 from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
-from orchestrator.subject_tasks import NotLoadedError, SubjectLoader
+from orchestrator.subject_tasks import SubjectLoader
 from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.sweeps import Choice
@@ -194,11 +194,13 @@ class StudyRun:
     loader: SubjectLoader = field(init=False)
     """Of the subjects, from :meth:`load_subjects` on."""
     subjects: dict[str, LoadedSubject] = field(default_factory=dict)
-    lost: dict[str, BaseException] = field(default_factory=dict)
-    """Subjects that a trial couldn't get, with the reason; they are loaded again before the next trial."""
+    lost: set[str] = field(default_factory=set)
+    """Subjects that no node holds any more; they are loaded again before the next trial."""
     plan: Plan | None = None
     packing: Packing = field(default_factory=lambda: Packing(1, None))
     """How trials share GPUs."""
+    number: int = 1
+    """Of this run: larger than that of every row before it."""
     gpus: float = 0.0
     """GPUs of a trial that shares none."""
     final: bool = True
@@ -222,6 +224,8 @@ class StudyRun:
             needs_history(self.study),
             self._gpus(),
             self.monitor,
+            # The name, not the method: a display may take its place after the run was made.
+            lambda sentence: self.on_event(sentence),
         )
         references, self.subjects = self.loader.load()
         for subject in self.subjects.values():
@@ -234,9 +238,9 @@ class StudyRun:
         Raises:
             UserError: no node can load one of them, or its data aren't what they were.
         """
-        for name, error in self.lost.items():
-            self.on_event(f"the subject {name} is loaded again, because it was lost with its node ({_in_short(error)})")
-            references[name], loaded = self.loader.load_again(name, error)
+        for name in self.lost:
+            self.on_event(f"{name} was lost with the last node that held it, and is loaded again")
+            references[name], loaded = self.loader.load_again(name)
             if loaded.fingerprint != self.subjects[name].fingerprint:
                 raise UserError(
                     f"The data or the model of {name} aren't what they were when the study began, so its trials "
@@ -257,6 +261,7 @@ class StudyRun:
         references = self.load_subjects()
         plan = self.plan = self._without_failures(make_plan(self.study, self.subjects, self.store.done()))
         self._note_plan(plan.planned)
+        self.number = 1 + max((row["run"] or 0 for row in self.store.rows(["run"])), default=0)
         if others := outdated(plan, self.store).total():
             self.on_event(f"{others} rows are of other code of their approach: they stay, and their trials run again")
         figures = figures_on_valid(self.store) if any(entry.adapt for entry in self.study.fixers) else {}
@@ -298,8 +303,8 @@ class StudyRun:
         if isinstance(cause := getattr(error, "cause", None), StorageError | NodeLacksImagesError):
             # No fault of the trial's, and nobody could write its row: it runs when the study goes on.
             raise cause
-        if isinstance(cause, NotLoadedError | ray.exceptions.ObjectLostError):
-            self.lost.setdefault(spec.subject, cause)
+        if isinstance(cause, ray.exceptions.ObjectLostError):
+            self.lost.add(spec.subject)
             queue.again(spec.trial_id)
             return
         verdict = self._row_of(spec.trial_id)
@@ -367,6 +372,7 @@ class StudyRun:
             "accuracy_valid_original": subject.accuracy["valid"],
             "n_test": subject.row["n_test"],
             "started_at": datetime.now(UTC),
+            "run": self.number,
         }
 
     def _store_unadaptable(self, plan: Plan) -> None:
@@ -412,6 +418,7 @@ class StudyRun:
             accuracy_original={name: subject.accuracy["test"] for name, subject in self.subjects.items()},
             monitor=self.monitor,
             cache_folder=str(self.cache_dir / "intermediate"),
+            run=self.number,
             data_root=self.data_root,
             plugins=tuple(self.study.plugins),
             most_bytes=self.study.resources.memory,
@@ -494,10 +501,6 @@ def _placement(resources: Mapping[str, float], config: Mapping[str, Any]) -> tun
 
 def _picture_task(loaded: tuple[Subject, Any], samples: list[int], store: Store) -> int:
     return store_pictures(loaded[0], samples, store)
-
-
-def _in_short(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _is_lost(seen: Sighting | None) -> bool:

@@ -5,7 +5,7 @@ have them all, the one that wants the subject among them; and it might run on a 
 data. So Ray is told not to. The driver loads the subject again between trials, and leaves out nodes that failed to.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class SubjectLoader:
         keep_history: whether a fixer of the study needs the weights after each epoch.
         gpus: that loading a subject takes.
         monitor: handle of the monitor actor.
+        on_event: told in a sentence which nodes are left out.
     """
 
     definitions: Mapping[str, SubjectDefinition]
@@ -69,6 +70,7 @@ class SubjectLoader:
     keep_history: bool
     gpus: float
     monitor: Any
+    on_event: Callable[[str], None]
     unfit: dict[str, NotLoadedError] = field(default_factory=dict)
     """Nodes that couldn't load a subject, by id; they still run trials."""
 
@@ -88,26 +90,21 @@ class SubjectLoader:
             # The only machine needs no name.
             raise UserError(str(error) if len(capacity.live_nodes()) > 1 else error.sentence) from error
 
-    def load_again(self, name: str, error: BaseException) -> tuple[Any, LoadedSubject]:
-        """Load a subject that was lost, on a node that hasn't failed to.
-
-        Args:
-            name: of the subject.
-            error: with which it couldn't be had.
+    def load_again(self, name: str) -> tuple[Any, LoadedSubject]:
+        """Load a subject whose last node is gone, on a node that hasn't failed to load one.
 
         Raises:
             UserError: no node is left that could; the sentences name those that couldn't.
         """
         while True:
-            if isinstance(error, NotLoadedError):
-                self.unfit[error.node_id] = error
             fit = [node for node in loading_nodes(ray.nodes(), self.gpus) if node["NodeID"] not in self.unfit]
             if self.unfit and not fit:
                 raise UserError(complaint({each.node: [each.sentence] for each in self.unfit.values()}))
             try:
                 references, loaded = self._load([name])
-            except NotLoadedError as another:
-                error = another
+            except NotLoadedError as error:
+                self.unfit[error.node_id] = error
+                self.on_event(f"{str(error).rstrip('.')}; it is left out of loading")
             else:
                 return references[name], loaded[name]
 

@@ -65,6 +65,8 @@ class WorkerContext:
     monitor: Any
     """Handle of the monitor actor."""
     cache_folder: str
+    run: int
+    """Number of the run."""
     data_root: DataRoot | None
     """Of the datasets on the nodes."""
     plugins: tuple[str, ...]
@@ -121,7 +123,7 @@ class TrialWorker(tune.Trainable):
             record = self._run()
         self._watchdog.disarm()
         record.row["log_tail"] = self._log.text(CHARACTERS_WHEN_OK if record.row["outcome"] == "OK" else CHARACTERS)
-        record.row |= self._gpus
+        record.row |= {"run": self._context.run, **self._gpus}
         self._store(record)
         if record.device_broken:
             raise DeviceBrokenError(f"The device failed in trial {self._spec.trial_id}; its row is stored.")
@@ -218,6 +220,7 @@ class TrialWorker(tune.Trainable):
             "attempts": 1,
             "fix_seconds": seconds if self._phase == "fix" else None,
             "started_at": datetime.now(UTC),
+            "run": self._context.run,
             "traceback": stack[-outcomes.TRACEBACK_CHARACTERS :],
             "log_tail": self._log.text(),
             **columns,

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 
 import duckdb
 import fsspec
@@ -329,6 +330,17 @@ def test_the_newest_of_repeated_trials_counts(small):
     found = {row[0] for row in con.sql("SELECT trial_id FROM latest").fetchall()}
     assert "newer" in found
     assert old["trial_id"] not in found
+
+
+def test_a_clock_that_jumps_back_makes_no_older_row_the_newest(small):
+    """The node that ran the trial again was an hour behind, or a day ahead the first time."""
+    old, start = small.trials[0], max(t["started_at"] for t in small.trials)
+    small.write_trial({**old, "trial_id": "of-run-1", "run": 1, "started_at": start + timedelta(days=1)})
+    small.write_trial({**old, "trial_id": "of-run-2", "run": 2, "started_at": start - timedelta(hours=1)})
+    con = analysis.open(small.folder)
+    found = {row[0] for row in con.sql("SELECT trial_id FROM latest").fetchall()}
+    assert "of-run-2" in found
+    assert not found & {"of-run-1", old["trial_id"]}
 
 
 def test_a_fixer_without_final_trials_shows_why(tmp_path):

@@ -92,6 +92,12 @@ def test_a_killed_fixer_tells_where_it_was(provoked):
     assert "time.sleep(3600)" in row["traceback"]
 
 
+def test_a_fixer_that_stops_at_its_deadline_tells_where_it_was(provoked):
+    (row,) = rows(provoked[0], where="fixer = 'takes_too_long'")
+    assert "in fix\n" in row["traceback"]
+    assert "check_deadline()" in row["traceback"]
+
+
 def test_a_corrupted_fix_keeps_its_metrics(provoked):
     (row,) = rows(provoked[0], where="fixer = 'ruins_accuracy'")
     assert row["accuracy_fixed"] < 0.3
@@ -128,14 +134,16 @@ def test_running_again_runs_nothing(provoked, ray_address):
 @pytest.mark.slow
 def test_only_what_is_missing_runs(provoked, ray_address):
     results, _ = provoked
-    before = {row["fixer"]: row for row in rows(results, "fixer, trial_id, started_at")}
+    before = {row["fixer"]: row for row in rows(results, "fixer, trial_id, started_at, run")}
     for fixer in ("does_nothing", "ruins_accuracy"):
         (results / "trials" / f"{before[fixer]['trial_id']}.parquet").unlink()
     assert run_study(EXAMPLES / "outcomes.yaml", results=str(results), address=ray_address).ran == 2
-    after = {row["fixer"]: row for row in rows(results, "fixer, trial_id, started_at")}
+    after = {row["fixer"]: row for row in rows(results, "fixer, trial_id, started_at, run")}
     assert {name: row["trial_id"] for name, row in after.items()} == {n: row["trial_id"] for n, row in before.items()}
     changed = {name for name in after if after[name]["started_at"] != before[name]["started_at"]}
     assert changed == {"does_nothing", "ruins_accuracy"}
+    assert {row["run"] for row in before.values()} == {1}
+    assert {name for name, row in after.items() if row["run"] == 2} == changed
 
 
 def test_other_settings_are_refused_in_the_same_folder(provoked, ray_address, study_file):
