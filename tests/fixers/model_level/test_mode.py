@@ -162,7 +162,7 @@ def test_when_images_of_a_class_run_out_the_next_one_follows(make_problem):
     assert sorted(torch.cat([batch.chosen, batch.random]).tolist()) == [0, 1, 2]
 
 
-def test_features_choose_better_than_chance(starved):
+def test_features_choose_better_than_chance(starved, digits):
     """The planted class, on held-out data, over five seeds; the control is alpha = 0, with as many images."""
     gains = []
     for seed in range(5):
@@ -172,7 +172,7 @@ def test_features_choose_better_than_chance(starved):
             fixer = dataclasses.replace(QUICK, alpha=alpha, pool_share=0.08, rounds=2)
             fixed = fix(fixer, problem)
             assert sum(row["images"] for row in problem.notes["rounds"]) == 2 * round(0.08 * len(problem.repair))
-            after[alpha] = accuracy_of(fixed, problem.valid, PLANTED, problem)
+            after[alpha] = accuracy_of(fixed, digits["held_out"], PLANTED, problem)
         gains.append(after[0.5] - after[0.0])
     assert sum(gains) / 5 > 0.1
     assert min(gains) > -0.1
