@@ -18,9 +18,12 @@
 -- column only_a_right: test samples right with fixer_a and wrong with fixer_b [samples]
 -- column only_b_right: test samples right with fixer_b and wrong with fixer_a [samples]
 -- column rank: by repaired_either, then fewest broken_either; 1 is the subject's best pair
-WITH fixers AS (
-    SELECT subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
+WITH judged AS MATERIALIZED (
     FROM whole
+),
+fixers AS (
+    SELECT subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
+    FROM judged
     GROUP BY subject, fixer
 ),
 sets AS MATERIALIZED (
@@ -29,7 +32,7 @@ sets AS MATERIALIZED (
         count(*) FILTER (repaired) > $share * any_value(n_seeds) AS is_repaired,
         count(*) FILTER (broken) > $share * any_value(n_seeds) AS is_broken
     FROM changes
-    SEMI JOIN whole USING (trial_id)
+    SEMI JOIN judged USING (trial_id)
     JOIN fixers USING (subject, fixer)
     GROUP BY subject, fixer, sample_id
     HAVING is_repaired OR is_broken

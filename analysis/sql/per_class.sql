@@ -12,16 +12,19 @@
 -- column negative_flip_rate: n_broken / n_test of the class; lower is better [fraction]
 -- column recall_original: share of the class that the original gets right; higher is better [fraction]
 -- column recall_fixed: share of the class that the fixed model gets right; higher is better [fraction]
-WITH fixers AS (
-    SELECT subject, fixer, count(*) AS n_ok
+WITH judged AS MATERIALIZED (
     FROM whole
+),
+fixers AS (
+    SELECT subject, fixer, count(*) AS n_ok
+    FROM judged
     GROUP BY subject, fixer
 ),
 classes AS (
     -- Label and original prediction are the same in every trial of a subject, so one that is whole has them.
     SELECT j.subject, p.label, count(*) AS n_test, count(*) FILTER (p.original <> p.label) AS n_wrong
     FROM predictions AS p
-    JOIN (SELECT subject, min(trial_id) AS trial_id FROM whole GROUP BY subject) AS j USING (trial_id)
+    JOIN (SELECT subject, min(trial_id) AS trial_id FROM judged GROUP BY subject) AS j USING (trial_id)
     GROUP BY j.subject, p.label
 ),
 changed AS (
@@ -30,7 +33,7 @@ changed AS (
         count(*) FILTER (repaired) AS repairs,
         count(*) FILTER (broken) AS breaks
     FROM changes
-    SEMI JOIN whole USING (trial_id)
+    SEMI JOIN judged USING (trial_id)
     GROUP BY subject, fixer, label
 )
 SELECT

@@ -13,9 +13,12 @@
 -- column negative_flip_rate: n_broken / n_test of the group; lower is better [fraction]
 -- column accuracy_original: accuracy of the original on the group; higher is better [fraction]
 -- column accuracy_fixed: accuracy of the fixed model on the group; higher is better [fraction]
-WITH fixers AS (
-    SELECT subject, fixer, count(*) AS n_ok, min(subject_fingerprint) AS fingerprint
+WITH judged AS MATERIALIZED (
     FROM whole
+),
+fixers AS (
+    SELECT subject, fixer, count(*) AS n_ok, min(subject_fingerprint) AS fingerprint
+    FROM judged
     WHERE aaod_fixed IS NOT NULL
     GROUP BY subject, fixer
 ),
@@ -23,7 +26,7 @@ groups AS (
     -- Group, label and original prediction are the same in every trial of a subject, so one that is whole has them.
     SELECT j.subject, p."group", count(*) AS n_test, count(*) FILTER (p.original <> p.label) AS n_wrong
     FROM predictions AS p
-    JOIN (SELECT subject, min(trial_id) AS trial_id FROM whole GROUP BY subject) AS j USING (trial_id)
+    JOIN (SELECT subject, min(trial_id) AS trial_id FROM judged GROUP BY subject) AS j USING (trial_id)
     WHERE p."group" IS NOT NULL
     GROUP BY j.subject, p."group"
 ),
@@ -33,7 +36,7 @@ changed AS (
         count(*) FILTER (repaired) AS repairs,
         count(*) FILTER (broken) AS breaks
     FROM changes
-    SEMI JOIN whole USING (trial_id)
+    SEMI JOIN judged USING (trial_id)
     WHERE "group" IS NOT NULL
     GROUP BY subject, fixer, "group"
 )

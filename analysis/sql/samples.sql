@@ -11,7 +11,7 @@
 -- column n_repaired: of these, trials that repair the sample [trials]
 -- column n_broken: of these, trials that break it [trials]
 -- column fixers: fixers with at least one such trial, in alphabetical order
-WITH judged AS (
+WITH judged AS MATERIALIZED (
     SELECT
         trial_id, subject, fixer, subject_fingerprint,
         count(*) OVER (PARTITION BY subject) AS n_trials,

@@ -12,14 +12,17 @@
 -- column broken_by_any: samples that at least one seed breaks [samples]
 -- column broken_by_all: samples that every seed breaks [samples]
 -- column breakage_agreement: pooled Jaccard overlap of the seeds' broken sets over all pairs [fraction]
-WITH fixers AS (
+WITH judged AS MATERIALIZED (
+    FROM whole
+),
+fixers AS (
     SELECT
         subject, fixer, count(*) AS n_ok,
         max(accuracy_fixed) - min(accuracy_fixed) AS accuracy_spread,
         max(repair_rate) - min(repair_rate) AS repair_rate_spread,
         max(negative_flip_rate) - min(negative_flip_rate) AS negative_flip_rate_spread
     FROM selected
-    SEMI JOIN whole USING (trial_id)
+    SEMI JOIN judged USING (trial_id)
     GROUP BY subject, fixer
 ),
 samples AS (
@@ -28,7 +31,7 @@ samples AS (
         count(*) FILTER (repaired) AS repairs,
         count(*) FILTER (broken) AS breaks
     FROM changes
-    SEMI JOIN whole USING (trial_id)
+    SEMI JOIN judged USING (trial_id)
     GROUP BY subject, fixer, sample_id
 )
 -- A sample repaired by k of n seeds is in the intersection of k (k - 1) / 2 pairs and in the union of all pairs but

@@ -9,15 +9,18 @@
 -- column unique_rate: n_unique / n_wrong [fraction]
 -- column n_repaired_by_any: failures of the subject that at least one fixer repairs [samples]
 -- column n_never: failures of the subject that no fixer repairs; lower is better [samples]
-WITH fixers AS (
-    SELECT subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
+WITH judged AS MATERIALIZED (
     FROM whole
+),
+fixers AS (
+    SELECT subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
+    FROM judged
     GROUP BY subject, fixer
 ),
 sets AS (
     SELECT subject, fixer, sample_id
     FROM changes
-    SEMI JOIN whole USING (trial_id)
+    SEMI JOIN judged USING (trial_id)
     JOIN fixers USING (subject, fixer)
     WHERE repaired
     GROUP BY subject, fixer, sample_id
