@@ -137,6 +137,31 @@ def test_blocks_dont_change_what_is_drawn(monkeypatch):
         assert all(np.array_equal(one[metric], whole[name][metric]) for metric in b.METRICS)
 
 
+@pytest.mark.parametrize(("n_images", "rest"), [(60, (40, 900)), (60, (0, 4)), (3, (1, 2, 5)), (64, ()), (0, (7, 3))])
+def test_a_replicate_draws_as_many_images_as_there_are_with_replacement(n_images, rest):
+    """Means, variances and sums of what is drawn are those of a multinomial over all images."""
+    sizes = np.array([1] * n_images + list(rest), dtype=float)
+    n, replicates = int(sizes.sum()), 4000
+    weights = np.zeros((n_images + len(rest), 1 + replicates))
+    for own, drawn in b.resampled(n_images, rest, replicates, seed=1):
+        weights[:, own] = drawn[: n_images + len(rest)]
+    assert (weights[:, 0] == sizes).all()
+    drawn = weights[:, 1:]
+    assert (drawn.sum(axis=0) == n).all()
+    groups = [
+        slice(0, 1),
+        slice(0, n_images),
+        slice(0, n_images // 2),
+        *(slice(n_images + k, None) for k in range(len(rest))),
+    ]
+    for group in groups:
+        total, share = drawn[group].sum(axis=0), sizes[group].sum() / n
+        # The mean of 4,000 draws is known to 1.6 % of their deviation and their variance to 2.2 %.
+        deviation = np.sqrt(n * share * (1 - share))
+        assert total.mean() == pytest.approx(n * share, abs=0.08 * deviation + 1e-9)
+        assert total.var() == pytest.approx(deviation**2, rel=0.12, abs=1e-9)
+
+
 def test_no_fixer_and_no_images():
     assert b.replicate({}, 10, 90) == {}
     nothing = b.replicate({"a": _flips(0, 0, kept=(0, 0))}, 0, 0)
