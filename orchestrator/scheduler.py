@@ -23,7 +23,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import capacity, gpus, outcomes, packing
+from orchestrator import capacity, gpus, outcomes, packing, plugins
 from orchestrator.adaptation import figures_on_valid, record, record_name
 from orchestrator.control import Stopping, StudyStoppedError
 from orchestrator.errors import UserError
@@ -420,7 +420,7 @@ class StudyRun:
             cache_folder=str(self.cache_dir / "intermediate"),
             run=self.number,
             data_root=self.data_root,
-            plugins=tuple(self.study.plugins),
+            plugins=plugins.packed(self.study.plugins),
             most_bytes=self.study.resources.memory,
         )
         most, self.gpus = self.study.resources.share_gpu, self._gpus()

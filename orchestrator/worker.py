@@ -29,6 +29,7 @@ from orchestrator.monitor import Sighting
 from orchestrator.news import pause_when_full
 from orchestrator.objectives import COLUMNS
 from orchestrator.packing import wall_in
+from orchestrator.plugins import Plugin
 from orchestrator.presence import check_images
 from orchestrator.shared_cache import SharedCache
 from orchestrator.store import Store
@@ -69,8 +70,8 @@ class WorkerContext:
     """Number of the run."""
     data_root: DataRoot | None
     """Of the datasets on the nodes."""
-    plugins: tuple[str, ...]
-    """Files and modules with approaches from elsewhere."""
+    plugins: tuple[Plugin, ...]
+    """Approaches from elsewhere, with their code."""
     most_bytes: int | None = None
     """Host memory that a trial's process may take."""
 
@@ -97,7 +98,7 @@ class TrialWorker(tune.Trainable):
         self._phase: Phase = "load"
         self._since = self._last_progress = time.monotonic()
         for plugin in context.plugins:
-            registry.load(plugin)
+            plugin.load(Path(context.cache_folder).with_name("plugins"))
         # The first look-up imports every approach; that isn't part of anybody's fixing time.
         registry.all_fixers()
         prepare_torch(self._device)
