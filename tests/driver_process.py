@@ -6,21 +6,33 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 PATIENCE = 300.0
-COLUMNS = "trial_id, seed, outcome, accuracy_fixed, n_repaired, n_broken"
+MAY_DIFFER = (
+    "host", "run", "started_at", "fix_seconds", "evaluate_seconds", "load_seconds", "cores", "peak_host_bytes",
+    "peak_device_bytes", "attempt_log",
+)  # fmt: skip
+"""Columns that say where and when a trial ran and how long it took; all others are the same whatever happened."""
 
 
 class Driver:
     """``fixstudy run`` in a process of its own; ``prefix`` is a command that runs it somewhere else."""
 
     def __init__(
-        self, study: Path, folder: Path, *options: str, prefix: Sequence[str] = (), **environment: str
+        self,
+        study: Path,
+        folder: Path,
+        *options: str,
+        prefix: Sequence[str] = (),
+        results: str | None = None,
+        **environment: str,
     ) -> None:
         self.results, self._log = folder / "results", folder / "driver.log"
-        command = [sys.executable, "-m", "orchestrator.cli", "run", str(study), "--results", str(self.results)]
+        place = str(results or self.results)
+        command = [sys.executable, "-m", "orchestrator.cli", "run", str(study), "--results", place]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*prefix, *command, *options],
@@ -39,9 +51,21 @@ class Driver:
         self.process.wait(PATIENCE)
         assert self.process.returncode == 0, self.said
 
-    def rows(self) -> list[tuple[object, ...]]:
-        files = f"{self.results}/trials/*.parquet"
-        return duckdb.sql(f"select {COLUMNS} from read_parquet('{files}') order by fixer, seed").fetchall()
+    def rows(self) -> list[dict[str, Any]]:
+        """All that a study found: every column that must not differ, and the predictions of each trial."""
+        trials = f"read_parquet('{self.results}/trials/*.parquet', union_by_name=true)"
+        predictions = f"read_parquet('{self.results}/predictions/*.parquet')"
+        found: list[dict[str, Any]] = (
+            duckdb.sql(f"""
+                select t.* exclude ({", ".join(MAY_DIFFER)}), p.predicted
+                from {trials} t left join (
+                    select trial_id, list((sample_id, label, original, fixed) order by sample_id) as predicted
+                    from {predictions} group by trial_id
+                ) p using (trial_id)
+                order by fixer, seed
+            """).to_arrow_table().to_pylist()
+        )  # fmt: skip
+        return found
 
     def rows_so_far(self) -> bool:
         """Whether any trial has its row."""

@@ -98,12 +98,17 @@ def end_everything_of(head, folder):
 
 def alive(environment):
     """GPU nodes that are alive, as a driver of the cluster sees them; None when the head doesn't answer."""
+    done = look(environment)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def look(environment):
+    """A driver that joins the cluster and counts."""
     code = (
         f"import ray; ray.init('{ADDRESS}', log_to_driver=False, logging_level='ERROR');"
         "print(sum(n['Alive'] and n['Resources'].get('GPU', 0) > 0 for n in ray.nodes()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
 def wait(condition, folder):
@@ -122,10 +127,18 @@ def test_nodes_start_for_a_study_and_end_after_it(launched, tmp_path):
     assert alive(launched) == 0
     driver = Driver(study, tmp_path, "--address", ADDRESS, **launched)
     driver.finish()
-    assert [row[2] for row in driver.rows()] == ["OK"] * 4
+    assert [row["outcome"] for row in driver.rows()] == ["OK"] * 4
     wait(lambda: alive(launched) == 0, tmp_path)
 
 
-def test_without_the_token_nobody_gets_in(launched, tmp_path):
-    stranger = {name: value for name, value in launched.items() if name != "RAY_AUTH_TOKEN_PATH"}
-    assert alive(stranger) is None
+@pytest.mark.parametrize("token", [None, "another"])
+def test_without_the_token_nobody_gets_in(launched, tmp_path, token):
+    """It is the head that refuses: the stranger asks for no token of his own, or has a wrong one."""
+    stranger = {name: value for name, value in launched.items() if not name.startswith("RAY_AUTH_")}
+    stranger["HOME"] = str(tmp_path / "elsewhere")
+    if token is not None:
+        stranger |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    refused = look(stranger)
+    assert refused.returncode != 0
+    assert "token" in refused.stderr.lower()
+    assert alive(launched) == 0, "the head answers who has it"

@@ -2,6 +2,7 @@
 
 import copy
 import pickle  # noqa: TID251 (Ray sends exceptions that way)
+import re
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,7 +19,7 @@ from orchestrator.study import TrialSpec
 from orchestrator.subject_tasks import NotLoadedError
 
 PLUGIN = Path(__file__).with_name("cluster_fixers.py")
-SEEDS = 4
+SEEDS = 3
 SMALL = {"num_gpus": 0, "object_store_memory": 150_000_000}
 
 
@@ -52,14 +53,9 @@ def test_a_node_without_the_images_of_a_trial_ends_the_study(tmp_path):
 
 
 @pytest.fixture
-def roots(tmp_path):
-    write_mnist(tmp_path / "with" / "mnist", "")
-    (tmp_path / "without").mkdir()
-    return tmp_path
-
-
-@pytest.fixture
 def study(tmp_path):
+    write_mnist(tmp_path / "with" / "mnist", "", n_train=120, n_test=40)
+    (tmp_path / "without").mkdir()
     path = tmp_path / "study.yaml"
     path.write_text(
         f"study: late\nsubjects: [mnist]\nplugins: ['{PLUGIN}']\nfixers: [shows]\nseeds: {SEEDS}\nattack: none\n"
@@ -67,51 +63,65 @@ def study(tmp_path):
     return path
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_late_node_without_the_data_is_left_out_of_loading(tmp_path, roots, study, monkeypatch):
-    """The node that loaded the subject goes; what is left is one that lacks the data, and one that is busy."""
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A head without cores; what a node has of data is in the folder that it is told of."""
     from ray.cluster_utils import Cluster
-
-    def add_node(data, **options):
-        monkeypatch.setenv("FIXSTUDY_DATA", str(roots / data))
-        return cluster.add_node(**SMALL, **options)
 
     monkeypatch.setenv("SHOWS_FOLDER", str(tmp_path))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL})
-    try:
-        loaded_first = add_node("with", num_cpus=1)
-        # The driver's own folder must not be the one that the nodes are told.
-        driver = Driver(study, tmp_path, "--address", cluster.address, FIXSTUDY_DATA="")
-        wait_for(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")), driver)
-        cluster.remove_node(loaded_first, allow_graceful=False)
-        lacking = add_node("without", num_cpus=1)
-        driver.process.wait(PATIENCE)
-        assert driver.process.returncode == 2
-        assert "There is no dataset mnist at" in driver.said
-        assert "On node" in driver.said
-        assert not driver.rows_so_far()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
 
-        # The same command goes on when a node has the data, whatever the other lacks.
-        begun = set(tmp_path.glob("[0-9]*-[0-9]*"))
-        cluster.remove_node(lacking)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        add_node("with", num_cpus=1, resources={"spare": 1})
-        busy = ray.remote(num_cpus=1, resources={"spare": 1}, max_retries=0)(lambda: time.sleep(PATIENCE)).remote()
-        while "spare" in ray.available_resources():
-            time.sleep(0.1)
-        loaded_again = add_node("with", num_cpus=1)
-        driver = Driver(study, tmp_path, "--address", cluster.address, FIXSTUDY_DATA="")
-        wait_for(lambda: set(tmp_path.glob("[0-9]*-[0-9]*")) - begun, driver)
-        cluster.remove_node(loaded_again, allow_graceful=False)
-        add_node("without", num_cpus=1)
-        wait_for(lambda: "without/mnist" in driver.said, driver)
-        assert "it is left out of loading" in driver.said
-        ray.cancel(busy, force=True)
-        Path(tmp_path, "go").touch()
-        driver.finish()
-        assert sorted(row[1] for row in driver.rows()) == list(range(SEEDS))
-        assert "FAILURE" not in {row[2] for row in driver.rows()}
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+
+@pytest.fixture
+def add_node(cluster, tmp_path, monkeypatch):
+    def add(data, **options):
+        monkeypatch.setenv("FIXSTUDY_DATA", str(tmp_path / data))
+        return cluster.add_node(num_cpus=1, **SMALL, **options)
+
+    return add
+
+
+def begin(study, tmp_path, cluster):
+    """A driver with a trial in flight."""
+    # The driver's own folder must not be the one that the nodes are told.
+    driver = Driver(study, tmp_path, "--address", cluster.address, FIXSTUDY_DATA="")
+    wait_for(lambda: list(tmp_path.glob("[0-9]*-[0-9]*")), driver)
+    return driver
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lone_late_node_without_the_data_ends_the_study_with_a_sentence(tmp_path, study, cluster, add_node):
+    loaded = add_node("with")
+    driver = begin(study, tmp_path, cluster)
+    cluster.remove_node(loaded, allow_graceful=False)
+    add_node("without")
+    driver.process.wait(PATIENCE)
+    assert driver.process.returncode == 2
+    assert re.search(r"On node .* \(.*\): There is no dataset mnist at .*without/mnist", driver.said)
+    assert not driver.rows_so_far()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_late_node_without_the_data_is_left_out_of_loading(tmp_path, study, cluster, add_node):
+    """The node that loaded the subject goes; what is left is one that lacks the data, and one that is busy."""
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    add_node("with", resources={"spare": 1})
+    busy = ray.remote(num_cpus=1, resources={"spare": 1}, max_retries=0)(lambda: time.sleep(2 * PATIENCE)).remote()
+    while "spare" in ray.available_resources():
+        time.sleep(0.1)
+    loaded = add_node("with")
+    driver = begin(study, tmp_path, cluster)
+    cluster.remove_node(loaded, allow_graceful=False)
+    add_node("without")
+    wait_for(lambda: "it is left out of loading" in driver.said, driver)
+    assert "without/mnist" in driver.said
+    ray.cancel(busy, force=True)
+    Path(tmp_path, "go").touch()
+    driver.finish()
+    assert [row["seed"] for row in driver.rows()] == list(range(SEEDS))
+    assert "FAILURE" not in {row["outcome"] for row in driver.rows()}

@@ -92,7 +92,7 @@ def test_nodes_share_nothing_but_the_results(two_machines, tmp_path):
         study, tmp_path, "--address", f"{HEAD}:{PORT}", prefix=beside_the_head, FIXSTUDY_CACHE="/tmp/cache", **token
     )
     driver.finish()
-    assert [row[2] for row in driver.rows()] == ["OK"] * 3
+    assert [row["outcome"] for row in driver.rows()] == ["OK"] * 3
     for process in processes:
         process.terminate()
 
