@@ -156,10 +156,24 @@ def main() -> int:
             print(f"{ratio:.2f} x the minimum of {1000 * least:.1f} ms a trial, in the second half", flush=True)
         # `status` is a process of its own in real life.
         peak = max(peak, *(figures[f"{phase}_bytes"] for phase in ("plan", "schedule", "compact")))
+    sentences, holds = judge(costs, peak)
+    print("\n".join(sentences))
+    return int(not holds)
+
+
+def judge(costs: dict[int, float], peak: float) -> tuple[list[str], bool]:
+    """What the figures say, and whether the limits hold.
+
+    Args:
+        costs: CPU seconds of the driver per trial, by number of trials.
+        peak: bytes.
+    """
     growth = costs[max(costs)] / costs[min(costs)]
-    print(f"A trial of {max(costs):,} costs the driver {growth:.2f} x one of {min(costs):,}.")
-    print(f"The driver's peak is {peak / 1e6:,.0f} MB.")
-    return int(growth > MOST_GROWTH or peak > MOST_BYTES)
+    sentences = [
+        f"A trial of {max(costs):,} costs the driver {growth:.2f} x one of {min(costs):,}.",
+        f"The driver's peak is {peak / 1e6:,.0f} MB.",
+    ]
+    return sentences, growth <= MOST_GROWTH and peak <= MOST_BYTES
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ import sys
 import ray
 from orchestrator import gpus
 from orchestrator.run import run_study
-ray.init(num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+cpus, number = map(int, sys.argv[3:])
+ray.init(num_cpus=cpus, num_gpus=number, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 gpus.smallest_bytes = lambda: 80 * 2**30
 run_study(sys.argv[1], results=sys.argv[2])
 """
@@ -85,18 +86,11 @@ def test_a_study_shares_gpus_and_gives_more_to_what_ran_out(tmp_path):
     study, results = tmp_path / "study.yaml", tmp_path / "results"
     plugin = Path(__file__).parents[2] / "examples" / "misbehaving_fixers.py"
     study.write_text(
-        f"study: packed\nsubjects: [digits]\nplugins: ['{plugin}']\nfixers: [runs_out_of_memory_once, does_nothing]\n"
+        f"study: packed\nsubjects: [digits]\nplugins: ['{plugin}']\n"
+        "fixers: [runs_out_of_memory_once, does_nothing, ruins_accuracy]\n"
         "seeds: 5\nattack: none\nkeep_models: none\npictures: false\nresources: {share_gpu: 4}\n"
     )
-    store = Store(results)
-    store.create()
-    for fixer in ("runs_out_of_memory_once", "does_nothing"):
-        measured = row() | {"trial_id": f"earlier-{fixer}", "fixer": fixer, "subject": "digits", "outcome": "OK"}
-        store.write_trial(measured | {"fix_seconds": 1.0})
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(study), str(results)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_measured(study, results, ("runs_out_of_memory_once", "does_nothing"), cpus=1, gpus=2)
     shares = dict(
         duckdb.sql(
             f"""select fixer, list(gpu_share order by started_at)
@@ -108,3 +102,42 @@ def test_a_study_shares_gpus_and_gives_more_to_what_ran_out(tmp_path):
     assert once == sorted(once)
     assert once[0] == 0.25
     assert {0.5, 1.0} & set(once), "a later trial must get more"
+    assert shares["ruins_accuracy"] == [1.0] * 5, "what was never measured has a GPU to itself"
+    trials = f"read_parquet('{results}/trials/*.parquet')"
+    said = duckdb.sql(
+        f"select count(*) filter (gpu_shared is distinct from (gpu_share < 1)), count(*) filter (gpu in ('0', '1')) "
+        f"from {trials} where trial_id not like 'earlier%'"
+    ).fetchone()
+    assert said == (0, 15), "a row says on which GPU its trial was, and whether others might have been there"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_trials_that_share_a_gpu_run_at_the_same_time(tmp_path):
+    study, results = tmp_path / "study.yaml", tmp_path / "results"
+    plugin = Path(__file__).parents[2] / "examples" / "misbehaving_fixers.py"
+    study.write_text(
+        f"study: packed\nsubjects: [digits]\nplugins: ['{plugin}']\n"
+        "fixers: [{name: does_nothing, params: {seconds: 5}}]\n"
+        "seeds: 6\nattack: none\nkeep_models: none\npictures: false\nresources: {share_gpu: 2}\n"
+    )
+    run_measured(study, results, ("does_nothing",), cpus=2, gpus=1)
+    begun_and_ended = duckdb.sql(
+        f"""select epoch(started_at), epoch(started_at) + fix_seconds from read_parquet('{results}/trials/*.parquet')
+        where gpu = '0' and gpu_shared and trial_id not like 'earlier%' order by 1"""
+    ).fetchall()
+    assert len(begun_and_ended) == 6
+    at_once = [sum(begin <= moment < end for begin, end in begun_and_ended) for moment, _ in begun_and_ended]
+    assert max(at_once) == 2
+
+
+def run_measured(study, results, fixers, *, cpus, gpus):
+    """Run a study whose fixers were measured before, on a machine of its own."""
+    store = Store(results)
+    store.create()
+    for fixer in fixers:
+        measured = row() | {"trial_id": f"earlier-{fixer}", "fixer": fixer, "subject": "digits", "outcome": "OK"}
+        store.write_trial(measured | {"fix_seconds": 1.0})
+    command = [sys.executable, "-c", DRIVER, str(study), str(results), str(cpus), str(gpus)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
