@@ -13,16 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import UserError
-from orchestrator.subjects.files import (
-    ParquetRows,
-    class_folders,
-    dataset_folder,
-    integer_labels,
-    read_idx,
-    read_npz,
-    read_parquet,
-)
+from orchestrator.subjects.files import class_folders, dataset_folder, integer_labels, read_idx, read_npz
 from orchestrator.subjects.images import ImageFiles, ImageFormat, image_samples
+from orchestrator.subjects.parquet import ParquetRows, read_parquet
 from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.samples import ArraySamples
 from orchestrator.subjects.skew import Skew, assemble_skewed

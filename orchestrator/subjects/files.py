@@ -4,29 +4,18 @@ import gzip
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import UserError
-from orchestrator.subjects.images import ImageBytes, ImageFiles
+from orchestrator.subjects.images import ImageFiles
 from orchestrator.subjects.roots import DATA_VARIABLE, DataRoot, RemoteRoot
 from orchestrator.subjects.roots import data_root as root_of_machine
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-
-
-class ParquetRows(NamedTuple):
-    """What was read of Parquet files."""
-
-    images: ImageBytes
-    labels: npt.NDArray[np.int64]
-    """(N,) class labels."""
-    columns: dict[str, npt.NDArray[Any]]
-    """Further columns (N,) by name."""
 
 
 def dataset_folder(data_root: DataRoot | None, name: str, what: str) -> Path:
@@ -86,48 +75,6 @@ def read_idx(folder: Path, name: str) -> npt.NDArray[np.uint8]:
     return result
 
 
-def read_parquet(paths: Sequence[Path], image: str | None, label: str, *, columns: Sequence[str] = ()) -> ParquetRows:
-    """Encoded images, labels and further columns of Parquet files, in the order of the files.
-
-    Args:
-        paths: the files; their rows are joined.
-        image: column of encoded bytes, or of structs with a field ``bytes`` (the Hugging Face layout); found by its
-            type when not given.
-        label: column of integers.
-        columns: further columns to keep.
-
-    Raises:
-        UserError: a file can't be read, lacks a column, or a label is no integer.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    encoded: list[bytes] = []
-    kept: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (label, *columns)}
-    for path in paths:
-        try:
-            schema = pq.read_schema(path)
-            at = image or next((item.name for item in schema if _holds_bytes(item.type)), "image")
-            missing = next((name for name in (at, label, *columns) if name not in schema.names), None)
-            if missing is not None:
-                raise UserError(f"{path} has no column '{missing}'; it has {', '.join(schema.names)}.")
-            table = pq.read_table(path, columns=list(dict.fromkeys((at, label, *columns))))
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path} can't be read as Parquet ({error}); get it again.") from error
-        cells = table.column(at).to_pylist()
-        encoded += [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
-        for name, parts in kept.items():
-            parts.append(table.column(name).to_numpy())
-    if not all(isinstance(cell, bytes) for cell in encoded):
-        raise UserError(f"{paths[0]} has rows without an image; every row needs the bytes of one.")
-    joined = {name: np.concatenate(parts) for name, parts in kept.items()}
-    return ParquetRows(
-        ImageBytes.of(encoded, ", ".join(path.name for path in paths)),
-        integer_labels(joined.pop(label), f"column '{label}' of {paths[0]}"),
-        joined,
-    )
-
-
 def integer_labels(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.int64]:
     """Labels (N,) as int64.
 
@@ -180,11 +127,3 @@ def class_folders(folder: Path) -> tuple[ImageFiles, npt.NDArray[np.int64], tupl
     if not paths:
         raise UserError(f"{folder} holds no images in class folders; put the images of class X into {folder}/X.")
     return ImageFiles(folder, np.array(paths)), np.array(labels, dtype=np.int64), tuple(names)
-
-
-def _holds_bytes(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

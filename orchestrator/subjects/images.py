@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -171,11 +171,14 @@ class ImageBytes:
     """(N,) where each image ends."""
     source: str
     """File that they were read from, for messages."""
+    first: int = 0
+    """Row of the file that the first one was."""
 
     @classmethod
-    def of(cls, images: Sequence[bytes], source: str) -> "ImageBytes":
+    def of(cls, images: Sequence[bytes], source: str, first: int = 0) -> "ImageBytes":
         """Join images."""
-        return cls(np.frombuffer(b"".join(images), dtype=np.uint8), np.cumsum([len(i) for i in images]), source)
+        ends = np.cumsum([len(image) for image in images])
+        return cls(np.frombuffer(b"".join(images), dtype=np.uint8), ends, source, first)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -187,7 +190,7 @@ class ImageBytes:
 
     def name(self, index: int) -> str:
         """Its row."""
-        return f"in row {index} of {self.source}"
+        return f"in row {self.first + index} of {self.source}"
 
     def digest(self, index: int) -> bytes:
         """Of the bytes."""
@@ -198,15 +201,38 @@ class ImageBytes:
         return ImageBytes.of([self.fetch(int(row)) for row in rows], self.source)
 
 
-def image_samples(encoded: Encoded, form: ImageFormat, in_memory_bytes: int = IN_MEMORY_BYTES) -> Samples:
+@runtime_checkable
+class EncodedStream(Protocol):
+    """Encoded images that can be read in their order only."""
+
+    def __len__(self) -> int:
+        """Number of images N."""
+
+    def pieces(self) -> Iterator[Encoded]:
+        """All images in order, some at a time."""
+
+    def in_memory(self) -> Encoded:
+        """All images as they are encoded."""
+
+
+def image_samples(
+    encoded: Encoded | EncodedStream, form: ImageFormat, in_memory_bytes: int = IN_MEMORY_BYTES
+) -> Samples:
     """Samples of encoded images: decoded at once where they fit into memory.
 
     Raises:
         UnreadableImageError: some images can't be decoded: the first by name, and how many.
     """
-    if len(encoded) * int(np.prod(form.shape)) > in_memory_bytes:
-        return StreamedImages(encoded, form)
-    return ArraySamples(_decoded(encoded, form, range(len(encoded))))
+    fits = len(encoded) * int(np.prod(form.shape)) <= in_memory_bytes
+    if isinstance(encoded, EncodedStream):
+        return ArraySamples(_decoded_in_pieces(encoded, form)) if fits else StreamedImages(encoded.in_memory(), form)
+    return ArraySamples(_decoded(encoded, form, range(len(encoded)))) if fits else StreamedImages(encoded, form)
+
+
+def first_image(encoded: Encoded | EncodedStream) -> tuple[bytes, str]:
+    """The first encoded image, and what to call it."""
+    some = next(iter(encoded.pieces())) if isinstance(encoded, EncodedStream) else encoded
+    return some.fetch(0), some.name(0)
 
 
 @dataclass(frozen=True)
@@ -286,8 +312,26 @@ class StreamedSplit(Split):
 
 
 def _decoded(encoded: Encoded, form: ImageFormat, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Images (M, C, H, W) at ``rows``; Pillow decodes without the interpreter's lock, so threads help."""
+    """Images (M, C, H, W) at ``rows``."""
     pixels = np.empty((len(rows), *form.shape), dtype=np.uint8)
+    _refuse(_decode_into(pixels, encoded, form, rows))
+    return pixels
+
+
+def _decoded_in_pieces(stream: EncodedStream, form: ImageFormat) -> npt.NDArray[np.uint8]:
+    pixels, start = np.empty((len(stream), *form.shape), dtype=np.uint8), 0
+    errors: list[UnreadableImageError] = []
+    for piece in stream.pieces():
+        errors += _decode_into(pixels[start : start + len(piece)], piece, form, range(len(piece)))
+        start += len(piece)
+    _refuse(errors)
+    return pixels
+
+
+def _decode_into(
+    pixels: npt.NDArray[np.uint8], encoded: Encoded, form: ImageFormat, rows: Sequence[int]
+) -> list[UnreadableImageError]:
+    """Decode the images at ``rows``; Pillow does it without the interpreter's lock, so threads help."""
 
     def decode(position: int) -> UnreadableImageError | None:
         row = rows[position]
@@ -298,8 +342,10 @@ def _decoded(encoded: Encoded, form: ImageFormat, rows: Sequence[int]) -> npt.ND
         return None
 
     with ThreadPoolExecutor() as pool:
-        errors = [error for error in pool.map(decode, range(len(rows))) if error is not None]
+        return [error for error in pool.map(decode, range(len(rows))) if error is not None]
+
+
+def _refuse(errors: Sequence[UnreadableImageError]) -> None:
     if errors:
         others = f" {len(errors) - 1} more can't be used either." if len(errors) > 1 else ""
         raise UnreadableImageError(f"{errors[0]}{others}")
-    return pixels

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import UserError
-from orchestrator.subjects.files import class_folders, integer_labels, read_npz, read_parquet
-from orchestrator.subjects.images import Encoded, ImageFormat, image_samples, image_shape
+from orchestrator.subjects.files import class_folders, integer_labels, read_npz
+from orchestrator.subjects.images import Encoded, EncodedStream, ImageFormat, first_image, image_samples, image_shape
+from orchestrator.subjects.parquet import read_parquet
 from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.samples import ArraySamples
 from orchestrator.subjects.splits import Pool, Samples, SplitPlan
@@ -32,7 +33,7 @@ class SplitOrigin(NamedTuple):
 class _Part(NamedTuple):
     """A part of the data before images are decoded."""
 
-    inputs: npt.NDArray[Any] | Encoded
+    inputs: npt.NDArray[Any] | Encoded | EncodedStream
     labels: npt.NDArray[np.int64]
     columns: Mapping[str, npt.NDArray[Any]]
     classes: tuple[str, ...] = ()
@@ -84,8 +85,8 @@ class OwnData:
             return tuple(part.inputs.shape[1:])
         return self._form(part.inputs).shape
 
-    def _form(self, encoded: Encoded) -> ImageFormat:
-        channels, height, width = image_shape(encoded.fetch(0), encoded.name(0))
+    def _form(self, encoded: Encoded | EncodedStream) -> ImageFormat:
+        channels, height, width = image_shape(*first_image(encoded))
         if self.size is None:
             return ImageFormat((channels, height, width))
         return ImageFormat((channels, *self.size), "stretch")
