@@ -17,6 +17,7 @@ from fixers.penultimate import PenultimateFeatures
 from fixers.resemblance import Resemblance, resemblance
 from fixers.style import band_statistics
 from fixers.training import train
+from orchestrator.subjects.corruption import Corruption
 
 QUICK = FSGMix.build({"epochs": 2}, "quick")
 CPU = torch.device("cpu")
@@ -323,49 +324,63 @@ class Net(nn.Module):
         return self.layers(x)
 
 
-@pytest.fixture(scope="module")
-def corruption(digits):
-    """A network that knows clean digits, and at most ten failures of each class on corrupted ones."""
+FIXERS = {
+    "mixes": FSGMix.build({"failure_share": 0.0}, "quick"),
+    "unguided mixes": FSGMix.build({"failure_share": 0.0, "guidance": "none"}, "quick"),
+    "whole": FSGMix.build({}, "quick"),
+    "whole, unguided": FSGMix.build({"guidance": "none"}, "quick"),
+    "tuning": Finetune.build({"correct_share": 0.0, "holdout": 0.0, "preserve": 0.99}, "quick"),
+}
+
+
+def repaired(digits, kind, seed, names):
+    """Accuracy on held-out digits, (corrupted, clean), by fixer; the network knew clean ones, failures are ten a class.
+
+    The protocol was fixed before it was run: the kinds of corruption that subjects can have, at the severity of the
+    ablations, seeds from 0 on, presets as they are. Nothing of it may be chosen by its outcome.
+    """
+
+    def corrupt(split, draw):
+        batch = split.batch()
+        return TensorSplit(Corruption(kind, 3).apply(batch.inputs, seeded(draw)), batch.targets)
+
     learned = [digits["train"].batch(), digits["repair"].select(torch.arange(450)).batch()]
-    splits = {
+    given = {
         "train": TensorSplit(torch.cat([b.inputs for b in learned]), torch.cat([b.targets for b in learned])),
         "valid": digits["valid"],
-        "clean": digits["held_out"],
-        "corrupted": corrupted_split(digits["held_out"]),
     }
-    rest = corrupted_split(digits["repair"].select(torch.arange(450, 700)))
-    recipe = TrainingRecipe(learning_rate=3e-3, batch_size=32, epochs=20)
+    rest = corrupt(digits["repair"].select(torch.arange(450, 700)), seed)
+    recipe = TrainingRecipe(learning_rate=3e-3, batch_size=32)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = Net()
-    given = {"train": splits["train"], "valid": splits["valid"]}
     train(
-        model, splits["train"], RepairProblem(model, **given, repair=rest, recipe=recipe),
-        epochs=20, generator=seeded(0),
+        model, given["train"], RepairProblem(model, **given, repair=rest, recipe=recipe),
+        epochs=20, generator=seeded(seed),
     )  # fmt: skip
     failures = few_of_each(RepairProblem(model.eval(), **given, repair=rest).failures, 10)
-    return RepairProblem(model, **given, repair=failures, recipe=recipe), splits
+    problem = RepairProblem(model, **given, repair=failures, recipe=recipe, seed=seed)
+    held_out = (corrupt(digits["held_out"], seed + 100), digits["held_out"])
+    fixed = {"nothing": problem.original, **{name: fix(FIXERS[name], problem) for name in names}}
+    return {name: torch.tensor([problem.score(each, split) for split in held_out]) for name, each in fixed.items()}
 
 
-def test_few_failures_repair_a_corruption_better_than_tuning_on_them(corruption):
-    """Both may lose no more than a hundredth of what was right; and it is the failures in the mixes that repair."""
-    problem, splits = corruption
-    fixers = {
-        "whole": FSGMix.build({"epochs": 10}, "quick"),
-        "mixes alone": FSGMix.build({"epochs": 6, "failure_share": 0.0}, "quick"),
-        "unguided mixes": FSGMix.build({"epochs": 6, "failure_share": 0.0, "guidance": "none"}, "quick"),
-        "tuning": Finetune.build({"correct_share": 0.0, "holdout": 0.0, "preserve": 0.99}, "quick"),
-    }
-    clean = problem.score(problem.original, splits["clean"])
-    corrupted = {"nothing": problem.score(problem.original, splits["corrupted"])}
-    for name, fixer in fixers.items():
-        fixed = fix(fixer, problem)
-        corrupted[name] = problem.score(fixed, splits["corrupted"])
-        if name == "whole":
-            assert problem.score(fixed, splits["clean"]) > clean - 0.01
-    print(corrupted)
-    assert corrupted["whole"] > corrupted["tuning"] + 0.05
-    assert corrupted["mixes alone"] > corrupted["unguided mixes"] + 0.10
+def test_it_repairs_a_corruption_and_keeps_clean_images(digits):
+    """The first corruption and seed of the protocol."""
+    after = repaired(digits, "gaussian_noise", 0, ["whole"])
+    assert after["whole"][0] > after["nothing"][0]
+    assert after["whole"][1] > after["nothing"][1] - 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gaussian_noise", "gaussian_blur"])
+def test_what_guidance_is_worth(digits, kind):
+    """What the approach's description says of it holds for mixes alone only; see the class for the rest."""
+    found = [repaired(digits, kind, seed, FIXERS) for seed in range(3)]
+    after = {name: torch.stack([run[name] for run in found]).mean(dim=0) for name in found[0]}
+    print(after)
+    assert after["mixes"][0] > after["unguided mixes"][0]
+    assert after["whole"][1] > after["nothing"][1] - 0.01
 
 
 def test_valid_only_selects(make_problem, digits):
