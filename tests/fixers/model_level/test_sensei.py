@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixers import fix, get, network
+from fixers import RepairProblem, TensorSplit, TrainingRecipe, fix, get, network
 from fixers.errors import DeadlineExceededError, ParameterError
 from fixers.joined import JoinedSplit
 from fixers.model_level import sensei
 from fixers.model_level.sensei import SENSEI, Populations, variant_losses
+from fixers.training import train
 from fixers.transformations import Transformations, TransformedSplit
 
 QUICK = {"population": 5, "epochs": 3, "learning_rate": 1e-2, "rotation": 15.0}
@@ -224,21 +225,44 @@ def robust_accuracy(problem, model, split, transformations):
     return right.double().mean().item()
 
 
-# Measured, mean of seeds 0 to 4 (the worst of them): right under all rotations 0.757 (0.746), plain training 0.574; on
-# clean images 0.905 (0.900), plain training 0.920, the original 0.864. Robustness costs a network this small
-# 1.5 points, a quarter of what plain training on the same images gains over the original.
+@pytest.fixture(scope="module")
+def learned(digits, lenet):
+    """A network trained on 600 digits. With the 150 of other tests robustness costs 1.5 points on clean images."""
+    known = [digits["train"].batch(), digits["repair"].select(torch.arange(450)).batch()]
+    given = {
+        "train": TensorSplit(torch.cat([b.inputs for b in known]), torch.cat([b.targets for b in known])),
+        "valid": digits["valid"],
+        "repair": digits["repair"].select(torch.arange(450, 700)),
+    }
+    recipe = TrainingRecipe(learning_rate=3e-3, batch_size=32)
+
+    def problem_of(seed):
+        model = network.reinitialised(lenet, seed)
+        problem = RepairProblem(model, **given, recipe=recipe, seed=seed)
+        train(model, given["train"], problem, epochs=25, generator=generator(seed))
+        return RepairProblem(model.eval(), **given, recipe=recipe, seed=seed)
+
+    return problem_of
+
+
+# How many images to train on was decided on three other divisions of the digits, where robustness costs 0.4 points on
+# clean images, mean of three seeds (and with 150 images 1.6 points); the preset is as it is.
 @pytest.mark.parametrize("seeds", [(0,), pytest.param(range(5), marks=pytest.mark.slow)], ids=["one", "five"])
-def test_robust_accuracy_rises_and_clean_accuracy_nearly_stays(make_problem, digits, monkeypatch, seeds):
+def test_robust_accuracy_rises_and_clean_accuracy_stays_within_a_point(learned, digits, monkeypatch, seeds):
+    """Against plain training on the same images, as long, from the same network; held-out images, mean of the seeds."""
     grid, test = Transformations(rotation=15.0), digits["held_out"]
+    gained, lost = [], []
     for seed in seeds:
-        problem = make_problem(seed=seed)
+        problem = learned(seed)
         ours = fix(SENSEI.build({}, "quick"), problem)
         with monkeypatch.context() as patch:
             patch.setattr(TransformedSplit, "inputs", lambda self, indices, device: self._split.inputs(indices, device))
-            plain = fix(SENSEI.build({"search": "random"}, "quick"), make_problem(seed=seed))
-        assert robust_accuracy(problem, ours, test, grid) > robust_accuracy(problem, plain, test, grid) + 0.1
-        assert problem.score(ours, test) > problem.score(plain, test) - 0.03
-        assert problem.score(ours, test) > problem.score(problem.original, test) + 0.02
+            plain = fix(SENSEI.build({"search": "random"}, "quick"), problem)
+        gained.append(robust_accuracy(problem, ours, test, grid) - robust_accuracy(problem, plain, test, grid))
+        lost.append(problem.score(plain, test) - problem.score(ours, test))
+    print(gained, lost)
+    assert sum(gained) / len(gained) > 0.1
+    assert sum(lost) / len(lost) < 0.01
 
 
 # Losses of variants
