@@ -101,6 +101,9 @@ def _needs_torch(command: Callable[P, R]) -> Callable[P, R]:
 _DATA_ROOT = click.option(
     "--data-root", metavar="FOLDER", help="Folder or URI of datasets; FIXSTUDY_DATA when not given."
 )
+_LIMIT = click.option(
+    "--limit", type=int, metavar="N", help="At most this many samples over all four splits, in the same proportions."
+)
 _RESULTS = click.option("--results", metavar="URI", help="Results folder or URI; results/<study> when not given.")
 
 _LOG = click.option(
@@ -431,12 +434,16 @@ def compare(first: str, second: str, form: str) -> None:
 @cli.command(short_help="Write a DuckDB file of views, or a kept model as ONNX.")
 @click.argument("results")
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--trial", metavar="ID", help="Write this trial's fixed model as ONNX in place of the views.")
-@_DATA_ROOT
-def export(results: str, target: Path, trial: str | None, data_root: str | None) -> None:
-    """Write a DuckDB file of views on a study, for notebooks and BI tools; or a fixed model as ONNX."""
+@click.option(
+    "--trial", metavar="ID", help="In place of the views, the fixed model of a trial, by its id or the beginning of it."
+)
+def export(results: str, target: Path, trial: str | None) -> None:
+    """Write a DuckDB file of views on a study, for notebooks and BI tools; or a fixed model as ONNX.
+
+    The model's metadata say which trial it is and what it reached: accuracy, RR, NFR, ASR, AAOD where they are known.
+    """
     if trial is not None:
-        _export_model(results, trial, target, data_root)
+        _export_model(results, trial, target)
         return
     from analysis.commands import export_command
 
@@ -444,10 +451,10 @@ def export(results: str, target: Path, trial: str | None, data_root: str | None)
 
 
 @_needs_torch
-def _export_model(results: str, trial: str, target: Path, data_root: str | None) -> None:
+def _export_model(results: str, trial: str, target: Path) -> None:
     from orchestrator.fix import export_trial
 
-    export_trial(results, trial, target, data_root)
+    export_trial(results, trial, target)
 
 
 @cli.command("import-published", short_help="The study's published tables as results.")
@@ -473,6 +480,7 @@ def import_published(target: Path) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--time-limit", default="1h", show_default=True, help="Seconds, or a number with s, m, h or d.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the fixed model as ONNX.")
+@_LIMIT
 @_DATA_ROOT
 @_needs_torch
 def fix(**options: Any) -> None:
@@ -485,13 +493,14 @@ def fix(**options: Any) -> None:
 @cli.command(short_help="Train the original model of a subject.")
 @click.argument("subject")
 @click.option("--keep-history", is_flag=True, help="Also keep the weights after each epoch.")
+@_LIMIT
 @_DATA_ROOT
 @_needs_torch
-def train(subject: str, keep_history: bool, data_root: str | None) -> None:
+def train(subject: str, keep_history: bool, limit: int | None, data_root: str | None) -> None:
     """Train the original model of a subject, or say where it is."""
     from orchestrator.describe import train_command
 
-    train_command(subject, keep_history=keep_history, data_root=data_root)
+    train_command(subject, keep_history=keep_history, limit=limit, data_root=data_root)
 
 
 # ---- what exists ----------------------------------------------------------------------------------------------
@@ -523,13 +532,14 @@ def subjects(name: str | None, download: bool, data_root: str | None) -> None:
 
 @cli.command(short_help="What is wrong or unwise about a subject.")
 @click.argument("subject")
+@_LIMIT
 @_DATA_ROOT
 @_needs_torch
-def doctor(subject: str, data_root: str | None) -> None:
+def doctor(subject: str, limit: int | None, data_root: str | None) -> None:
     """Say what is wrong or unwise about a subject: a name or a YAML file. Exit code 1 on an error."""
     from orchestrator.describe import doctor_command
 
-    if not doctor_command(subject, data_root):
+    if not doctor_command(subject, data_root, limit):
         sys.exit(1)
 
 

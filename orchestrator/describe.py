@@ -93,7 +93,9 @@ def subjects_command(name: str | None, data_root: str | None, console: Console |
         console.print(Text(f"recipe: {definition.recipe}"))
 
 
-def train_command(subject: str, *, keep_history: bool, data_root: str | None, console: Console | None = None) -> None:
+def train_command(
+    subject: str, *, keep_history: bool, limit: int | None, data_root: str | None, console: Console | None = None
+) -> None:
     """Train the original model of a subject, by name or YAML file, and print what it reached."""
     import torch
 
@@ -102,7 +104,7 @@ def train_command(subject: str, *, keep_history: bool, data_root: str | None, co
     from orchestrator.trial import make_baseline
 
     console = console or Console()
-    definition, root = subject_from(subject), session.data_root(data_root)
+    definition, root = subject_from(subject, limit), session.data_root(data_root)
     folder: Path = session.cache_dir() / "originals"
     if not definition.trains_original:
         raise UserError(f"The model of {subject} comes with its weights; there is nothing to train.")
@@ -145,8 +147,10 @@ def download_command(name: str | None, data_root: str | None, console: Console |
     console.print(Text(f"{name} is in {folder}"))
 
 
-def doctor_command(subject: str, data_root: str | None, console: Console | None = None) -> bool:
-    """Print what is wrong or unwise about a subject.
+def doctor_command(
+    subject: str, data_root: str | None, limit: int | None = None, console: Console | None = None
+) -> bool:
+    """Print what is wrong or unwise about a subject, or about at most ``limit`` of its samples.
 
     Returns:
         Whether the subject can be used.
@@ -155,7 +159,7 @@ def doctor_command(subject: str, data_root: str | None, console: Console | None 
     from orchestrator.subjects.doctor import examine
 
     console = console or Console()
-    definition = subject_from(subject)
+    definition = subject_from(subject, limit)
     root = session.data_root(data_root)
     findings = examine(definition, root, cache_dir=session.cache_dir() / "originals")
     if not findings:

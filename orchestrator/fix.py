@@ -40,6 +40,7 @@ def fix_command(
     seed: int,
     time_limit: str,
     out: Path | None,
+    limit: int | None = None,
     data_root: str | None,
     console: Console | None = None,
 ) -> TrialRecord:
@@ -51,8 +52,8 @@ def fix_command(
     console = console or Console()
     cls = fixers.get(fixer)
     built = cls.build(_values(parameters), preset)
-    limit = units.seconds(time_limit)
-    definition = _definition(model, data, subject, weights)
+    seconds = units.seconds(time_limit)
+    definition = _definition(model, data, subject, weights, limit)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         store.create()
@@ -73,7 +74,7 @@ def fix_command(
         "fix", "final", definition.name, cls.name, params, seed, loaded.fingerprint, version,
     )  # fmt: skip
     settings = TrialSettings(
-        time_limit=limit,
+        time_limit=seconds,
         corrupted_drop=0.10,
         attack=Attack().model_dump(exclude={"epsilon"}),
         keep_models=True,
@@ -94,18 +95,20 @@ def fix_command(
     return record
 
 
-def _definition(model: str | None, data: str | None, subject: str | None, weights: str | None) -> SubjectDefinition:
+def _definition(
+    model: str | None, data: str | None, subject: str | None, weights: str | None, limit: int | None
+) -> SubjectDefinition:
     if subject is not None:
         if model or data or weights:
             raise UserError("Give either --subject or --model with --data, not both.")
-        return subject_from(subject)
+        return subject_from(subject, limit)
     if model is None:
         raise UserError("Give --model with --data, or --subject.")
     named = catalogue()
     if data is None:
         if model not in named:
             raise UserError(f"--data is missing: what data does {model} fail on? Give files or the name of a subject.")
-        return resolve(model)
+        return resolve(model, limit=limit)
     spec: dict[str, Any] = {"name": Path(model).stem if model.endswith(".onnx") else "model", "model": model}
     if weights is not None:
         spec["weights"] = weights
@@ -113,19 +116,23 @@ def _definition(model: str | None, data: str | None, subject: str | None, weight
         spec["dataset"] = data
     else:
         spec |= {"data": data, "splits": DEFAULT_SPLITS}
-    return resolve(spec)
+    return resolve(spec, limit=limit)
 
 
-def subject_from(text: str) -> SubjectDefinition:
+def subject_from(text: str, limit: int | None = None) -> SubjectDefinition:
     """The subject of a catalogue name or of a YAML file with a ``subject`` mapping.
+
+    Args:
+        text: the name or the file.
+        limit: at most this many samples over all four splits; what the file says when not given.
 
     Raises:
         UserError: there is none of that name, or the file can't be read.
     """
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
-        return resolve(_subject_file(path), base_dir=path.parent)
-    return resolve(text)
+        return resolve(_subject_file(path), limit=limit, base_dir=path.parent)
+    return resolve(text, limit=limit)
 
 
 def _subject_file(path: Path) -> dict[str, Any]:
@@ -185,34 +192,47 @@ def _write(record: TrialRecord, subject: Subject, out: Path, console: Console) -
 
     if record.fixed is None:
         raise UserError("There is no fixed model to write.")
-    row = record.row
-    facts = {
-        "trial_id": row["trial_id"], "fixer": row["fixer"], "params": row["params"], "seed": str(row["seed"]),
-        "accuracy_original": f"{row['accuracy_original']:.6f}", "accuracy_fixed": f"{row['accuracy_fixed']:.6f}",
-        "n_repaired": str(row["n_repaired"]), "n_broken": str(row["n_broken"]), "outcome": row["outcome"],
-    }  # fmt: skip
-    difference = export_onnx(record.fixed, out, input_shape=subject.definition.input_shape, metadata=facts)
+    difference = export_onnx(record.fixed, out, input_shape=subject.definition.input_shape, metadata=_facts(record.row))
     console.print(f"wrote {out} (differs from the fixed model by at most {difference:.1e} in onnxruntime)")
 
 
-def export_trial(results: str, trial: str, target: Path, data_root: str | None, console: Console | None = None) -> None:
+_FACTS = (
+    "trial_id", "subject", "fixer", "params", "seed", "outcome", "accuracy_original", "accuracy_fixed", "repair_rate",
+    "negative_flip_rate", "asr_original", "asr_fixed", "aaod_original", "aaod_fixed", "n_test", "n_wrong", "n_repaired",
+    "n_broken",
+)  # fmt: skip
+"""Columns of a trial that go into the metadata of its model."""
+
+
+def _facts(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a fixed model says of itself: only what is known."""
+    known = {name: row[name] for name in _FACTS if row.get(name) is not None}
+    return {name: f"{value:.6f}" if isinstance(value, float) else str(value) for name, value in known.items()}
+
+
+def export_trial(results: str, given: str, target: Path, console: Console | None = None) -> None:
     """Write the fixed model that a study kept as ONNX.
 
+    Args:
+        results: folder or URI of the study.
+        given: id of the trial, or the beginning of it that no other trial shares.
+        target: the file to write.
+        console: where to say what was written.
+
     Raises:
-        UserError: the study has no such trial, or didn't keep its model.
+        UserError: the study has no such trial or several, or didn't keep its model.
     """
     from safetensors.torch import load as load_tensors
 
+    from analysis.logs import choose
     from orchestrator.study import parse_study
     from orchestrator.subjects.onnx_export import export_onnx
 
     store = Store(results)
-    columns = ["subject", "fixer", "params", "seed", "outcome", "accuracy_original", "accuracy_fixed"]
-    row = next((row for row in store.rows(columns) if row["trial_id"] == trial), None)
-    if row is None:
-        raise UserError(f"{results} has no trial '{trial}'; fixstudy sql shows trial_id.")
+    trial = choose(given, sorted(store.done()), results)
+    row = store.row(trial, _FACTS[1:])
     weights = store.read_bytes(f"models/{trial}.safetensors")
-    if weights is None:
+    if row is None or weights is None:
         raise UserError(f"The model of trial {trial} wasn't kept; set keep_models: all in the study file.")
     text = (store.read_bytes("study.yaml") or b"").decode()
     folder = Path(json.loads(store.read_bytes(session.ORIGIN) or b'{"folder": "."}')["folder"])
@@ -227,6 +247,5 @@ def export_trial(results: str, trial: str, target: Path, data_root: str | None, 
             f"{row['subject']}; run fixstudy fix with its parameters and --out."
         )
     model.load_state_dict(state)
-    facts = {name: str(value) for name, value in row.items()}
-    difference = export_onnx(model, target, input_shape=definition.input_shape, metadata=facts)
+    difference = export_onnx(model, target, input_shape=definition.input_shape, metadata=_facts(row))
     (console or Console()).print(f"wrote {target} (differs by at most {difference:.1e} in onnxruntime)")

@@ -1,5 +1,6 @@
 """What is wrong, or unwise, about a subject, before a study has cost anything."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ FEW_IN_GROUP = 20
 """Samples of a class in a group below which its rates in the AAOD are mostly noise."""
 SAMPLE = 1000
 """Inputs that are looked at where looking at all would take long."""
+VALUES_AT_ONCE = 30_000_000
+"""Of inputs in memory, as float32; of large images fewer than ``SAMPLE`` are looked at."""
+VALUES_JUDGED = 100_000_000
+"""Of the inputs of a split that the original model is tried on; more than any split of images up to 48x48 has."""
 USUAL_NORMALISATIONS = {
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -152,11 +157,11 @@ def _copies_across(data: SubjectData) -> Iterator[Finding]:
     seen: dict[bytes, str] = {}
     found: Counter[tuple[str, str]] = Counter()
     for name, split in data.splits().items():
-        rows = torch.arange(min(len(split), SAMPLE))
-        for digest in row_digests(split.inputs(rows, torch.device("cpu")).numpy()).tolist():
-            other = seen.setdefault(digest, name)
-            if other != name:
-                found[other, name] += 1
+        for batch in _beginning(split, SAMPLE).batches(100):
+            for digest in row_digests(batch.inputs.numpy()).tolist():
+                other = seen.setdefault(digest, name)
+                if other != name:
+                    found[other, name] += 1
     for (first, second), count in found.items():
         yield Finding(
             "error",
@@ -256,15 +261,22 @@ def _unadaptable(definition: SubjectDefinition, data: SubjectData, model: nn.Mod
 def _accuracy(subject: Subject) -> Iterator[Finding]:
     model, data, definition = subject.model(), subject.data, subject.definition
     task = Classification(definition.n_classes)
-    wrong = {name: _wrong(model, getattr(data, name), task) for name in ("repair", "test")}
-    accuracy = 1 - wrong["test"].double().mean().item()
+    judged = {name: _Judged.of(model, getattr(data, name), task) for name in ("repair", "test")}
+    repair, test = judged["repair"], judged["test"]
+    accuracy = 1 - test.n_wrong / test.n
     yield Finding(
         "note",
         "accuracy",
-        f"The original model is right on {accuracy:.1%} of the test split and has "
-        f"{int(wrong['repair'].sum()):,} failures among {len(data.repair):,} repair samples and "
-        f"{int(wrong['test'].sum()):,} among {len(data.test):,} test samples.",
+        f"The original model is right on {accuracy:.1%} of the test split and has {repair.n_wrong:,} failures among "
+        f"{repair.samples('repair')} and {test.n_wrong:,} among {test.samples('test')}.",
     )
+    if any(split.n < split.of_n for split in judged.values()):
+        yield Finding(
+            "note",
+            "sampled",
+            "The data are too large to be looked at whole: what is said of the original model is true of the beginning "
+            "of each split, which is a stratified sample of it.",
+        )
     share = np.bincount(data.test.labels.numpy()).max() / len(data.test)
     if accuracy <= share + 0.02:
         yield Finding(
@@ -274,22 +286,41 @@ def _accuracy(subject: Subject) -> Iterator[Finding]:
             f"right on {share:.1%}; check weights, order of classes and normalisation.",
         )
     yield from _missing_normalisation(model, data.valid, task)
-    for name, mask in wrong.items():
-        failures = int(mask.sum())
-        if failures == 0:
+    for name, split in judged.items():
+        if split.n_wrong == 0:
             yield Finding(
                 "error",
                 "no_failures",
-                f"The original model gets all {len(mask)} samples of the {name} split right, so there is nothing to "
+                f"The original model gets all {split.samples(name)} right, so there is nothing to "
                 f"{'fix' if name == 'repair' else 'measure'}; give harder or more samples.",
             )
-        elif failures < FEW_FAILURES:
+        elif split.n_wrong / split.n * split.of_n < FEW_FAILURES:
             yield Finding(
                 "warning",
                 "few_failures",
-                f"The {name} split has {failures} failures, and repair rates over fewer than {FEW_FAILURES} say "
+                f"The {name} split has {split.n_wrong} failures, and repair rates over fewer than {FEW_FAILURES} say "
                 "little; give it more samples.",
             )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What a model makes of a split, or of the beginning of one that is too large."""
+
+    n: int
+    of_n: int
+    n_wrong: int
+
+    @classmethod
+    def of(cls, model: nn.Module, split: Split, task: Classification) -> "_Judged":
+        some = _beginning(split, max(SAMPLE, VALUES_JUDGED // math.prod(split.shape)))
+        with torch.no_grad():
+            wrong = sum(int(task.is_wrong(model(batch.inputs), batch.targets).sum()) for batch in some.batches(100))
+        return cls(len(some), len(split), wrong)
+
+    def samples(self, name: str) -> str:
+        """Which samples these are."""
+        return f"{self.n:,} {name} samples" if self.n == self.of_n else f"{self.n:,} of {self.of_n:,} {name} samples"
 
 
 def _parity(subject: Subject) -> Iterator[Finding]:
@@ -327,19 +358,19 @@ def _missing_normalisation(model: nn.Module, valid: Split, task: Classification)
         )
 
 
-def _wrong(model: nn.Module, split: Split, task: Classification) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([task.is_wrong(model(batch.inputs), batch.targets) for batch in split.batches(256)])
-
-
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([model(part) for part in inputs.split(256)])
 
 
 def _some(split: Split) -> tuple[Tensor, Tensor]:
-    """The first inputs of a split, which are a stratified sample of it, and their labels."""
-    rows = torch.arange(min(len(split), SAMPLE))
-    return split.inputs(rows, torch.device("cpu")), split.labels[rows]
+    """The first inputs of a split, no more than fit into memory, and their labels."""
+    batch = _beginning(split, min(SAMPLE, VALUES_AT_ONCE // math.prod(split.shape))).batch()
+    return batch.inputs, batch.targets
+
+
+def _beginning(split: Split, most: int) -> Split:
+    """The first samples of a split, which are a stratified sample of it; at least one."""
+    return split.select(torch.arange(min(len(split), max(most, 1))))
 
 
 def worst(findings: Sequence[Finding]) -> Severity | None:

@@ -1,15 +1,23 @@
 """A study of somebody's own ONNX model and data on a real Ray, and what its results say of subject and samples."""
 
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+import yaml
 
 import analysis
+from orchestrator import cli
 from orchestrator.run import run_study
+from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.onnx_export import export_onnx
+from orchestrator.subjects.onnx_parity import OnnxRunner
 
 pytestmark = pytest.mark.ray
 
@@ -30,6 +38,9 @@ keep_models: all
 """
 
 
+SUBJECTS = Path(__file__).parent / "subjects"
+
+
 def shapes() -> dict[str, Any]:
     """Images whose class is the brighter channel, with a site and an age that isn't always known."""
     drawn = np.random.default_rng(0)
@@ -39,6 +50,24 @@ def shapes() -> dict[str, Any]:
     age = np.where(np.arange(N) % 10 == 0, np.nan, np.arange(N))
     site = np.where(np.arange(N) // 3 % 2 == 0, "north", "south")
     return {"images": images.astype(np.uint8), "labels": labels, "site": site, "age": age}
+
+
+@pytest.fixture
+def fixstudy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """The command: exit code, and what it said as one line."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fixstudy", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "400")
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = capsys.readouterr()
+        return code, " ".join((said.out + said.err).split())
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +119,96 @@ def test_what_a_dataset_says_of_its_samples_is_in_the_results(own: Path) -> None
     assert {row["metadata"] for row in kinds} == {"site", "age"}
     sites = [row for row in kinds if row["metadata"] == "site"]
     assert sum(row["n_test"] for row in sites) == N // 5
+
+
+def test_a_kept_model_is_exported_with_what_it_reached(
+    own: Path, fixstudy: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    with analysis.open(own / "results") as con:
+        [row] = con.sql("select * from trials").to_arrow_table().to_pylist()
+        fixed = con.sql("select fixed from predictions order by sample_id").fetchnumpy()["fixed"]
+    target = tmp_path / "fixed.onnx"
+    code, said = fixstudy("export", own / "results", target, "--trial", row["trial_id"][:5])
+    assert code == 0 and f"wrote {target}" in said
+    facts = {item.key: item.value for item in onnx.load(target).metadata_props}
+    assert (facts["trial_id"], facts["fixer"], facts["seed"]) == (row["trial_id"], "finetune", "0")
+    assert facts["params"] == row["params"] and facts["outcome"] == row["outcome"]
+    for name in ("accuracy_original", "accuracy_fixed", "repair_rate", "negative_flip_rate", "asr_fixed", "aaod_fixed"):
+        assert float(facts[name]) == pytest.approx(row[name], abs=1e-6), name
+    assert int(facts["n_repaired"]) == row["n_repaired"] and int(facts["n_test"]) == N // 5
+
+    given = {"name": "shapes", "model": "shapes.onnx", "data": "shapes.npz",
+             "splits": {"train": 0.4, "valid": 0.2, "repair": 0.2, "test": 0.2, "seed": 0},
+             "sensitive": {"column": "site", "groups": ["north", "south"]}}  # fmt: skip
+    inputs = resolve(given, base_dir=own).load_data().test.batch().inputs
+    assert (OnnxRunner(target.read_bytes(), "pixels")(inputs.numpy()).argmax(axis=1) == fixed).all()
+
+    code, said = fixstudy("export", own / "results", target, "--trial", "nonsense")
+    assert code == 2 and "has no trial 'nonsense'" in said
+    code, said = fixstudy("export", own / "results", target, "--trial", row["trial_id"], "--data-root", tmp_path)
+    assert code == 2 and "No such option" in said
+
+
+@pytest.fixture
+def tabular(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The breast cancer set of scikit-learn with an MLP; the working directory has its modules."""
+    from sklearn.datasets import load_breast_cancer
+
+    raw = load_breast_cancer().data
+    shutil.copy(SUBJECTS / "factories.py", tmp_path / "tables.py")
+    monkeypatch.chdir(tmp_path)
+    return {
+        "name": "breast-cancer",
+        "model": "tables:mlp",
+        "data": "tables:breast_cancer",
+        "normalise": {"mean": raw.mean(0).tolist(), "std": raw.std(0).tolist()},
+        "splits": {"train": 0.3, "valid": 0.1, "repair": 0.3, "test": 0.3, "seed": 1},
+        "recipe": {"learning_rate": 0.01, "epochs": 15, "batch_size": 32},
+    }
+
+
+def test_fixers_run_on_rows_of_a_table(tabular: dict[str, Any], fixstudy: Callable[..., tuple[int, str]]) -> None:
+    Path("subject.yaml").write_text(yaml.safe_dump({"subject": tabular}))
+    code, said = fixstudy(
+        "fix", "--subject", "subject.yaml", "--fixer", "arachne", "--preset", "quick", "--out", "f.onnx"
+    )
+    assert code == 0, said
+    assert "171 train, 57 valid, 170 repair, 171 test" in said and "arachne on breast-cancer" in said
+    assert "attack success" not in said
+    facts = {item.key: item.value for item in onnx.load("f.onnx").metadata_props}
+    assert facts["fixer"] == "arachne" and float(facts["accuracy_original"]) > 0.9 and "asr_fixed" not in facts
+    code, said = fixstudy("fix", "--subject", "subject.yaml", "--fixer", "deeprepair")
+    assert code == 2 and "it works on images (C, H, W), and an input has shape (30,)." in said
+
+
+def test_a_limit_on_the_command_line(tabular: dict[str, Any], fixstudy: Callable[..., tuple[int, str]]) -> None:
+    Path("subject.yaml").write_text(yaml.safe_dump({"subject": {**tabular, "limit": 500}}))
+    code, said = fixstudy("doctor", "subject.yaml", "--limit", 200)
+    assert code == 0 and "isn't trained yet" in said
+    code, said = fixstudy("train", "subject.yaml", "--limit", 200)
+    assert code == 0 and "epoch 15/15" in said
+    code, said = fixstudy("doctor", "subject.yaml", "--limit", 200)
+    assert "among 60 repair samples" in said and "among 60 test samples" in said
+    code, said = fixstudy("fix", "--subject", "subject.yaml", "--fixer", "finetune", "--limit", 200)
+    assert code == 0 and "60 train, 20 valid, 60 repair, 60 test" in said
+    code, said = fixstudy("doctor", "subject.yaml", "--limit", 3)
+    assert code == 2 and "A limit must leave at least one sample in each of four splits, but got 3." in said
+
+
+def test_a_study_of_rows_of_a_table(tabular: dict[str, Any], ray_address: str) -> None:
+    fixers = ["finetune", "arachne", "apricot", "deeprepair"]
+    study = {"study": "tables", "subjects": [tabular], "fixers": fixers, "preset": "quick"}
+    Path("study.yaml").write_text(yaml.safe_dump(study))
+    summary = run_study("study.yaml", results="results", address=ray_address)
+    assert summary.planned == 4
+    with analysis.open("results") as con:
+        rows = con.sql("select * from trials order by fixer").to_arrow_table().to_pylist()
+    *applied, refused = sorted(rows, key=lambda row: row["fixer"] == "deeprepair")
+    assert (refused["outcome"], refused["reason_code"]) == ("UNADAPTABLE", "image_input")
+    assert "it works on images (C, H, W), and an input has shape (30,)." in refused["reason"]
+    for row in applied:
+        assert row["outcome"] == "OK", row["reason"]
+        assert row["n_test"] == 171 and row["accuracy_original"] > 0.9 and row["accuracy_fixed"] > 0.85
+        assert row["n_wrong"] > 0 and row["asr_original"] is None and row["attack"] is None
+        by_hand = row["accuracy_original"] + (row["n_repaired"] - row["n_broken"]) / 171
+        assert row["accuracy_fixed"] == pytest.approx(by_hand)

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import nn
 
 from orchestrator.errors import UserError
-from orchestrator.subjects import weights
+from orchestrator.subjects import doctor, weights
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.doctor import Finding, examine, worst
+from orchestrator.subjects.images import StreamedSplit, image_samples
 from orchestrator.subjects.originals import prepare
 
 torch.set_num_threads(1)
@@ -109,6 +110,34 @@ def test_an_unreadable_image_by_its_name(tmp_path: Path) -> None:
     findings = examine(resolve(spec(data="pictures"), base_dir=tmp_path))
     assert [finding.severity for finding in findings] == ["error"]
     assert "holiday.png can't be read (it is in no known format); repair or remove it." in findings[0].message
+
+
+def test_data_larger_than_memory_are_looked_at_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from factories import convnet
+
+    for i, pixels in enumerate(easy(300)[0]):
+        folder = tmp_path / "pictures" / "abc"[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    torch.manual_seed(0)
+    weights.write_state(tmp_path / "w.safetensors", convnet().state_dict())
+    monkeypatch.setattr(image_samples, "__defaults__", (1,))
+    monkeypatch.setattr(doctor, "SAMPLE", 20)
+    monkeypatch.setattr(doctor, "VALUES_AT_ONCE", 8 * 432)
+    monkeypatch.setattr(doctor, "VALUES_JUDGED", 30 * 432)
+    decoded: list[int] = []
+
+    def counted(split: StreamedSplit, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+        decoded.append(len(indices))
+        return inputs(split, indices, device)
+
+    inputs = StreamedSplit.inputs
+    monkeypatch.setattr(StreamedSplit, "inputs", counted)
+    findings = examine(resolve(spec(data="pictures", weights="w.safetensors"), base_dir=tmp_path))
+    assert "failures among 30 of 60 repair samples" in found(findings, "accuracy").message
+    assert "too large to be looked at whole" in found(findings, "sampled").message
+    # Twenty of each split for copies, eight twice for their range, thirty twice by the model; none of it is all 300.
+    assert max(decoded) == 30 and sum(decoded) == 4 * 20 + 2 * 8 + 2 * 30
 
 
 def test_copies_are_reported(tmp_path: Path) -> None:
