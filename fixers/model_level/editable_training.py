@@ -269,7 +269,7 @@ class EditableTraining(Fixer):
         self, model: nn.Module, view: EditableModel, editor: Editor, problem: RepairProblem, trained: float
     ) -> None:
         """Phase B, in place."""
-        limit, best = trained - self.tolerance, BestWeights(model, trained)
+        limit, best, patched_at_best = trained - self.tolerance, BestWeights(model, trained), 0
         patched: list[int] = []
         failed = rejected = undoing = 0
         valid = FeatureBatches(view, problem.valid, problem)
@@ -295,9 +295,9 @@ class EditableTraining(Fixer):
                 for name, weight in view.weights.items():
                     weight.copy_(edit.weights[name])
             if score >= best.score:
-                best = BestWeights(model, score)
+                best, patched_at_best = BestWeights(model, score), len(patched)
         best.restore(model)
         problem.note(
-            failures_patched=len(patched), patches_failed=failed, patches_rejected=rejected,
+            failures_patched=patched_at_best, patches_failed=failed, patches_rejected=rejected,
             patches_undoing_others=undoing, patched_valid_score=best.score,
         )  # fmt: skip
