@@ -636,3 +636,92 @@ def test_the_order_of_rows_plays_no_part(write_study, tmp_path):
     one.trials.reverse()
     one.compact([row["trial_id"] for row in one.trials])
     assert _page(one.folder, tmp_path) == first
+
+
+def _said(folder, tmp_path):
+    """Markdown and JSON of a study: all words, and all figures."""
+    texts = [report.write_report(folder, tmp_path / form, form).read_text(encoding="utf-8") for form in ("md", "json")]
+    return texts[0], json.loads(texts[1])
+
+
+@given(seed=st.integers(0, 2**16))
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_neither_the_order_nor_the_files_of_rows_play_a_part(write_study, tmp_path_factory, seed):
+    folder = tmp_path_factory.mktemp("order")
+    made = write_study(folder / "s", n_test=60, compact=True, random_seed=seed)
+    before = _said(made.folder, folder)
+    rng = np.random.default_rng(seed)
+    for name in ("trials", "predictions"):
+        for path in (made.folder / name).glob("*"):
+            path.unlink()
+    rng.shuffle(made.trials)
+    for columns in made.predictions.values():
+        order = rng.permutation(60)
+        columns.update({name: values[order] for name, values in columns.items() if values is not None})
+    cut = int(rng.integers(0, len(made.trials)))
+    made.compact([row["trial_id"] for row in made.trials[:cut]])
+    for row in made.trials[cut:]:
+        made.write_trial(row)
+    assert _said(made.folder, folder) == before
+
+
+def test_other_names_change_nothing_but_names(write_study, tmp_path, monkeypatch):
+    import synthetic_study
+
+    one = write_study(tmp_path / "one")
+    # In the same order, because among equals the first name comes first and the draws of the bootstrap follow it.
+    fixers = dict(synthetic_study.FIXERS)
+    renamed = {f"z{name}": (f"Z{short}", *rest) for name, (short, *rest) in fixers.items()}
+    monkeypatch.setattr(synthetic_study, "FIXERS", renamed)
+    outcomes = {("zthree_m_dnn", "zdigits-s", seed): "UNADAPTABLE" for seed in (0, 1)} | {
+        ("zcare", "zdigits", 1): "FAILURE",
+        ("zarachne", "zdigits-s", 1): "CORRUPTED",
+    }
+    two = write_study(tmp_path / "two", subjects=("zdigits", "zdigits-s"), fixers=tuple(renamed), outcomes=outcomes)
+    (markdown, record), (other_markdown, other_record) = (_said(made.folder, tmp_path) for made in (one, two))
+    names = "|".join(["digits", *fixers, *(short for short, *_ in fixers.values())])
+
+    def named_back(text):
+        return re.sub(rf"(?i)z({names})", r"\1", text.replace("\\_", "_"))
+
+    assert named_back(other_markdown).splitlines() == markdown.replace("\\_", "_").splitlines()
+    assert json.loads(named_back(json.dumps(other_record))) == record
+
+
+def test_rows_that_are_there_twice_change_no_figure_and_are_told(write_study, tmp_path):
+    made = write_study(tmp_path / "s", subjects=("digits",), adapt=0, outcomes={})
+    _, before = _said(made.folder, tmp_path)
+    row = next(r for r in made.trials if (r["fixer"], r["seed"]) == ("apricot", 0))
+    write_table(made.folder / "trials" / "again.parquet", "trials", [row])
+    text, after = _said(made.folder, tmp_path)
+    assert after["subjects"] == before["subjects"]
+    assert [w for w in after["warnings"] if w not in before["warnings"]] == [
+        "Not to be trusted: apricot on digits. The trial has several rows."
+    ]
+    assert "The trial has several rows." in text
+
+
+def test_fixers_that_do_the_same_are_tied(write_study, tmp_path):
+    made = write_study(tmp_path / "s", subjects=("digits",), adapt=0, outcomes={}, seeds=(0,))
+    like = made.predictions[made.trials[0]["trial_id"]]
+    first = made.trials[0]
+    for row in made.trials[1:]:
+        made.predictions[row["trial_id"]] = like
+        kept = ("trial_id", "fixer", "abbreviation", "level", "started_at", "fix_seconds")
+        row.update({name: value for name, value in first.items() if name not in kept})
+    made.write()
+    with analysis.open(made.folder) as con:
+        subject = find(con).subject("digits")
+        places = {
+            row["place"] for row in analysis.run(con, "rank_groups").to_pylist() if row["metric"] == "repair_rate"
+        }
+    assert places == {1}
+    assert {cell.dominators for cell in subject.ok} == {0}
+    assert len({(cell.repair_rate, cell.negative_flip_rate, cell.accuracy) for cell in subject.ok}) == 1
+    assert {(one.p_holm, one.accuracy) for one in subject.against_best} == {(1.0, (0.0, 0.0, 0.0))}
+    page = _page(made.folder, tmp_path)
+    table = re.search(r'id="effectiveness-digits-[^"]*">(.*?)</table>', page, flags=re.S)[1]
+    # All are the best in RR, and marked so, or none is.
+    best = re.findall(r'class="n ([^"]*)"[^>]*>' + re.escape(f"{100 * subject.ok[0].repair_rate.estimate:.2f}"), table)
+    assert len(best) == 4 and len(set(best)) == 1
+    assert "no difference shown" in _text(page)
