@@ -52,11 +52,21 @@
 
   for (const button of document.querySelectorAll("button[data-export]")) {
     button.addEventListener("click", () => {
-      const node = button.closest("figure").querySelector(".plot");
-      if (!drawn.has(node)) draw(node);
-      Plotly.downloadImage(node, {
-        format: button.dataset.export, filename: node.dataset.figure,
-        width: node.clientWidth, height: node.clientHeight, scale: button.dataset.export === "png" ? 3 : 1,
+      const frame = button.closest("figure"), node = frame.querySelector(".plot");
+      // A picture leaves the page: it takes its title along, and ink for white paper whatever the page looks like.
+      const theme = root.dataset.theme;
+      root.dataset.theme = "light";
+      const [data, layout] = themed(figures[node.dataset.figure]);
+      if (theme) root.dataset.theme = theme; else delete root.dataset.theme;
+      const title = frame.querySelector("h3").textContent.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+      const height = layout.height + 34, width = Math.max(node.clientWidth, 560);
+      Object.assign(layout, {
+        paper_bgcolor: "#ffffff", height, width, margin: { ...layout.margin, t: layout.margin.t + 34 },
+        title: { text: title, font: { size: 14 }, x: 0.02, xanchor: "left", y: 1, yanchor: "top", pad: { t: 10 } },
+      });
+      Plotly.downloadImage(structuredClone({ data, layout }), {
+        format: button.dataset.export, filename: node.dataset.figure, width, height,
+        scale: button.dataset.export === "png" ? 3 : 1,
       });
     });
   }

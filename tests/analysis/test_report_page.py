@@ -4,6 +4,8 @@ import contextlib
 import functools
 import re
 import shutil
+import struct
+from xml.etree import ElementTree
 
 import pytest
 
@@ -172,14 +174,40 @@ def test_trials_are_found_and_paged(visit, study):
         assert page.locator("#trial-count").inner_text() == "No trial matches."
 
 
-def test_figures_are_saved(visit):
-    with visit("study") as seen:
-        button = seen.page.locator("button[data-export=svg]").first
-        button.scroll_into_view_if_needed()
-        with seen.page.expect_download() as download:
-            button.click()
-        assert download.value.suggested_filename.endswith(".svg")
-        assert "<svg" in download.value.path().read_text()
+def test_every_figure_is_saved_whole_with_its_title_for_white_paper(visit):
+    with visit("study", scheme="dark") as seen:
+        page = seen.page
+        page.evaluate("document.querySelectorAll('details.subject').forEach((node) => { node.open = true; })")
+        figures = page.locator("figure")
+        assert figures.count() > 12
+        for index in range(figures.count()):
+            figure = figures.nth(index)
+            figure.scroll_into_view_if_needed()
+            width = max(560, figure.locator(".plot").evaluate("node => node.clientWidth"))
+            saved = {}
+            for form in ("svg", "png"):
+                with page.expect_download() as download:
+                    figure.locator(f"button[data-export={form}]").click()
+                name = figure.locator(".plot").get_attribute("data-figure")
+                assert download.value.suggested_filename == f"{name}.{form}"
+                saved[form] = download.value.path().read_bytes()
+            root = ElementTree.fromstring(saved["svg"])
+            height = int(root.get("height"))
+            assert int(root.get("width")) == width and height > 100
+            words = ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
+            assert figure.locator("h3").inner_text() in words
+            # Names on an axis, and not the title alone.
+            assert sum(bool(word) for word in words) > 3
+            background = next(root.iter("{http://www.w3.org/2000/svg}rect"))
+            assert "fill: rgb(255, 255, 255)" in background.get("style") and "fill-opacity: 1" in background.get(
+                "style"
+            )
+            assert saved["png"].startswith(b"\x89PNG")
+            size = struct.unpack(">II", saved["png"][16:24])
+            assert size == (3 * width, 3 * height)
+            assert len(saved["png"]) > 5000
+        # The page is as dark as it was.
+        assert page.evaluate("document.documentElement.dataset.theme") is None
         assert seen.errors == []
 
 
