@@ -8,6 +8,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from statistics import median
+from typing import Any
 
 import fixers
 from fixers.registry import code_version
@@ -205,6 +207,12 @@ class TrialQueue:
             owner.sweep.tell(trial_id, figures or Figures())
             self._release_finished_sweeps()
 
+    def reorder(self) -> None:
+        """Put the waiting trials in order again, after something new is known of their cost."""
+        rest = [spec for spec in self._waiting if spec.trial_id not in self._alone]
+        last = [spec for spec in self._waiting if spec.trial_id in self._alone]
+        self._waiting = deque([*sorted(rest, key=self._cost, reverse=True), *last])
+
     def again(self, trial_id: str) -> None:
         """A trial has to run again; it goes to the end."""
         self._waiting.append(self._land(trial_id))
@@ -254,16 +262,15 @@ class TrialQueue:
             )
             ready = [spec for spec in chosen if spec.trial_id not in self._done]
             self.done_before += len(chosen) - len(ready)
-            rest = [spec for spec in self._waiting if spec.trial_id not in self._alone]
-            last = [spec for spec in self._waiting if spec.trial_id in self._alone]
-            self._waiting = deque([*sorted([*rest, *ready], key=self._cost, reverse=True), *last])
+            self._waiting.extend(ready)
+            self.reorder()
 
 
 _WEIGHT_OF_LEVEL = {"model": 10.0, "layer": 2.0, "neuron": 1.0}
 
 
 class CostModel:
-    """Expected seconds of a trial: from rows of the same fixer and subject, else a guess that only orders.
+    """Expected seconds of a trial: from rows of the same fixer and subject, else a guess in proportion to the others.
 
     Args:
         store: results so far.
@@ -273,24 +280,50 @@ class CostModel:
     def __init__(self, store: Store, subjects: Mapping[str, LoadedSubject]) -> None:
         self._subjects = subjects
         self._measured: dict[tuple[str, str], float] = {}
+        self._scale = 1.0
         for row in store.rows(["fixer", "subject", "fix_seconds", "evaluate_seconds"]):
-            if row["fix_seconds"] is not None:
-                key = row["fixer"], row["subject"]
-                seconds = row["fix_seconds"] + (row["evaluate_seconds"] or 0.0)
-                self._measured[key] = max(seconds, self._measured.get(key, 0.0))
+            self._take(row)
+        self._set_scale()
+
+    def learn(self, row: Mapping[str, Any]) -> bool:
+        """Take the time of a trial that has ended; whether it is the first of its fixer and subject."""
+        is_first = self._take(row)
+        if is_first:
+            self._set_scale()
+        return is_first
 
     def measured(self, fixer: str, subject: str) -> float | None:
         """Longest time seen, in seconds; None when the pair never ran."""
         return self._measured.get((fixer, subject))
 
     def __call__(self, spec: TrialSpec) -> float:
-        """Seconds, or the guess."""
+        """Seconds; where nothing has run at all, a number that only orders."""
         seconds = self.measured(spec.fixer, spec.subject)
-        if seconds is not None:
-            return seconds
-        row = self._subjects[spec.subject].row
+        return self._scale * self._guess(spec.fixer, spec.subject) if seconds is None else seconds
+
+    def _take(self, row: Mapping[str, Any]) -> bool:
+        if row["fix_seconds"] is None:
+            return False
+        key = row["fixer"], row["subject"]
+        is_first = key not in self._measured
+        seconds = row["fix_seconds"] + (row["evaluate_seconds"] or 0.0)
+        self._measured[key] = max(seconds, self._measured.get(key, 0.0))
+        return is_first
+
+    def _set_scale(self) -> None:
+        """Seconds to a unit of the guess, so that guesses and measurements can be ordered together."""
+        known = fixers.all_fixers()
+        ratios = [
+            seconds / self._guess(fixer, subject)
+            for (fixer, subject), seconds in self._measured.items()
+            if subject in self._subjects and fixer in known
+        ]
+        self._scale = median(ratios) if ratios else 1.0
+
+    def _guess(self, fixer: str, subject: str) -> float:
+        row = self._subjects[subject].row
         size = (row["n_train"] + row["n_repair"]) * row["n_parameters"]
-        return float(_WEIGHT_OF_LEVEL[fixers.get(spec.fixer).level] * size / 1e8)
+        return float(_WEIGHT_OF_LEVEL[fixers.get(fixer).level] * max(size, 1) / 1e8)
 
 
 def estimate(queue_left: Sequence[TrialSpec], cost: CostModel, lanes: int) -> tuple[float, list[str]]:

@@ -156,6 +156,8 @@ class _Collector(_Stateless, tune.Callback):
         trial_id = trial.config["spec"]["trial_id"]
         row = json.loads(result["row"])
         self._run.packing.learn(row)
+        if self._run.cost.learn(row):
+            self._queue.reorder()
         self._queue.finish(trial_id, Figures.of(row))
         self._run.on_row(trial_id, result["outcome"], result.get("reason_code"))
 
@@ -197,6 +199,8 @@ class StudyRun:
     lost: set[str] = field(default_factory=set)
     """Subjects that no node holds any more; they are loaded again before the next trial."""
     plan: Plan | None = None
+    cost: CostModel = field(init=False)
+    """Of trials, from those that have run."""
     packing: Packing = field(default_factory=lambda: Packing(1, None))
     """How trials share GPUs."""
     number: int = 1
@@ -265,8 +269,8 @@ class StudyRun:
         if others := outdated(plan, self.store).total():
             self.on_event(f"{others} rows are of other code of their approach: they stay, and their trials run again")
         figures = figures_on_valid(self.store) if any(entry.adapt for entry in self.study.fixers) else {}
-        cost = CostModel(self.store, self.subjects)
-        queue = TrialQueue(self.study, plan, self.subjects, figures, cost, self._chosen, final=self.final)
+        self.cost = CostModel(self.store, self.subjects)
+        queue = TrialQueue(self.study, plan, self.subjects, figures, self.cost, self._chosen, final=self.final)
         self.on_plan(plan, queue.done_before)
         self._store_unadaptable(plan)
         if not queue.exhausted:

@@ -51,6 +51,32 @@ def test_every_trial_comes_once_and_the_expensive_first(subjects):
     assert costs == sorted(costs, reverse=True)
 
 
+def test_the_first_trials_of_a_study_order_the_others(subjects, tmp_path):
+    """Guessed is that the model level takes longest; the first trial of the neuron level shows otherwise."""
+    store = Store(tmp_path / "results")
+    store.create()
+    entries = study(FixerEntry(name="finetune"), FixerEntry(name="arachne"), seeds=range(4))
+    only = {"digits": subjects["digits"]}
+    cost = CostModel(store, only)
+    queue = TrialQueue(entries, make_plan(entries, only, ()), only, {}, cost)
+    first = [queue.next() for _ in range(5)]
+    assert [spec.fixer for spec in first] == ["finetune"] * 4 + ["arachne"]
+    guessed = cost(first[0]) / cost(first[4])
+
+    def ended(spec, seconds):
+        row = {"fixer": spec.fixer, "subject": spec.subject, "fix_seconds": seconds, "evaluate_seconds": 1.0}
+        return cost.learn(row)
+
+    assert ended(first[0], 9.0)
+    # What hasn't run is guessed in proportion to what has, in seconds.
+    assert cost(first[4]) == pytest.approx(10.0 / guessed)
+    assert ended(first[4], 99.0)
+    assert not ended(first[4], 49.0), "only the first of its kind changes the order"
+    queue.again(first[0].trial_id)
+    queue.reorder()
+    assert [queue.next().fixer for _ in range(4)] == ["arachne"] * 3 + ["finetune"]
+
+
 @given(st.sets(st.integers(0, 7)))
 def test_what_has_a_row_is_left_out(subjects, done_numbers):
     entries = study(FixerEntry(name="arachne"), FixerEntry(name="finetune"))
