@@ -163,6 +163,12 @@ def test_tables_sort(visit):
         assert values[-2:] == [None, None]
 
 
+def test_the_main_table_needs_no_scrolling_on_a_wide_window(visit):
+    with visit("study") as seen:
+        wide = "frames => frames.map((frame) => frame.scrollWidth - frame.clientWidth)"
+        assert seen.page.locator(".scroll:has(table[id^=effectiveness])").evaluate_all(wide) == [0, 0]
+
+
 def test_trials_are_found_and_paged(visit, study):
     with visit("study") as seen:
         page = seen.page
