@@ -124,7 +124,8 @@ def with_seeds(of_images: Interval, values: Sequence[float], *, confidence: floa
     """
     if len(set(values)) < 2:
         return of_images
-    means = _seed_weights(len(values)) @ np.asarray(values, dtype=np.float64)
+    # Sorted, so that the order of the seeds plays no part.
+    means = _seed_weights(len(values)) @ np.sort(np.asarray(values, dtype=np.float64))
     low, high = np.quantile(means[1:], [0.5 - confidence / 2, 0.5 + confidence / 2]) - means[0]
     estimate = of_images.estimate
     below, above = np.hypot(estimate - of_images.low, low), np.hypot(of_images.high - estimate, high)
