@@ -5,7 +5,8 @@
 
 The views `trials`, `predictions`, `curves`, `subjects` and `test_samples` hold the columns of `analysis.schema`,
 whatever the files hold and even when there are none; `analysis/views.sql` adds what most questions start from
-(`latest`, `selected`, `cells`, `changes`, `whole`, `tallies`). A connection shows the study as it was when it was opened.
+(`latest`, `selected`, `cells`, `changes`, `whole`, `tallies`). A connection shows the study as it was when it was
+opened.
 """
 
 from collections.abc import Collection

@@ -58,7 +58,7 @@ def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
 
 @contextlib.contextmanager
 def ray_running(address: str | None) -> Iterator[str | None]:
-    """A Ray to run on: the cluster at ``address``, or one of this machine that ends with the command.
+    """A Ray to run on: the cluster at ``address`` or in ``RAY_ADDRESS``, else one that ends with the command.
 
     Gives the address of its dashboard; None when that is off.
 
@@ -93,11 +93,13 @@ class _Printed(io.TextIOBase):
 def _start_ray(address: str | None) -> str | None:
     import ray
 
+    # Without an address Ray would join whatever cluster somebody has started on this machine.
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     for _ in range(STARTS_OF_RAY):
         try:
             context = ray.init(
                 address=address,
-                include_dashboard=False if address is None else None,
+                include_dashboard=False if address == "local" else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -105,7 +107,7 @@ def _start_ray(address: str | None) -> str | None:
             raise UserError(f"No Ray cluster answers at '{address}': start one with `ray up cluster.yaml`.") from error
         except ray.exceptions.AuthenticationError as error:
             raise UserError(
-                f"The Ray cluster at '{address or 'this machine'}' asks for a token: set RAY_AUTH_MODE=token and "
+                f"The Ray cluster at '{address}' asks for a token: set RAY_AUTH_MODE=token and "
                 "RAY_AUTH_TOKEN_PATH to the file of its token."
             ) from error
         except Exception as error:

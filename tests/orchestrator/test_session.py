@@ -46,6 +46,16 @@ def test_a_machine_that_stays_busy_is_named_in_a_sentence(starts):
     assert len(calls) == STARTS_OF_RAY
 
 
+def test_without_an_address_nobodys_cluster_is_joined(starts, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_running(None), ray_running("head:6379"):
+        # As Ray's job server says it to what it runs.
+        monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+        with ray_running(None):
+            pass
+    assert [call["address"] for call in starts[1]] == ["local", "head:6379", "elsewhere:6379"]
+
+
 def test_a_cluster_that_wants_a_token_says_so(starts):
     starts[0].append(ray.exceptions.AuthenticationError("no token"))
     with pytest.raises(UserError, match="asks for a token: set RAY_AUTH_MODE=token"), ray_running("head:6379"):

@@ -166,6 +166,9 @@ def fake_problem():
     class Fake:
         task = TASK
 
+        def check_deadline(self):
+            """There is none."""
+
     return Fake()
 
 
@@ -406,6 +409,8 @@ def test_patches_are_kept_only_if_they_succeed_and_cost_little(make_problem, mon
     assert len(kept) >= notes["failures_patched"] - 1
     scores_reached = [trained, *(score for score, _, _ in states)]
     assert problem.score(model, problem.valid) == pytest.approx(notes["patched_valid_score"])
+    fixed = ~problem.task.is_wrong(problem.outputs(model, problem.failures), problem.failures.labels)
+    assert notes["patches_returned"] <= min(notes["failures_patched"], int(fixed.sum()))
     assert notes["patched_valid_score"] >= max(scores_reached)
     outside = set(problem.original.state_dict()) - set(view.names)
     assert all(torch.equal(model.state_dict()[name], problem.original.state_dict()[name]) for name in outside)
