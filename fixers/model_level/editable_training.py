@@ -298,6 +298,6 @@ class EditableTraining(Fixer):
                 best, patched_at_best = BestWeights(model, score), len(patched)
         best.restore(model)
         problem.note(
-            failures_patched=len(patched), patches_returned=patched_at_best, patches_failed=failed, patches_rejected=rejected,
-            patches_undoing_others=undoing, patched_valid_score=best.score,
+            failures_patched=len(patched), patches_returned=patched_at_best, patches_failed=failed,
+            patches_rejected=rejected, patches_undoing_others=undoing, patched_valid_score=best.score,
         )  # fmt: skip
