@@ -14,6 +14,7 @@ from typing import Any
 import fixers
 from fixers.registry import code_version
 from fixers.requirements import TrainingHistory, Unmet
+from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject
 from orchestrator.objectives import Figures
 from orchestrator.store import Store
@@ -53,7 +54,18 @@ class Plan:
 
 
 def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterable[str]) -> Plan:
-    """What the study means for its loaded subjects."""
+    """What the study means for its loaded subjects.
+
+    Raises:
+        UserError: two subjects are the same in all that identifies a trial, so that one would have the other's rows.
+    """
+    named: dict[str, str] = {}
+    for name, subject in subjects.items():
+        if (other := named.setdefault(subject.fingerprint, name)) != name:
+            raise UserError(
+                f"The subjects {other} and {name} have the same samples, model and weights, so their trials would be "
+                "the same ones; leave one out, or run it as a study of its own."
+            )
     cells = []
     for entry in study.fixers:
         for name, subject in subjects.items():

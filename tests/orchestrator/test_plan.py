@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject
 from orchestrator.objectives import Figures
 from orchestrator.plan import CostModel, Plan, TrialQueue, estimate, make_plan, outdated
@@ -49,6 +50,12 @@ def test_every_trial_comes_once_and_the_expensive_first(subjects):
     assert len(order) == len({spec.trial_id for spec in order}) == plan.planned == 8
     costs = [len(spec.fixer) + spec.seed for spec in order]
     assert costs == sorted(costs, reverse=True)
+
+
+def test_two_names_of_one_subject_are_refused(subjects):
+    twice = {"digits": subjects["digits"], "again": subjects["digits"]}
+    with pytest.raises(UserError, match="The subjects digits and again have the same samples, model and weights"):
+        make_plan(study(FixerEntry(name="arachne")), twice, done=())
 
 
 def test_the_first_trials_of_a_study_order_the_others(subjects, tmp_path):
