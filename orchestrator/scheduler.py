@@ -392,13 +392,22 @@ class StudyRun:
     def _store_pictures(self, references: Mapping[str, Any]) -> None:
         """Keep the samples that the report shows; drawn where the data are, which may be out of the driver's reach."""
         samples = {name: ids for name, ids in wanted(self.store.uri).items() if name in references}
-        if len(capacity.live_nodes()) == 1:
-            # The data are on this machine, and a new process would take longer to start than to draw.
-            for name, ids in samples.items():
-                _picture_task(ray.get(references[name]), ids, self.store)
-            return
+        # Where the data are on this machine, a new process would take longer to start than to draw.
+        is_here = len(capacity.live_nodes()) == 1
         task = ray.remote(num_cpus=0)(_picture_task)
-        ray.get([task.remote(references[name], ids, self.store) for name, ids in samples.items()])
+        drawn = {} if is_here else {name: task.remote(references[name], samples[name], self.store) for name in samples}
+        for name, ids in samples.items():
+            try:
+                if is_here:
+                    _picture_task(ray.get(references[name]), ids, self.store)
+                else:
+                    ray.get(drawn[name])
+            except ray.exceptions.ObjectLostError:
+                # All trials have their rows; loading a subject once more for its pictures is for the user to decide.
+                self.on_event(
+                    f"{name} was lost with the last node that held it, so the report lacks its pictures; "
+                    "run the same command again to have them"
+                )
 
     def _chosen(self, cell: Cell, choice: Choice) -> None:
         content = json.dumps(record(cell.entry, cell.subject, choice), indent=1)

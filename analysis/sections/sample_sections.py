@@ -151,9 +151,9 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         value = {(row["fixer"], row["class"]): row for row in own}
         more = f" The {MATRIX} classes with most failures, of {len(failures)}." if len(failures) > MATRIX else ""
         figures = []
-        for column, title, scale in (
-            ("repair_rate", "RR by class, %", "benefit"),
-            ("negative_flip_rate", "broken by class, % of the class", "harm"),
+        for column, title, scale, of, count in (
+            ("repair_rate", "RR by class, %", "benefit", "Failures", "n_wrong"),
+            ("negative_flip_rate", "broken by class, % of the class", "harm", "Samples", "n_test"),
         ):
             z = [[in_percent(value[f, c][column]) if (f, c) in value else None for c in shown] for f in fixers]
             name = f"class-{column.replace('_', '-')}-{identifier(subject.name)}"
@@ -171,14 +171,14 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
                         [
                             Column("Fixer", numeric=False),
                             Column("Class"),
-                            Column("Failures", first="descending"),
-                            Column("%", first="descending"),
+                            Column(of, "of the class", first="descending"),
+                            Column("%", f"of these {of.lower()}", first="descending"),
                         ],
                         [
                             [
                                 Value(names[f]),
                                 Value(str(c), sort=c),
-                                Value(str(value[f, c]["n_wrong"]), sort=value[f, c]["n_wrong"]),
+                                Value(str(value[f, c][count]), sort=value[f, c][count]),
                                 percent_value(value[f, c][column]),
                             ]
                             for f in fixers

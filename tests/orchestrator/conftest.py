@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,16 +14,26 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def ray_address() -> Iterator[str]:
     """A cluster of one node with two cores, shared by all tests; drivers in other processes can join it."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 500_000_000},
-    )
+    cluster = _cluster()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster.address
     ray.shutdown()
     cluster.shutdown()
+
+
+def _cluster() -> Any:
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 500_000_000}
+    for tries_left in reversed(range(3)):
+        try:
+            return Cluster(initialize_head=True, head_node_args=head)
+        except Exception as error:
+            # Ray gives its own processes 30 s and then raises a bare Exception; a busy machine needs longer.
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 @pytest.fixture(scope="session")
