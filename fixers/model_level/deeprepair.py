@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fixers import training
-from fixers.augmentation import OPERATIONS, apply_chains, draw_chains, mix
+from fixers.augmentation import MORE_OPERATIONS, OPERATIONS, apply_chains, draw_chains, mix
 from fixers.clustering import k_means
 from fixers.consistency import jensen_shannon
 from fixers.data import Batch, Split, at_most_per_class
@@ -69,7 +69,8 @@ class StyledViews(Split):
         style: style transfer; None leaves the style operation without effect.
         references: (N,) int64, the reference of each image of the split: belongs to the image, not to its place in
             a batch.
-        severity: strength of the other operations.
+        operations: the other operations.
+        severity: their strength.
         width: chains of a view.
         generator: a CPU generator.
     """
@@ -80,6 +81,7 @@ class StyledViews(Split):
         style: StyleTransfer | None,
         references: Tensor,
         *,
+        operations: tuple[str, ...] = OPERATIONS,
         severity: float,
         width: int,
         generator: torch.Generator,
@@ -87,6 +89,7 @@ class StyledViews(Split):
         self._split = split
         self._style = style
         self._references = references
+        self._operations = operations
         self._severity = severity
         self._width = width
         self._generator = generator
@@ -105,9 +108,10 @@ class StyledViews(Split):
         """Images (B, 3, C, H, W) on ``device``: clean, first view, second view."""
         images = self._split.inputs(indices, device)
         each = _VIEWS * self._width
-        chains = draw_chains(len(images) * each, self._generator, names=(*OPERATIONS, STYLE), severity=self._severity)
+        names = (*self._operations, STYLE)
+        chains = draw_chains(len(images) * each, self._generator, names=names, severity=self._severity)
         starts = images.repeat_interleave(each, dim=0)
-        styled = (chains.operations == len(OPERATIONS)).any(dim=1).nonzero().squeeze(1)
+        styled = (chains.operations == names.index(STYLE)).any(dim=1).nonzero().squeeze(1)
         if self._style is not None and len(styled):
             there = styled.to(device)
             starts[there] = self._style(starts[there], self._references[indices[styled // each]])
@@ -119,7 +123,7 @@ class StyledViews(Split):
         """The views of some images; they keep their references."""
         return StyledViews(
             self._split.select(indices), self._style, self._references[indices],
-            severity=self._severity, width=self._width, generator=self._generator,
+            operations=self._operations, severity=self._severity, width=self._width, generator=self._generator,
         )  # fmt: skip
 
 
@@ -165,6 +169,12 @@ class DeepRepair(Fixer):
         100, grid=(0, 100), low=0, help="Most failures of a class that references are drawn from; 0 for all."
     )
     consistency: float = parameter(12.0, grid=(0.0, 1.0, 12.0), low=0.0, help="Factor on the Jensen-Shannon loss.")
+    operations: Literal["augmix", "all"] = parameter(
+        "augmix",
+        grid=("augmix", "all"),
+        help="What chains are made of beside the style: AugMix's nine operations, or colour, contrast, brightness and "
+        "sharpness as well.",
+    )
     severity: float = parameter(3.0, grid=(1.0, 3.0), low=0.1, high=10.0, help="Strength of AugMix's operations.")
     width: int = parameter(3, low=1, help="Chains of a view.")
     style_backend: Literal["haar_wct", "adain_pixel", "none"] = parameter(
@@ -197,6 +207,7 @@ class DeepRepair(Fixer):
         of_image = torch.randint(len(chosen), (len(problem.train),), generator=problem.generator("styles"))
         views = StyledViews(
             problem.train, style, of_image,
+            operations=OPERATIONS if self.operations == "augmix" else MORE_OPERATIONS,
             severity=self.severity, width=self.width, generator=problem.generator("augmentation"),
         )  # fmt: skip
         return self._train_on(model, views, problem)

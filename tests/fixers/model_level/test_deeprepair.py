@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from fixers import DeadlineExceededError, RepairProblem, TensorSplit, TrainingRecipe, fix, get
+from fixers.augmentation import MORE_OPERATIONS, OPERATIONS, draw_chains
 from fixers.consistency import jensen_shannon
 from fixers.data import at_most_per_class
-from fixers.model_level.deeprepair import DeepRepair, StyledViews, style_references
+from fixers.model_level.deeprepair import STYLE, DeepRepair, StyledViews, style_references
 from fixers.style import StyleTransfer
 from fixers.training import train
 
@@ -169,6 +170,20 @@ def test_views_are_new_each_epoch_and_repeatable(digits):
     assert not torch.equal(epochs[0][0], epochs[0][1])
     assert torch.equal(epochs[0][0], epochs[1][0]) and torch.equal(epochs[0][1], epochs[1][1])
     assert not torch.equal(epochs[0][0], epochs[2][0])
+
+
+@pytest.mark.parametrize(("operations", "expected"), [("augmix", OPERATIONS), ("all", MORE_OPERATIONS)])
+def test_chains_draw_from_the_chosen_operations(make_problem, monkeypatch, operations, expected):
+    drawn = set()
+
+    def watched(count, generator, **options):
+        chains = draw_chains(count, generator, **options)
+        drawn.update(chains.names[index] for index in chains.operations.unique().tolist() if index >= 0)
+        return chains
+
+    monkeypatch.setattr("fixers.model_level.deeprepair.draw_chains", watched)
+    fix(DeepRepair.build({"epochs": 1, "operations": operations}, "quick"), make_problem())
+    assert drawn == {*expected, STYLE}
 
 
 @settings(max_examples=50, deadline=None)
