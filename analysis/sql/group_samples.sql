@@ -5,11 +5,20 @@
 -- column group: group of the sensitive attribute, 0 or 1
 -- column label: true class
 -- column original: class that the original predicts; below 0 is no class
-WITH complete AS (
-    -- Group, label and original prediction are the same in every trial of a subject, so one that is whole has them.
+WITH grouped AS (
+    SELECT subject, trial_id, n_test, n_wrong FROM selected WHERE outcome = 'OK' AND aaod_fixed IS NOT NULL
+),
+counted AS (
+    SELECT trial_id, count(*) AS n_test, count(*) FILTER (original <> label) AS n_wrong
+    FROM predictions
+    SEMI JOIN grouped USING (trial_id)
+    GROUP BY trial_id
+),
+-- Group, label and original prediction are the same in every trial of a subject, so one that is complete has them.
+complete AS (
     SELECT subject, min(trial_id) AS trial_id
-    FROM whole
-    WHERE aaod_fixed IS NOT NULL
+    FROM grouped
+    JOIN counted USING (trial_id, n_test, n_wrong)
     GROUP BY subject
 )
 SELECT c.subject, p.sample_id, p."group", p.label, p.original
