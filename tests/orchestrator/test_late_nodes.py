@@ -52,6 +52,19 @@ def test_a_node_without_the_images_of_a_trial_ends_the_study(tmp_path):
     store.write_trial.assert_not_called()
 
 
+def test_a_subject_lost_after_its_last_trial_costs_its_pictures_only(tmp_path, monkeypatch):
+    def lost(reference):
+        raise ray.exceptions.OwnerDiedError("00", None, "")
+
+    monkeypatch.setattr("orchestrator.scheduler.wanted", lambda uri: {"digits": [0]})
+    monkeypatch.setattr("orchestrator.scheduler.capacity.live_nodes", lambda: ["the head"])
+    monkeypatch.setattr(ray, "get", lost)
+    run, said = StudyRun(Mock(), {}, Mock(), None, tmp_path, Mock()), []
+    run.on_event = said.append
+    run._store_pictures({"digits": Mock()})
+    assert len(said) == 1 and "digits was lost with the last node that held it" in said[0]
+
+
 @pytest.fixture
 def study(tmp_path):
     write_mnist(tmp_path / "with" / "mnist", "", n_train=120, n_test=40)

@@ -195,6 +195,7 @@ def test_a_limit_on_the_command_line(tabular: dict[str, Any], fixstudy: Callable
     assert code == 2 and "A limit must leave at least one sample in each of four splits, but got 3." in said
 
 
+@pytest.mark.slow
 def test_a_study_of_rows_of_a_table(tabular: dict[str, Any], ray_address: str) -> None:
     fixers = ["finetune", "arachne", "apricot", "deeprepair"]
     study = {"study": "tables", "subjects": [tabular], "fixers": fixers, "preset": "quick"}

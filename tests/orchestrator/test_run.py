@@ -7,16 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest.mock import Mock
 
 import duckdb
 import pytest
-import ray
 
 import analysis
 from orchestrator.errors import UserError
 from orchestrator.run import Summary, run_study
-from orchestrator.scheduler import StudyRun
 
 pytestmark = pytest.mark.ray
 
@@ -259,16 +256,6 @@ def data():
     images = rng.integers(0, 150, (300, 4, 4, 3)) + 35 * labels[:, None, None, None]
     return {"images": images.astype(np.uint8), "labels": labels}
 """
-
-
-def test_a_subject_lost_after_its_last_trial_costs_its_pictures_only(ray_address, monkeypatch, tmp_path):
-    monkeypatch.setattr("orchestrator.scheduler.wanted", lambda uri: {"digits": [0]})
-    run, said = StudyRun(Mock(), {}, Mock(), None, tmp_path, Mock()), []
-    run.on_event = said.append
-    reference = ray.put("a subject")
-    ray._private.internal_api.free([reference])
-    run._store_pictures({"digits": reference})
-    assert len(said) == 1 and "digits was lost with the last node that held it" in said[0]
 
 
 def test_own_code_runs_in_workers_and_own_data_are_read_once_for_all_trials(ray_address, shared_cache, tmp_path):
