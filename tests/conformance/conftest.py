@@ -55,8 +55,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" in metafunc.fixturenames:
         given = [subject_from(source) for source in metafunc.config.getoption("subject", default=[])]
         small = [dataclasses.replace(definition, limit=LIMIT) for definition in catalogue().values()]
-        # Reading a whole dataset for a few samples of it takes seconds, in each process.
-        slow = [pytest.mark.slow] if "data" in metafunc.fixturenames and not given else []
+        # Reading a whole dataset for a few samples of it takes seconds, in each process, and so do large networks.
+        slow = [] if given else [pytest.mark.slow]
         metafunc.parametrize(
             "subject",
             [pytest.param(item, id=item.name, marks=[] if item.name in EMBEDDED else slow) for item in given or small],

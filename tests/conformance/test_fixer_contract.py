@@ -135,7 +135,9 @@ def test_the_deadline_is_checked_between_batches(run: Run) -> None:
     )
 
 
-@pytest.mark.parametrize("moment", [0.5, 1.0], ids=["in the middle", "at the end"])
+@pytest.mark.parametrize(
+    "moment", [0.5, pytest.param(1.0, marks=pytest.mark.slow)], ids=["in the middle", "at the end"]
+)
 def test_a_deadline_that_passes_ends_the_fix(moment: float, instance: Fixer, bench: Bench, run: Run) -> None:
     # The end of a run is a check of our own.
     stop_at = max(1, round(moment * (run.pace.checks - 1)))

@@ -37,6 +37,7 @@ def events(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_study_is_shown_in_all_services(ray_address, study_file, tmp_path, monkeypatch):
     import mlflow
