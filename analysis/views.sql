@@ -107,18 +107,12 @@ FROM predictions AS p
 JOIN (SELECT trial_id, subject, fixer, seed FROM selected WHERE outcome = 'OK') AS s USING (trial_id)
 WHERE p.original <> p.fixed AND (p.fixed = p.label OR p.original = p.label);
 
--- The trials in `selected` that are OK and whose predictions are there: the one of the last sample is, and the query
--- `integrity` finds those that lack others. What is asked of the predictions is asked of these trials: one without them
--- would pass for one that changes nothing.
+-- The trials in `selected` that are OK and have as many predictions as test samples. What is asked of the predictions is
+-- asked of these trials: one that lacks some would pass for one that changes less.
 CREATE OR REPLACE VIEW whole AS
 SELECT trial_id, subject, fixer, seed, subject_fingerprint, n_test, n_wrong, aaod_fixed
 FROM selected
-SEMI JOIN (
-    -- To count the samples of every trial would take longer than most of the questions.
-    SELECT trial_id, sample_id + 1 AS n_test
-    FROM predictions
-    WHERE sample_id IN (SELECT n_test - 1 FROM selected)
-) USING (trial_id, n_test)
+SEMI JOIN (SELECT trial_id, count(*) AS n_test FROM predictions GROUP BY trial_id) USING (trial_id, n_test)
 WHERE outcome = 'OK';
 
 -- Counts and rates of every trial from its predictions alone, to be held against the trial's own row.

@@ -19,23 +19,29 @@
 -- column only_b_right: test samples right with fixer_b and wrong with fixer_a [samples]
 -- column rank: by repaired_either, then fewest broken_either; 1 is the subject's best pair
 WITH judged AS MATERIALIZED (
+    SELECT *, dense_rank() OVER (ORDER BY subject, fixer) AS cell
     FROM whole
 ),
 fixers AS (
-    SELECT subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
+    SELECT cell, subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
     FROM judged
-    GROUP BY subject, fixer
+    GROUP BY cell, subject, fixer
+),
+-- Cells are numbered: there are millions of changes, and carrying names along would take most of the time.
+tallied AS (
+    SELECT j.cell, p.sample_id, count(*) FILTER (p.repaired) AS repairs, count(*) FILTER (p.broken) AS breaks
+    FROM changes AS p
+    JOIN judged AS j USING (trial_id)
+    GROUP BY j.cell, p.sample_id
 ),
 sets AS MATERIALIZED (
     SELECT
-        subject, fixer, sample_id,
-        count(*) FILTER (repaired) > $share * any_value(n_seeds) AS is_repaired,
-        count(*) FILTER (broken) > $share * any_value(n_seeds) AS is_broken
-    FROM changes
-    SEMI JOIN judged USING (trial_id)
-    JOIN fixers USING (subject, fixer)
-    GROUP BY subject, fixer, sample_id
-    HAVING is_repaired OR is_broken
+        f.subject, f.fixer, t.sample_id,
+        t.repairs > $share * f.n_seeds AS is_repaired,
+        t.breaks > $share * f.n_seeds AS is_broken
+    FROM tallied AS t
+    JOIN fixers AS f USING (cell)
+    WHERE is_repaired OR is_broken
 ),
 sizes AS (
     SELECT

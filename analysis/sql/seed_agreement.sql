@@ -13,26 +13,28 @@
 -- column broken_by_all: samples that every seed breaks [samples]
 -- column breakage_agreement: pooled Jaccard overlap of the seeds' broken sets over all pairs [fraction]
 WITH judged AS MATERIALIZED (
+    SELECT *, dense_rank() OVER (ORDER BY subject, fixer) AS cell
     FROM whole
 ),
 fixers AS (
     SELECT
-        subject, fixer, count(*) AS n_ok,
-        max(accuracy_fixed) - min(accuracy_fixed) AS accuracy_spread,
-        max(repair_rate) - min(repair_rate) AS repair_rate_spread,
-        max(negative_flip_rate) - min(negative_flip_rate) AS negative_flip_rate_spread
-    FROM selected
-    SEMI JOIN judged USING (trial_id)
-    GROUP BY subject, fixer
+        j.cell, s.subject, s.fixer, count(*) AS n_ok,
+        max(s.accuracy_fixed) - min(s.accuracy_fixed) AS accuracy_spread,
+        max(s.repair_rate) - min(s.repair_rate) AS repair_rate_spread,
+        max(s.negative_flip_rate) - min(s.negative_flip_rate) AS negative_flip_rate_spread
+    FROM selected AS s
+    JOIN judged AS j USING (trial_id)
+    GROUP BY j.cell, s.subject, s.fixer
 ),
+-- Cells are numbered: there are millions of changes, and carrying names along would take most of the time.
 samples AS (
     SELECT
-        subject, fixer, sample_id,
-        count(*) FILTER (repaired) AS repairs,
-        count(*) FILTER (broken) AS breaks
-    FROM changes
-    SEMI JOIN judged USING (trial_id)
-    GROUP BY subject, fixer, sample_id
+        j.cell, p.sample_id,
+        count(*) FILTER (p.repaired) AS repairs,
+        count(*) FILTER (p.broken) AS breaks
+    FROM changes AS p
+    JOIN judged AS j USING (trial_id)
+    GROUP BY j.cell, p.sample_id
 )
 -- A sample repaired by k of n seeds is in the intersection of k (k - 1) / 2 pairs and in the union of all pairs but
 -- those of the n - k others: the pooled ratio needs no pairs of seeds.
@@ -47,6 +49,6 @@ SELECT
     sum(s.breaks * (s.breaks - 1))
     / nullif(sum(s.breaks * (2 * f.n_ok - s.breaks - 1)), 0) AS breakage_agreement
 FROM fixers AS f
-LEFT JOIN samples AS s ON s.subject = f.subject AND s.fixer = f.fixer
+LEFT JOIN samples AS s USING (cell)
 GROUP BY f.subject, f.fixer, f.n_ok, f.accuracy_spread, f.repair_rate_spread, f.negative_flip_rate_spread
 ORDER BY f.subject, f.fixer;

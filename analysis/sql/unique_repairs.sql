@@ -10,21 +10,27 @@
 -- column n_repaired_by_any: failures of the subject that at least one fixer repairs [samples]
 -- column n_never: failures of the subject that no fixer repairs; lower is better [samples]
 WITH judged AS MATERIALIZED (
+    SELECT *, dense_rank() OVER (ORDER BY subject, fixer) AS cell
     FROM whole
 ),
 fixers AS (
-    SELECT subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
+    SELECT cell, subject, fixer, count(*) AS n_seeds, max(n_wrong) AS n_wrong
     FROM judged
-    GROUP BY subject, fixer
+    GROUP BY cell, subject, fixer
+),
+-- Cells are numbered: there are millions of changes, and carrying names along would take most of the time.
+tallied AS (
+    SELECT j.cell, p.sample_id, count(*) AS repairs
+    FROM changes AS p
+    JOIN judged AS j USING (trial_id)
+    WHERE p.repaired
+    GROUP BY j.cell, p.sample_id
 ),
 sets AS (
-    SELECT subject, fixer, sample_id
-    FROM changes
-    SEMI JOIN judged USING (trial_id)
-    JOIN fixers USING (subject, fixer)
-    WHERE repaired
-    GROUP BY subject, fixer, sample_id
-    HAVING count(*) > $share * any_value(n_seeds)
+    SELECT f.subject, f.fixer, t.sample_id
+    FROM tallied AS t
+    JOIN fixers AS f USING (cell)
+    WHERE t.repairs > $share * f.n_seeds
 ),
 shared AS (
     SELECT *, count(*) OVER (PARTITION BY subject, sample_id) AS n_fixers
