@@ -126,7 +126,7 @@ def with_seeds(of_images: Interval, values: Sequence[float], *, confidence: floa
         return of_images
     # Sorted, so that the order of the seeds plays no part.
     means = _seed_weights(len(values)) @ np.sort(np.asarray(values, dtype=np.float64))
-    low, high = np.quantile(means[1:], [0.5 - confidence / 2, 0.5 + confidence / 2]) - means[0]
+    low, high = percentiles(means[1:], confidence) - means[0]
     estimate = of_images.estimate
     below, above = np.hypot(estimate - of_images.low, low), np.hypot(of_images.high - estimate, high)
     return Interval(estimate - float(below), estimate, estimate + float(above))
@@ -219,15 +219,39 @@ def differences(first: Replicates, second: Replicates, *, confidence: float = CO
     return _intervals(np.stack([first[metric] - second[metric] for metric in METRICS]), confidence)
 
 
+def percentiles(values: Floats, confidence: float = CONFIDENCE) -> Floats:
+    """Both ends of the percentile interval, interpolated; values that aren't known are left out.
+
+    As `numpy.quantile` along the last axis, which takes three times as long, and a report asks twelve thousand times.
+
+    Args:
+        values: replicates, nan where unknown; (..., replicates).
+        confidence: coverage of the interval.
+
+    Returns:
+        Lower and upper ends; (2, ...).
+    """
+    # nan is sorted to the end.
+    ordered = np.sort(values, axis=-1)
+    last = (values.shape[-1] - 1 - np.isnan(values).sum(axis=-1)).clip(0)
+    ends = []
+    for share in (0.5 - confidence / 2, 0.5 + confidence / 2):
+        below = np.floor(share * last).astype(np.int64)
+        low, high = (
+            np.take_along_axis(ordered, np.expand_dims(at, -1), axis=-1)[..., 0]
+            for at in (below, np.minimum(below + 1, last))
+        )
+        ends.append(low + (high - low) * (share * last - below))
+    return np.stack(ends)
+
+
 def _intervals(values: Floats, confidence: float) -> dict[Metric, Interval]:
     """Of the estimates and their replicates; (metrics, 1 + replicates)."""
     estimates, replicates = values[:, 0], values[:, 1:]
     known = np.isfinite(estimates)
-    # RR is not known where no failure was drawn.
-    quantile = np.nanquantile if np.isnan(replicates[known]).any() else np.quantile
     ends = np.full((2, len(METRICS)), np.nan)
     if known.any():
-        ends[:, known] = quantile(replicates[known], [0.5 - confidence / 2, 0.5 + confidence / 2], axis=1)
+        ends[:, known] = percentiles(replicates[known], confidence)
     return {
         metric: Interval(min(low, estimate), estimate, max(high, estimate))
         for metric, estimate, (low, high) in zip(METRICS, estimates.tolist(), ends.T.tolist(), strict=True)

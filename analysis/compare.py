@@ -34,7 +34,7 @@ class Pair:
     second: Cell | None
     repair_rate: Interval | None
     negative_flip_rate: Interval | None
-    accuracy_change: float | None
+    accuracy_change: Interval | None
 
     @property
     def cells(self) -> tuple[Cell | None, Cell | None]:
@@ -124,7 +124,7 @@ class StudyComparison:
                     ],
                     "repair_rate_difference": interval_json(pair.repair_rate),
                     "negative_flip_rate_difference": interval_json(pair.negative_flip_rate),
-                    "accuracy_change_difference": pair.accuracy_change,
+                    "accuracy_change_difference": interval_json(pair.accuracy_change),
                     **{
                         name: [value(cell) if cell else None for cell in pair.cells]
                         for name, value in (("accuracy", _accuracy), ("asr", _asr), ("fix_seconds", _seconds))
@@ -177,7 +177,7 @@ def _pair(subject: str, fixer: str, first: Cell | None, second: Cell | None) -> 
         if first.negative_flip_rate and second.negative_flip_rate:
             negative_flip_rate = statistics.newcombe(second.negative_flip_rate, first.negative_flip_rate)
         if first.change is not None and second.change is not None:
-            change = second.change - first.change
+            change = statistics.newcombe(second.change, first.change)
     return Pair(subject, fixer, first, second, repair_rate, negative_flip_rate, change)
 
 
@@ -227,6 +227,10 @@ def _accuracy(cell: Cell) -> float | None:
     return None if cell.accuracy is None else cell.accuracy.estimate
 
 
+def _change(cell: Cell) -> float | None:
+    return None if cell.change is None else cell.change.estimate
+
+
 def _asr(cell: Cell) -> float | None:
     return None if cell.asr is None else cell.asr.estimate
 
@@ -242,7 +246,7 @@ def _hundredths(fraction: float) -> str:
 
 _MEASURES = (
     _Measure("ACC, %", _accuracy, _hundredths, lambda cell: cell.accuracy_original),
-    _Measure("change, %", lambda cell: cell.change, lambda change: words.fixed(change, 2)),
+    _Measure("change, %", _change, lambda change: words.fixed(change, 2)),
     _Measure("RR, %", lambda cell: cell.repair_rate.estimate if cell.repair_rate else None, _hundredths),
     _Measure("NFR, %", lambda cell: cell.negative_flip_rate.estimate if cell.negative_flip_rate else None, _hundredths),
     _Measure("ASR, %", _asr, _hundredths, lambda cell: cell.asr_original),
@@ -282,13 +286,14 @@ def _differences(pairs: Sequence[Pair]) -> list[str]:
         md_row(["---"] * len(heads)),
     ]
     for pair in pairs:
-        change = words.EN_DASH if pair.accuracy_change is None else words.fixed(pair.accuracy_change, 2)
-        cells = [pair.fixer, _difference(pair.repair_rate), _difference(pair.negative_flip_rate), change, pair.verdict]
+        differences = [pair.repair_rate, pair.negative_flip_rate]
+        change = _difference(pair.accuracy_change, scale=1)
+        cells = [pair.fixer, *map(_difference, differences), change, pair.verdict]
         lines.append(md_row([md_text(cell) for cell in cells]))
     return lines
 
 
-def _difference(difference: Interval | None) -> str:
+def _difference(difference: Interval | None, scale: float = 100) -> str:
     if difference is None:
         return words.EN_DASH
-    return f"{words.number(100 * difference.estimate)} ({words.span(difference)})"
+    return f"{words.number(scale * difference.estimate)} ({words.span(difference, scale)})"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import REPLICATES, Weights, in_threads, resampled, resampled_seeds
+from analysis.bootstrap import REPLICATES, Weights, in_threads, percentiles, resampled, resampled_seeds
 from analysis.queries import integers
 from analysis.queries import run as answer
 from analysis.statistics import CONFIDENCE, Floats, Interval
@@ -142,7 +142,7 @@ def _aaod(counts: NDArray[np.floating], positives: Floats, negatives: Floats) ->
 def _reflected(values: Floats, confidence: float) -> Interval:
     """Interval of the first value, from the replicates after it."""
     estimate = float(values[0])
-    low, high = np.quantile(values[1:], [0.5 - confidence / 2, 0.5 + confidence / 2])
+    low, high = percentiles(values[1:], confidence)
     return Interval(min(2 * estimate - float(high), estimate), estimate, max(2 * estimate - float(low), estimate))
 
 

@@ -78,6 +78,7 @@ class Cell:
         outcome: the most frequent outcome of the seeds.
         outcomes: seeds per outcome.
         accuracy: accuracy on test of the fixed models, with its 95 % interval.
+        accuracy_rise: accuracy fixed - original, likewise; positive is better.
         repair_rate: RR of the failures, with its 95 % interval.
         n_wrong: RR's denominator.
         negative_flip_rate: NFR of all test samples, with its 95 % interval.
@@ -105,6 +106,7 @@ class Cell:
     runs: tuple[Run, ...] = ()
     accuracy_original: float | None = None
     accuracy: Interval | None = None
+    accuracy_rise: Interval | None = None
     repair_rate: Interval | None = None
     n_wrong: int | None = None
     negative_flip_rate: Interval | None = None
@@ -131,11 +133,19 @@ class Cell:
         return sum(self.outcomes.values())
 
     @property
-    def change(self) -> float | None:
-        """Relative change of accuracy, 100 (f - o) / o; positive is better."""
-        if self.accuracy is None or not self.accuracy_original:
+    def change(self) -> Interval | None:
+        """Relative change of accuracy in percent, 100 (f - o) / o; positive is better.
+
+        Its interval is that of the difference; o is taken as it was measured.
+        """
+        return None if self.accuracy_rise is None else relative(self.accuracy_rise, self.accuracy_original)
+
+    @property
+    def asr_change(self) -> Interval | None:
+        """Relative change of ASR in percent, 100 (o - f) / o, so that positive is better here too."""
+        if self.asr_rise is None or (change := relative(self.asr_rise, self.asr_original)) is None:
             return None
-        return 100 * (self.accuracy.estimate - self.accuracy_original) / self.accuracy_original
+        return Interval(-change.high, -change.estimate, -change.low)
 
     @property
     def ok_runs(self) -> tuple[Run, ...]:
@@ -400,12 +410,16 @@ def _cell(
         drawn = bootstrap.intervals(samples.replicates[cell.fixer])
         # A rate that is the same in every seed and 0 or 1 leaves the bootstrap nothing to draw; Wilson knows better.
         rates |= {metric: drawn[metric] for metric in rates if drawn[metric].half_width > 0}
+    accuracy_rise = None
+    if "accuracy" in rates and cell.accuracy_original is not None:
+        accuracy_rise = _accuracy_rise(cell, rates["accuracy"], samples)
     attacked = None if row["asr_fixed"] is None else row["n_attacked"] or ATTACKED
     asr, asr_rise = _robustness(cell, row["asr_original"], row["asr_fixed"], attacked)
     aaod, aaod_rise = fairness.intervals(row["aaod_original"], row["aaod_fixed"], fair)
     cell = replace(
         cell,
         accuracy=rates.get("accuracy"),
+        accuracy_rise=accuracy_rise,
         repair_rate=rates["repair_rate"],
         negative_flip_rate=rates["negative_flip_rate"],
         asr_original=row["asr_original"],
@@ -423,6 +437,16 @@ def _cell(
 def _rate(rate: float, n: float | None) -> Interval:
     """Wilson's interval; without a denominator its ends are not known."""
     return statistics.wilson(rate, n) if n else Interval(math.nan, rate, math.nan)
+
+
+def _accuracy_rise(cell: Cell, fixed: Interval, samples: Samples | None) -> Interval:
+    """Paired by image where predictions are kept; else as if both accuracies were of different images."""
+    assert cell.accuracy_original is not None
+    if samples is not None and cell.fixer in samples.fixers:
+        drawn = samples.difference(cell.fixer, None)["accuracy"]
+        # A model that changed no image leaves the bootstrap nothing to draw but what rounding leaves.
+        return drawn if drawn.half_width > 1e-9 else Interval(math.nan, drawn.estimate, math.nan)
+    return statistics.newcombe(fixed, _rate(cell.accuracy_original, cell.n_test))
 
 
 def _robustness(
@@ -443,6 +467,11 @@ def _robustness(
     ]
     rise = statistics.newcombe(of_images, _rate(original, attacked))
     return asr, bootstrap.with_seeds(rise, rises)
+
+
+def relative(rise: Interval, original: float | None) -> Interval | None:
+    """A rise in percent of what it rose from; None where that is 0 or unknown."""
+    return Interval(*(100 * end / original for end in rise)) if original else None
 
 
 def _beyond(estimate: float, half_width: float) -> bool:

@@ -109,7 +109,8 @@ def as_json(findings: Findings, warnings: Sequence[str]) -> str:
 def _cell_json(cell: Cell) -> dict[str, Any]:
     record = _record(cell)
     record["params"] = _parsed(cell.params)
-    record["change_percent"] = cell.change
+    record["change_percent"] = interval_json(cell.change)
+    record["asr_change_percent"] = interval_json(cell.asr_change)
     record["fix_seconds"] = cell.seconds
     record["runs"] = [_record(run) for run in cell.runs]
     return record
@@ -200,10 +201,9 @@ def latex(findings: Findings, problems: Sequence[trust.Problem] = ()) -> str:
 
 
 def _effectiveness(cell: Cell) -> tuple[str, ...]:
-    change = cell.change
     return (
         _tex_rate(cell.accuracy),
-        tex(words.EN_DASH if change is None else words.fixed(change, 2)),
+        _tex_change(cell.change),
         _tex_rate(cell.repair_rate),
         _tex_rate(cell.negative_flip_rate),
     )
@@ -214,6 +214,18 @@ def _tex_rate(rate: Interval | None) -> str:
     if rate is None:
         return tex(words.EN_DASH)
     return _tex_interval(words.fixed(100 * rate.estimate, 2), rate, *words.ends(rate))
+
+
+def _tex_change(change: Interval | None) -> str:
+    if change is None:
+        return tex(words.EN_DASH)
+    low, said, high = (_tex_signed(words.fixed(value, 2)) for value in change)
+    return _tex_interval(said, change, low, high)
+
+
+def _tex_signed(number: str) -> str:
+    """With a minus that is one in a formula and, where intervals are hidden, in text."""
+    return f"\\ensuremath{{-{number[1:]}}}" if number.startswith(words.MINUS) else number
 
 
 def _tex_aaod(aaod: Interval | None) -> str:

@@ -24,6 +24,7 @@ from analysis.sections.values import (
     shades,
     signed,
 )
+from analysis.statistics import Interval
 
 if TYPE_CHECKING:
     pass
@@ -39,7 +40,9 @@ def effectiveness(findings: Findings) -> Section:
             "which the attack on the fixed model succeeds. In small print: the 95 % interval. With one seed it is "
             "Wilson's; with more it is bootstrapped over seeds and images, but for ASR, whose attacks are not kept one "
             "by one: there, Wilson's is widened by a bootstrap over the seeds. Relative changes are "
-            f"100 (fixed {words.MINUS} original) / original, signed so + is better. Darker is a better "
+            f"100 (fixed {words.MINUS} original) / original, signed so + is better; the interval is that of the "
+            "difference, bootstrapped over images that both models see (for ASR, and without predictions: as if they "
+            "saw different ones, which is wider). Darker is a better "
             "rank within the column; the best is bold. AAOD measures gaps, and noise looks like one: read an AAOD "
             "whose interval begins near 0 as an upper bound.",
             fine=True,
@@ -70,7 +73,7 @@ def _effectiveness_table(subject: Subject) -> Table:
         Column("Fixer", numeric=False),
         Column("Level", numeric=False),
         Column("ACC %", "95 % interval", first="descending"),
-        Column("Change", "relative %", first="descending"),
+        Column("Change", "relative %, 95 % interval", first="descending"),
         Column("RR %", "95 % interval", first="descending"),
         Column("NFR %", "95 % interval"),
         *([Column("ASR %", "95 % interval"), Column("Change", "ASR, rel. %", first="descending")] if has_asr else []),
@@ -98,7 +101,7 @@ def _effectiveness_table(subject: Subject) -> Table:
         row.append(interval_value(cell.negative_flip_rate, shade["nfr"].get(cell.fixer, "")))
         if has_asr:
             row.append(interval_value(cell.asr, shade["asr"].get(cell.fixer, "")))
-            row.append(_change_value(relative_change(cell.asr_original, estimated(cell.asr), lower_is_better=True), 1))
+            row.append(_change_value(cell.asr_change, 1))
         if has_aaod:
             row.append(_aaod_value(cell, shade["aaod"].get(cell.fixer, "")))
         row.append(
@@ -114,12 +117,15 @@ def _effectiveness_table(subject: Subject) -> Table:
     return Table(f"effectiveness-{identifier(subject.name)}", f"{subject.name}: {original}", columns, rows)
 
 
-def _change_value(change: float | None, digits: int) -> Value:
-    """A relative change in percent, green where it is for the better."""
+def _change_value(change: Interval | None, digits: int) -> Value:
+    """A relative change in percent with its interval, green where it is for the better."""
     if change is None:
         return Value(MISSING, style="missing")
-    style = "good" if change > 0 else "bad" if change < 0 else ""
-    return Value(signed(change, digits), sort=round(change, 6), style=style)
+    estimate = change.estimate
+    style = "good" if estimate > 0 else "bad" if estimate < 0 else ""
+    known = math.isfinite(change.half_width)
+    small = f"{signed(change.low, digits)} to {signed(change.high, digits)}" if known else ""
+    return Value(signed(estimate, digits), small=small, sort=round(estimate, 6), style=style)
 
 
 def _aaod_value(cell: Cell, style: str) -> Value:

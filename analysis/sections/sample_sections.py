@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from analysis import plots
+from analysis import plots, statistics
 from analysis.document import (
     Block,
     Column,
@@ -27,6 +27,7 @@ from analysis.sections.values import (
     by_subject,
     identifier,
     in_percent,
+    interval_value,
     percent_value,
 )
 
@@ -172,14 +173,14 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
                             Column("Fixer", numeric=False),
                             Column("Class"),
                             Column(of, "of the class", first="descending"),
-                            Column("%", f"of these {of.lower()}", first="descending"),
+                            Column("%", f"of these {of.lower()}; 95 % interval", first="descending"),
                         ],
                         [
                             [
                                 Value(names[f]),
                                 Value(str(c), sort=c),
                                 Value(str(value[f, c][count]), sort=value[f, c][count]),
-                                percent_value(value[f, c][column]),
+                                _of_images(value[f, c][column], value[f, c][count]),
                             ]
                             for f in fixers
                             for c in shown
@@ -191,7 +192,20 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         blocks.append(Fold(subject.name, [Plots(figures, wide=True)], open=not blocks))
     if not blocks:
         blocks = [Paragraph("This needs predictions, and there are none.")]
+    else:
+        blocks.insert(
+            0,
+            Paragraph(
+                "Means over the seeds. The intervals in the tables are Wilson's, of the class's images: another seed "
+                "may differ by more."
+            ),
+        )
     return Section("classes", "Classes", blocks, ("per_class",))
+
+
+def _of_images(rate: float | None, n: int) -> Value:
+    """A rate of n images, with Wilson's interval."""
+    return interval_value(None if rate is None else statistics.wilson(rate, n))
 
 
 _LARGEST_PICTURE: Final = 40_000

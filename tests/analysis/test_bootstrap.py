@@ -197,3 +197,22 @@ def test_an_interval_with_seeds_holds_the_one_without(hits, n):
     found = b.with_seeds(of_images, values)
     assert found.low <= of_images.low <= found.estimate <= of_images.high <= found.high
     assert b.with_seeds(of_images, values[::-1]) == found
+
+
+@given(
+    hnp.arrays(
+        np.float64,
+        st.tuples(st.integers(1, 3), st.integers(1, 60)),
+        elements=st.one_of(st.just(np.nan), st.floats(-3, 3)),
+    ),
+    st.floats(0.5, 0.99),
+)
+def test_percentiles_are_numpys_over_what_is_known(values, confidence):
+    ends = b.percentiles(values, confidence)
+    for row, low, high in zip(values, *ends, strict=True):
+        known = row[~np.isnan(row)]
+        if not known.size:
+            assert np.isnan([low, high]).all()
+            continue
+        shares = [0.5 - confidence / 2, 0.5 + confidence / 2]
+        np.testing.assert_allclose([low, high], np.quantile(known, shares), atol=1e-12)

@@ -2,7 +2,9 @@
 
 import html
 import json
+import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -129,6 +131,52 @@ def test_paired_counts_equal_a_walk_over_the_predictions(study, findings):
     for seed, counts in enumerate(samples.discordant("apricot", None)):
         fixed, original = right("apricot", seed)
         assert counts == ((fixed & ~original).sum(), (original & ~fixed).sum())
+
+
+def test_changes_of_accuracy_have_the_interval_of_paired_images(study, findings):
+    """By a bootstrap written out: the same images for both models, and the seeds outside."""
+    cell = findings.subject("digits").cell("apricot")
+    gains = []
+    for row in study.trials:
+        if (row["fixer"], row["subject"], row["stage"]) == ("apricot", "digits", "final"):
+            columns = study.predictions[row["trial_id"]]
+            right = [(columns[name] == columns["label"]).astype(float) for name in ("fixed", "original")]
+            gains.append(right[0] - right[1])
+    gains, draws = np.array(gains), np.random.default_rng(3)
+    n_seeds, n = gains.shape
+    means = []
+    for _ in range(4000):
+        seeds, images = draws.integers(0, n_seeds, n_seeds), draws.integers(0, n, n)
+        means.append(gains[np.ix_(seeds, images)].mean())
+    scale = 100 / cell.accuracy_original
+    low, high = scale * np.quantile(means, [0.025, 0.975])
+    assert cell.change.estimate == pytest.approx(scale * gains.mean())
+    assert (cell.change.low, cell.change.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+    # Narrower than of images that differ, but never narrower than nothing.
+    apart = statistics.newcombe(cell.accuracy, statistics.wilson(cell.accuracy_original, cell.n_test))
+    assert 0 < cell.change.half_width < scale * apart.half_width
+
+
+def test_a_model_that_changes_no_image_has_a_change_without_interval(write_study, tmp_path):
+    made = write_study(tmp_path / "s", subjects=("digits",), seeds=(0,), outcomes={}, adapt=0)
+    row = next(r for r in made.trials if r["fixer"] == "apricot")
+    columns = made.predictions[row["trial_id"]]
+    same = {"n_repaired": 0, "n_broken": 0, "repair_rate": 0.0, "negative_flip_rate": 0.0}
+    columns["fixed"] = columns["original"]
+    made.write_trial(row | same | {"accuracy_fixed": row["accuracy_original"]})
+    with analysis.open(made.folder) as con:
+        change = find(con).subject("digits").cell("apricot").change
+    assert change.estimate == 0
+    assert math.isnan(change.low)
+
+
+def test_rates_of_a_class_have_wilsons_interval(study, tmp_path):
+    text = report.write_report(study.folder, tmp_path / "r.md", "md").read_text()
+    table = text.partition("### digits: RR by class")[2] or text.partition("RR by class, %")[2]
+    with analysis.open(study.folder) as con:
+        row = next(r for r in analysis.run(con, "per_class").to_pylist() if r["subject"] == "digits" and r["n_wrong"])
+    found = statistics.wilson(row["repair_rate"], row["n_wrong"])
+    assert f"{100 * found.estimate:.2f} ({100 * found.low:.1f} to {100 * found.high:.1f})" in table
 
 
 def test_seeds_that_disagree_on_who_is_better_claim_nothing():
@@ -462,10 +510,36 @@ def test_the_commit_is_shown_where_it_is_known(write_study, tmp_path, content):
     assert "<b>c0ffee" not in page
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex with booktabs and graphicx")
+@pytest.mark.parametrize("hidden", [False, True])
+def test_latex_compiles_as_it_is(published, study, tmp_path, hidden):
+    """Both studies in one paper, with the intervals shown and hidden."""
+    for name, folder in (("published", published), ("ours", study.folder)):
+        report.write_report(folder, tmp_path / f"{name}.tex", "latex")
+    hide = r"\newcommand{\withinterval}[3]{#1}" if hidden else ""
+    paper = tmp_path / "paper.tex"
+    paper.write_text(
+        rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}{hide}\begin{{document}}"
+        r"\input{published}\input{ours}\end{document}"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", paper.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert not re.search(r"Missing character|undefined|multiply defined", done.stdout)
+
+
 def test_latex_has_the_studys_tables(published, tmp_path):
     text = report.write_report(published, tmp_path / "r.tex", "latex").read_text()
     assert text.count("\\begin{table*}") == text.count("\\end{table*}") == 3
-    shown = re.sub(r"\\withinterval\{([\d.]+)\}\{[\d.]+\}\{[\d.]+\}", r"\1", text)
+    number = r"(?:\\ensuremath\{-[\d.]+\}|[\d.]+)"
+    shown = re.sub(rf"\\withinterval\{{({number})\}}\{{{number}\}}\{{{number}\}}", r"\1", text)
     assert re.search(r"^AP & .*99\.06 & 1\.18 & 73\.97 & 0\.39", shown, flags=re.M)
     assert "\\multicolumn{4}{c}{U}" in text
     for block in re.findall(r"\\begin\{tabular\}\{(l r*|lr+)\}(.*?)\\end\{tabular\}", text, flags=re.S):
