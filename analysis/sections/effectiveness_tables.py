@@ -73,7 +73,7 @@ def _effectiveness_table(subject: Subject) -> Table:
         Column("Fixer", numeric=False),
         Column("Level", numeric=False),
         Column("ACC %", "95 % interval", first="descending"),
-        Column("Change", "relative %, 95 % interval", first="descending"),
+        Column("Change", "relative %", first="descending"),
         Column("RR %", "95 % interval", first="descending"),
         Column("NFR %", "95 % interval"),
         *([Column("ASR %", "95 % interval"), Column("Change", "ASR, rel. %", first="descending")] if has_asr else []),
@@ -124,7 +124,7 @@ def _change_value(change: Interval | None, digits: int) -> Value:
     estimate = change.estimate
     style = "good" if estimate > 0 else "bad" if estimate < 0 else ""
     known = math.isfinite(change.half_width)
-    small = f"{signed(change.low, digits)} to {signed(change.high, digits)}" if known else ""
+    small = " to ".join(words.fixed(end, digits - 1) for end in (change.low, change.high)) if known else ""
     return Value(signed(estimate, digits), small=small, sort=round(estimate, 6), style=style)
 
 
