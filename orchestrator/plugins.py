@@ -1,16 +1,14 @@
 """Approaches from elsewhere on the nodes of a cluster: their code travels with the study, what is installed stays."""
 
-import hashlib
 import importlib.util
-import os
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fixers import registry
+from orchestrator.unpacking import has_content, unpacked
 
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
@@ -36,27 +34,12 @@ class Plugin:
         if self.source.endswith(".py"):
             ((name, content),) = self.files.items()
             here = Path(self.source)
-            is_here = here.is_file() and here.read_bytes() == content
-            registry.load(str(here if is_here else self._unpacked(folder) / name))
+            registry.load(str(here if has_content(here, content) else unpacked(self.files, folder) / name))
             return
         if self.files and importlib.util.find_spec(self.source.partition(".")[0]) is None:
-            sys.path.append(str(self._unpacked(folder)))
+            sys.path.append(str(unpacked(self.files, folder)))
             importlib.invalidate_caches()
         registry.load(self.source)
-
-    def _unpacked(self, folder: Path) -> Path:
-        digest = hashlib.sha256()
-        for name, content in sorted(self.files.items()):
-            digest.update(f"{name}\0{len(content)}\0".encode() + content)
-        target = folder / digest.hexdigest()[:16]
-        for name, content in self.files.items():
-            path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Another process may be reading the same file.
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(content)
-            os.replace(file.name, path)
-        return target
 
 
 def packed(sources: Iterable[str]) -> tuple[Plugin, ...]:

@@ -17,11 +17,10 @@ from orchestrator.subjects import datasets
 from orchestrator.subjects.corruption import CorruptedData
 from orchestrator.subjects.files import dataset_folder
 from orchestrator.subjects.images import StreamedSplit
-from orchestrator.subjects.own import FactoryModel, OnnxModel, WithWeights
 from orchestrator.subjects.own_data import OwnData
 from orchestrator.subjects.roots import DataRoot, RemoteRoot
 from orchestrator.subjects.roots import data_root as root_of_machine
-from orchestrator.subjects.subject import DataSource, ModelSource, Subject, SubjectDefinition
+from orchestrator.subjects.subject import DataSource, Subject, SubjectDefinition
 from orchestrator.subjects.targets import is_target
 
 SECONDS_TO_ANSWER = 120.0
@@ -29,13 +28,11 @@ SECONDS_TO_ANSWER = 120.0
 
 
 def missing(definitions: Mapping[str, SubjectDefinition], data_root: DataRoot | None) -> list[str]:
-    """What this machine lacks of some subjects, in a sentence each. Opens folders, reads no samples."""
+    """What this machine lacks of some subjects' data, in a sentence each. Opens folders, reads no samples."""
     said = []
-    for name, definition in definitions.items():
+    for definition in definitions.values():
         try:
             _check_data(definition.data, data_root)
-            for path in _model_files(definition.model):
-                _check_readable(path, f"the model of {name}")
         except UserError as error:
             said.append(str(error))
     return said
@@ -83,18 +80,6 @@ def _check_readable(path: Path, what: str) -> None:
         raise UserError(f"There is no {path}, which has {what}.")
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise UserError(f"{path}, which has {what}, can't be read; give the user that runs Ray the right to.")
-
-
-def _model_files(source: ModelSource) -> list[Path]:
-    match source:
-        case OnnxModel():
-            return [source.path]
-        case WithWeights():
-            return [*_model_files(source.base), source.path]
-        case FactoryModel():
-            return [] if source.weights is None else [source.weights]
-        case _:
-            return []
 
 
 class NodeLacksImagesError(UserError):

@@ -110,6 +110,7 @@ def run_study(
                 final=only is None and not profile,
                 retry_failures=retry_failures,
                 show_in=show_in or {},
+                joined=session.joins(address),
             )
             if display is not None:
                 shown = display

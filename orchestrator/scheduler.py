@@ -23,13 +23,14 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import capacity, gpus, outcomes, packing, plugins
+from orchestrator import capacity, gpus, luggage, outcomes, packing, plugins
 from orchestrator.adaptation import figures_on_valid, record, record_name
 from orchestrator.control import Stopping, StudyStoppedError
 from orchestrator.errors import UserError
 from orchestrator.flight import Flight, ask
 from orchestrator.loading import LoadedSubject
 from orchestrator.logtail import read_streams
+from orchestrator.luggage import FOLDER, Luggage
 from orchestrator.memory import give_back_memory
 from orchestrator.monitor import Monitor, Sighting
 from orchestrator.news import told
@@ -46,7 +47,7 @@ from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
 from orchestrator.subject_tasks import SubjectLoader
 from orchestrator.subjects.roots import DataRoot
-from orchestrator.subjects.subject import Subject, SubjectDefinition
+from orchestrator.subjects.subject import SubjectDefinition
 from orchestrator.sweeps import Choice
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
 from orchestrator.trial_order import InOrder
@@ -191,6 +192,10 @@ class StudyRun:
     on_row: Callable[[str, str, str | None], None] = lambda trial_id, outcome, reason: None
     on_event: Callable[[str], None] = lambda sentence: None
     on_plan: Callable[[Plan, int], None] = lambda plan, done: None
+    joined: bool = True
+    """Whether Ray runs on other machines too, which may lack files of this one."""
+    luggage: Luggage = field(default_factory=Luggage)
+    """What the subjects take along, from :meth:`load_subjects` on."""
     monitor: Any = None
     """Handle of the monitor actor while the study runs."""
     loader: SubjectLoader = field(init=False)
@@ -220,8 +225,10 @@ class StudyRun:
         Returns:
             References to (subject, baseline), by name.
         """
+        self.luggage = luggage.packed(self.definitions, with_files=self.joined)
         self.loader = SubjectLoader(
             self.definitions,
+            self.luggage,
             self.store,
             self.data_root,
             self.cache_dir,
@@ -395,11 +402,12 @@ class StudyRun:
         # Where the data are on this machine, a new process would take longer to start than to draw.
         is_here = len(capacity.live_nodes()) == 1
         task = ray.remote(num_cpus=0)(_picture_task)
-        drawn = {} if is_here else {name: task.remote(references[name], samples[name], self.store) for name in samples}
+        carried = self.store, self.luggage, self.cache_dir
+        drawn = {} if is_here else {name: task.remote([references[name]], samples[name], *carried) for name in samples}
         for name, ids in samples.items():
             try:
                 if is_here:
-                    _picture_task(ray.get(references[name]), ids, self.store)
+                    store_pictures(ray.get(references[name])[0], ids, self.store)
                 else:
                     ray.get(drawn[name])
             except ray.exceptions.ObjectLostError:
@@ -434,6 +442,7 @@ class StudyRun:
             run=self.number,
             data_root=self.data_root,
             plugins=plugins.packed(self.study.plugins),
+            luggage=self.luggage,
             most_bytes=self.study.resources.memory,
         )
         most, self.gpus = self.study.resources.share_gpu, self._gpus()
@@ -512,8 +521,11 @@ def _placement(resources: Mapping[str, float], config: Mapping[str, Any]) -> tun
     return tune.PlacementGroupFactory([{name: amount for name, amount in taken.items() if amount}])
 
 
-def _picture_task(loaded: tuple[Subject, Any], samples: list[int], store: Store) -> int:
-    return store_pictures(loaded[0], samples, store)
+def _picture_task(references: list[Any], samples: list[int], store: Store, luggage: Luggage, cache_dir: Path) -> int:
+    # Ray would fetch a bare reference before the code is there that the subject is made of.
+    luggage.unpack_code(cache_dir / FOLDER)
+    subject, _ = ray.get(references[0])
+    return store_pictures(subject, samples, store)
 
 
 def _is_lost(seen: Sighting | None) -> bool:

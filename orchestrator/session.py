@@ -17,7 +17,7 @@ from orchestrator.study import Study, subject_name
 from orchestrator.subjects.roots import cache_dir, data_root
 from orchestrator.subjects.subject import SubjectDefinition
 
-__all__ = ["cache_dir", "data_root", "definitions", "freeze", "ray_running", "sole_driver"]
+__all__ = ["cache_dir", "data_root", "definitions", "freeze", "joins", "ray_running", "sole_driver"]
 
 FROZEN_SETTINGS = "settings.json"
 ORIGIN = "origin.json"
@@ -54,6 +54,11 @@ def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
             raise UserError(f"{where}attack.epsilon names '{name}', which isn't a subject of the study{known}")
         found[name] = dataclasses.replace(found[name], epsilon=epsilon)
     return found
+
+
+def joins(address: str | None) -> bool:
+    """Whether :func:`ray_running` is going to join a cluster, whose nodes may be other machines."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ have them all, the one that wants the subject among them; and it might run on a 
 data. So Ray is told not to. The driver loads the subject again between trials, and leaves out nodes that failed to.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import ray.exceptions
 from orchestrator import capacity
 from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject, load, sample_columns
+from orchestrator.luggage import FOLDER, Luggage
 from orchestrator.news import pause_when_full, telling_epochs
 from orchestrator.presence import check_nodes, complaint, loading_nodes, this_node
 from orchestrator.storage import StorageError
@@ -54,9 +56,10 @@ class SubjectLoader:
 
     Args:
         definitions: of the subjects, by name.
+        luggage: what they need of this machine.
         store: the study's results.
         data_root: folder of datasets on the nodes.
-        cache_dir: folder for originals on the nodes.
+        cache_dir: folder for originals and for what travelled, on the nodes.
         keep_history: whether a fixer of the study needs the weights after each epoch.
         gpus: that loading a subject takes.
         monitor: handle of the monitor actor.
@@ -64,6 +67,7 @@ class SubjectLoader:
     """
 
     definitions: Mapping[str, SubjectDefinition]
+    luggage: Luggage
     store: Store
     data_root: DataRoot | None
     cache_dir: Path
@@ -139,12 +143,19 @@ class SubjectLoader:
         if self.unfit:
             task = task.options(label_selector={NODE_LABEL: f"!in({','.join(self.unfit)})"})
         return task.remote(
-            self.definitions[name], self.store, self.data_root, self.cache_dir, self.keep_history, self.monitor
+            self.definitions[name],
+            self.luggage,
+            self.store,
+            self.data_root,
+            self.cache_dir,
+            self.keep_history,
+            self.monitor,
         )
 
 
 def _load_task(
     definition: SubjectDefinition,
+    luggage: Luggage,
     store: Store,
     data_root: DataRoot | None,
     cache_dir: Path,
@@ -155,7 +166,7 @@ def _load_task(
     pause_when_full(store, monitor)
     try:
         loaded, summary = load(
-            definition,
+            luggage.unpack(definition, cache_dir / FOLDER),
             store=store,
             data_root=data_root,
             cache_dir=cache_dir / "originals",
@@ -169,4 +180,7 @@ def _load_task(
         raise NotLoadedError(str(error), definition.name, node_id, this_node()) from error
     # Here, so that the driver needs no sample; and before it writes the subject's row.
     store.write_test_samples(summary.fingerprint, sample_columns(loaded[0]))
-    return loaded, summary
+    # What is said of a subject doesn't depend on where it was loaded.
+    subject, baseline = loaded
+    subject = dataclasses.replace(subject, definition=definition)
+    return (subject, baseline), dataclasses.replace(summary, definition=definition)

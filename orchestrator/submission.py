@@ -25,9 +25,9 @@ import yaml
 
 from orchestrator.errors import UserError
 from orchestrator.study import load_study
+from orchestrator.subjects.local_files import PACKAGES, external_data, module_files
 from orchestrator.subjects.targets import is_target
 
-PACKAGES: Final = ("fixers", "orchestrator", "analysis")
 MOST_BYTES: Final = 200_000_000
 """Of everything that travels; Ray takes it through the head's memory."""
 SECONDS_BETWEEN_LOOKS: Final = 2.0
@@ -136,33 +136,14 @@ def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
         named += [subject[key] for key in _FILES if key in subject and not is_target(subject[key])]
         for key in _MODULES:
             if key in subject and is_target(subject[key]):
-                named += _module_files(subject[key].partition(":")[0], folder)
+                named += module_files(subject[key].partition(":")[0], folder)
     for given in dict.fromkeys(named):
         path = (folder / given).resolve()
         if not path.is_file():
             raise UserError(f"There is no file {path}, which {study} names.")
         yield given, path
         if path.suffix == ".onnx":
-            yield from ((str(Path(given).parent / name), path.parent / name) for name in _external_data(path))
-
-
-def _module_files(module: str, folder: Path) -> list[str]:
-    """The files of a module beside the study file; none when it is installed on the nodes."""
-    top = folder / module.partition(".")[0]
-    if top.is_dir():
-        return [str(path.relative_to(folder)) for path in sorted(top.rglob("*.py"))]
-    return [f"{top.name}.py"] if top.with_suffix(".py").is_file() else []
-
-
-def _external_data(path: Path) -> list[str]:
-    """Names of the files that hold an ONNX model's weights, in its own folder."""
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
-    names = {entry.value for entry in entries if entry.key == "location"}
-    # Anything else than a plain name is refused when the model is read.
-    return sorted(name for name in names if Path(name).name == name)
+            yield from ((str(Path(given).parent / name), path.parent / name) for name in external_data(path))
 
 
 def _pack_version(target: Path) -> None:

@@ -25,6 +25,7 @@ from fixers import registry
 from fixers.cache import Cache, DirectoryCache
 from orchestrator import outcomes, packing
 from orchestrator.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
+from orchestrator.luggage import FOLDER, Luggage
 from orchestrator.monitor import Sighting
 from orchestrator.news import pause_when_full
 from orchestrator.objectives import COLUMNS
@@ -72,6 +73,8 @@ class WorkerContext:
     """Of the datasets on the nodes."""
     plugins: tuple[Plugin, ...]
     """Approaches from elsewhere, with their code."""
+    luggage: Luggage
+    """Code of the subjects."""
     most_bytes: int | None = None
     """Host memory that a trial's process may take."""
 
@@ -99,6 +102,7 @@ class TrialWorker(tune.Trainable):
         self._since = self._last_progress = time.monotonic()
         for plugin in context.plugins:
             plugin.load(Path(context.cache_folder).with_name("plugins"))
+        context.luggage.unpack_code(Path(context.cache_folder).with_name(FOLDER))
         # The first look-up imports every approach; that isn't part of anybody's fixing time.
         registry.all_fixers()
         prepare_torch(self._device)

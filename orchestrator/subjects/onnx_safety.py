@@ -87,7 +87,7 @@ def read_model(path: Path, *, supported: Collection[str], max_bytes: int) -> tup
     digest = hashlib.sha256(content)
     model.ClearField("training_info")
 
-    tensors = list(_model_tensors(model))
+    tensors = list(model_tensors(model))
     for tensor in tensors:
         _check_claim(tensor, max_bytes)
     _absorb_external_data(tensors, path.parent, max_bytes - len(content), digest)
@@ -137,7 +137,8 @@ def _is_text_readable(message: Message) -> bool:
 # Walking every tensor of a file, wherever it hides.
 
 
-def _model_tensors(model: ModelProto) -> Iterator[TensorProto]:
+def model_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model, wherever it hides."""
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         yield from _attribute_tensors(function.attribute_proto)

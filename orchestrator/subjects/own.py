@@ -255,7 +255,7 @@ class NormaliseLayer:
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """A model source: an ONNX file, which every node that builds the model must see."""
+    """A model source: an ONNX file."""
 
     path: Path
     normalise: NormaliseLayer | None = None

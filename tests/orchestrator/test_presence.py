@@ -18,7 +18,7 @@ from orchestrator.presence import (
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.corruption import CorruptedData, Corruption
 from orchestrator.subjects.images import ImageFiles, ImageFormat, StreamedSplit
-from orchestrator.subjects.own import OnnxModel, WithWeights
+from orchestrator.subjects.own import OnnxModel
 from orchestrator.subjects.own_data import OwnData
 from orchestrator.subjects.roots import RemoteRoot
 
@@ -59,10 +59,8 @@ def test_files_of_the_users_are_asked_for(tmp_path):
     (tmp_path / "faces.parquet").touch()
     assert asked(definition) == []
     assert asked(dataclasses.replace(digits, data=OwnData("package.module:load", tmp_path, ()))) == []
-    outside = dataclasses.replace(digits, model=OnnxModel(tmp_path / "m.onnx"))
-    assert "m.onnx, which has the model of digits" in asked(outside)[0]
-    weights = dataclasses.replace(digits, model=WithWeights(digits.model, tmp_path / "w.safetensors"))
-    assert "w.safetensors" in asked(weights)[0]
+    # Models travel.
+    assert asked(dataclasses.replace(digits, model=OnnxModel(tmp_path / "m.onnx"))) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -62,9 +62,18 @@ subjects:
   - {name: c, model: 'elsewhere:make', dataset: digits}
 """,
     )
-    for name in ("own.py", "../shared/other.py", "zoo/nets.py", "zoo/__init__.py", "b.safetensors", "secret.parquet"):
+    for name in (
+        "own.py",
+        "../shared/other.py",
+        "zoo/nets.py",
+        "zoo/__init__.py",
+        "b.safetensors",
+        "layers.py",
+        "secret.py",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x = 1")
+    (folder / "zoo/nets.py").write_text("from layers import x")
     onnx_with_outside_weights(folder / "model.onnx")
     target = tmp_path / "packed"
     target.mkdir()
@@ -73,7 +82,7 @@ subjects:
     assert ours == {
         "study/studies/study.yaml", "study/studies/own.py", "study/shared/other.py", "study/studies/model.onnx",
         "study/studies/model.weights", "study/studies/zoo/nets.py", "study/studies/zoo/__init__.py",
-        "study/studies/b.safetensors",
+        "study/studies/b.safetensors", "study/studies/layers.py",
     }  # fmt: skip
     assert (target / "study/studies/study.yaml").read_text() == study.read_text()
     assert not list(target.rglob("__pycache__"))
