@@ -147,6 +147,8 @@ _TRIALS = (
     Column("gpu_shared", "bool", "whether it was given part of a GPU, which other trials may use"),
     Column("gpu_share", "float64", "part of a GPU that the trial was given; null on a CPU", "fraction"),
     Column("gpu", "string", "number of the GPU on its node, several with commas; null on a CPU"),
+    Column("cores_given", "float64", "cores that the trial was given; null in older rows", "cores"),
+    Column("cores_of_node", "float64", "cores that its node has for trials; null in older rows", "cores"),
     Column("cores", "float64", "cores busy while fixing, on average: CPU seconds of the process over seconds"),
     Column("host", "string", "name of the node"),
     Column("started_at", "timestamp", "start of the trial"),

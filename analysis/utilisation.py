@@ -51,8 +51,10 @@ def utilisation(con: "duckdb.DuckDBPyConnection") -> list[Section]:
         ),
     )
     lead = Paragraph(
-        "A node counts as fully busy when as many trials run on it as ever did at once, a GPU when all of it is given "
-        "to trials. Between trials a place loads, stores and waits; at the end it waits for the longest."
+        "A node is fully busy when all its cores are given to trials, a GPU when all of it is. Where rows don't say "
+        "what a node has, it counts as fully busy when as many trials run on it as ever did at once. A node or GPU "
+        "that ran no trial at all has no row, so it is missing here however long it was idle. Between trials a place "
+        "loads, stores and waits; at the end it waits for the longest."
     )
     return [Section("utilisation", "Use of nodes and GPUs", [lead, Plots([plot], wide=True)], ("utilisation",))]
 

@@ -109,7 +109,9 @@ class TrialWorker(tune.Trainable):
         self._gpu_share = ray.get_runtime_context().get_assigned_resources().get("GPU") or None
         if self._device.type == "cuda" and self._gpu_share is not None:
             wall_in(self._gpu_share)
-        self._gpus = {
+        self._given = {
+            "cores_given": cores_given(),
+            "cores_of_node": _cores_of_node(),
             "gpu_shared": self._gpu_share is not None and self._gpu_share < 1,
             "gpu_share": self._gpu_share,
             "gpu": ",".join(map(str, ray.get_gpu_ids())) or None,
@@ -128,7 +130,7 @@ class TrialWorker(tune.Trainable):
             record = self._run()
         self._watchdog.disarm()
         record.row["log_tail"] = self._log.text(CHARACTERS_WHEN_OK if record.row["outcome"] == "OK" else CHARACTERS)
-        record.row |= {"run": self._context.run, **self._gpus}
+        record.row |= {"run": self._context.run, **self._given}
         self._store(record)
         if record.device_broken:
             raise DeviceBrokenError(f"The device failed in trial {self._spec.trial_id}; its row is stored.")
@@ -178,6 +180,8 @@ class TrialWorker(tune.Trainable):
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._since = phase, time.monotonic()
+        if phase in ("load", "fix"):
+            self._began = datetime.now(UTC)
         # A phase that is over before the first message is due isn't worth one.
         self._last_progress = self._since
         limit = self._context.settings.time_limit
@@ -218,13 +222,13 @@ class TrialWorker(tune.Trainable):
         row = {
             **identity_columns(self._spec, self._context.definitions[self._spec.subject]),
             **surroundings(self._device),
-            **self._gpus,
+            **self._given,
             **verdict_columns(verdict),
             "accuracy_original": self._context.accuracy_original[self._spec.subject],
             "phase": self._phase,
             "attempts": 1,
             "fix_seconds": seconds if self._phase == "fix" else None,
-            "started_at": datetime.now(UTC),
+            "started_at": self._began,
             "run": self._context.run,
             "traceback": stack[-outcomes.TRACEBACK_CHARACTERS :],
             "log_tail": self._log.text(),
@@ -235,12 +239,23 @@ class TrialWorker(tune.Trainable):
 
 def prepare_torch(device: torch.device) -> None:
     """Settings of a process that runs trials: its share of the cores, and repeatable kernels on a GPU."""
-    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-    torch.set_num_threads(max(1, int(cpus)))
+    torch.set_num_threads(max(1, int(cores_given() or 1)))
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+
+
+def cores_given() -> float | None:
+    """Cores that Ray gave this process; None when it gave none."""
+    cores: float | None = ray.get_runtime_context().get_assigned_resources().get("CPU")
+    return cores
+
+
+def _cores_of_node() -> float | None:
+    """Cores of this node that Ray gives away, which may be fewer than the machine has."""
+    here = ray.get_runtime_context().get_node_id()
+    return next((node["Resources"].get("CPU") for node in ray.nodes() if node["NodeID"] == here), None)
 
 
 def oom_kills() -> int:

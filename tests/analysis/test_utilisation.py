@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pyarrow.parquet as pq
 import pytest
 from synthetic_study import write_table
 
@@ -68,6 +69,39 @@ def test_a_gpu_is_as_busy_as_the_parts_of_it_that_were_given(ask):
     assert found["a GPU 1"] == pytest.approx([0.5] * 24 + [0.25] * 24)
 
 
+def test_a_node_is_as_busy_as_the_part_of_its_cores_that_were_given(ask):
+    # Four of eight cores for the first half, two for the second; never more than two trials at once.
+    rows = [trial(n, 0, seconds, host="a", cores_given=2.0, cores_of_node=8.0) for n, seconds in enumerate((480, 240))]
+    found = ask("utilisation", rows)
+    assert [row["busy_share"] for row in found] == pytest.approx([0.5] * 24 + [0.25] * 24)
+    assert [row["running"] for row in found] == pytest.approx([2.0] * 24 + [1.0] * 24)
+
+
+def test_each_row_counts_by_what_it_says(ask):
+    # The first run's row says nothing, and as many trials ran at once as ever did: one.
+    said = {"host": "a", "cores_given": 1.0, "cores_of_node": 4.0}
+    halfway = [trial(0, 0, 240, host="a"), trial(1, 240, 240, **said)]
+    assert [row["busy_share"] for row in ask("utilisation", halfway)] == pytest.approx([1.0] * 24 + [0.25] * 24)
+
+
+def test_a_row_that_says_half_says_nothing(ask):
+    rows = [trial(0, 0, 480, host="a", cores_given=1.0), trial(1, 0, 240, host="a", cores_of_node=64.0)]
+    assert [row["busy_share"] for row in ask("utilisation", rows)] == pytest.approx([1.0] * 24 + [0.5] * 24)
+
+
+def test_results_without_these_columns_are_read(ask, tmp_path):
+    ask("utilisation", [trial(0, 0, 480, host="a"), trial(1, 0, 240, host="a")])
+    path = tmp_path / "trials" / "a.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["cores_given", "cores_of_node"]), path)
+    found = analysis.run(analysis.open(tmp_path), "utilisation").to_pylist()
+    assert [row["busy_share"] for row in found] == pytest.approx([1.0] * 24 + [0.5] * 24)
+
+
+def test_several_nodes_of_one_name_have_the_cores_of_all(ask):
+    rows = [trial(n, 0, seconds, host="a", cores_given=2.0, cores_of_node=2.0) for n, seconds in enumerate((480, 240))]
+    assert [row["busy_share"] for row in ask("utilisation", rows)] == pytest.approx([1.0] * 24 + [0.5] * 24)
+
+
 def test_idle_time_and_what_never_ran_count_as_nothing(ask):
     rows = [trial(0, 0, 120, host="a"), trial(1, 240, 240, host="b"), trial(2, 0, 0, host="c")]
     found = ask("utilisation", [*rows, {**trial(3, 0, 0, host="d"), "fix_seconds": None, "outcome": "UNADAPTABLE"}])
@@ -97,6 +131,7 @@ def test_the_report_shows_the_idlest_place_first_and_escapes_names(ask, tmp_path
     rows = [trial(0, 0, 480, host="busy"), trial(1, 0, 48, host="<b>idle</b>", gpu="0", gpu_share=0.5)]
     ask("utilisation", rows)
     (section,) = utilisation(analysis.open(tmp_path))
+    assert "has no row" in section.blocks[0].text
     (plot,) = section.blocks[1].plots
     assert plot.figure["layout"]["yaxis"]["ticktext"][1] == "busy"
     assert "<b>" not in str(plot.figure)

@@ -98,6 +98,16 @@ def test_a_fixer_that_stops_at_its_deadline_tells_where_it_was(provoked):
     assert "check_deadline()" in row["traceback"]
 
 
+def test_rows_say_which_cores_a_trial_was_given(provoked):
+    said = rows(provoked[0], "cores_given, cores_of_node", "fixer in ('does_nothing', 'ignores_the_deadline')")
+    assert [(row["cores_given"], row["cores_of_node"]) for row in said] == [(1.0, 2.0)] * 2
+
+
+def test_a_killed_trial_ran_before_it_was_killed(provoked):
+    (row,) = rows(provoked[0], "epoch(started_at) + fix_seconds as ended", where="fixer = 'ignores_the_deadline'")
+    assert row["ended"] < max(path.stat().st_mtime for path in provoked[0].glob("trials/*.parquet"))
+
+
 def test_a_corrupted_fix_keeps_its_metrics(provoked):
     (row,) = rows(provoked[0], where="fixer = 'ruins_accuracy'")
     assert row["accuracy_fixed"] < 0.3
