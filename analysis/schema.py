@@ -96,6 +96,12 @@ _TRIALS = (
     Column("trial_id", "string", "hash of what determines the trial"),
     Column("study", "string", "name of the study"),
     Column("stage", "string", "adapt (hyper-parameter sweep, judged on valid) or final"),
+    Column(
+        "short_rung",
+        "bool",
+        "whether successive halving gave it a part of the effort only, so that it stands for no configuration; null in "
+        "final and older trials",
+    ),
     Column("subject", "string", "name of the subject"),
     Column("dataset", "string", "name of the dataset"),
     Column("architecture", "string", "name of the architecture"),

@@ -77,7 +77,8 @@ FROM judged
 GROUP BY subject, fixer;
 
 -- One row per set of hyper-parameters that a sweep tried, judged on valid. How much a fixer depends on them is how much
--- `gain` differs between its rows.
+-- `gain` differs between its rows. What successive halving ran with a part of the effort is left out: it is worse for
+-- want of effort, not for its hyper-parameters.
 CREATE OR REPLACE VIEW configurations AS
 SELECT
     subject,
@@ -94,7 +95,7 @@ SELECT
     avg(accuracy_valid_fixed - accuracy_valid_original ORDER BY trial_id) FILTER (outcome = 'OK') AS gain,
     median(fix_seconds) FILTER (outcome = 'OK') AS fix_seconds
 FROM latest
-WHERE stage = 'adapt'
+WHERE stage = 'adapt' AND short_rung IS NOT TRUE
 GROUP BY subject, fixer, params;
 
 -- The predictions that a fix changed from wrong to right or from right to wrong, of the trials in `selected` that are OK.

@@ -312,6 +312,9 @@ class TrialSpec:
     seed: int
     subject_fingerprint: str
     code_version: str
+    short_rung: bool | None = None
+    """Whether successive halving gives it a part of the effort only; None outside of sweeps. No part of its identity:
+    the parameters say the effort."""
 
 
 def trial_id(fixer: str, params: str, fingerprint: str, seed: int, code_version: str, stage: Stage) -> str:
@@ -395,7 +398,16 @@ def trial_specs(
         for seed in seeds:
             identity = trial_id(entry.name, params, fingerprint, seed, version, stage)
             specs[identity] = TrialSpec(
-                identity, study.study, stage, subject, entry.name, params, seed, fingerprint, version
+                identity,
+                study.study,
+                stage,
+                subject,
+                entry.name,
+                params,
+                seed,
+                fingerprint,
+                version,
+                short_rung=False if stage == "adapt" else None,
             )
     return list(specs.values())
 

@@ -25,7 +25,7 @@ far the sweep gets depends on the machine then, and which configurations come in
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -157,6 +157,10 @@ class Sweep(ABC):
     def _next(self) -> Mapping[str, Any] | None:
         """The next configuration; None when there is none before more results are in, or none at all."""
 
+    def _spec(self, setting: Mapping[str, Any]) -> TrialSpec | None:
+        """The trial of the latest of :meth:`_next`; None when the fixer refuses it."""
+        return self.setup.spec(setting)
+
     def _named(self, spec: TrialSpec | None) -> None:
         """Told what became of the latest of :meth:`_next`: its trial, or None when the fixer refuses it."""
         return
@@ -167,7 +171,7 @@ class Sweep(ABC):
             setting = self._next()
             if setting is None:
                 return
-            spec = self.setup.spec(setting)
+            spec = self._spec(setting)
             self._named(spec)
             if spec is None or spec.trial_id in self._seen:
                 continue
@@ -346,6 +350,10 @@ class _Halving(Sweep):
     def _standing(self, spec: TrialSpec) -> tuple[bool, float]:
         figures = self.results[spec.trial_id]
         return figures.is_acceptable, self.setup.adapt.aim.score(figures) or 0.0
+
+    def _spec(self, setting: Mapping[str, Any]) -> TrialSpec | None:
+        spec, (rung, _) = super()._spec(setting), self._coming
+        return None if spec is None else replace(spec, short_rung=rung < len(self._rungs) - 1)
 
     def _named(self, spec: TrialSpec | None) -> None:
         rung, setting = self._coming

@@ -120,6 +120,7 @@ def identity_columns(spec: TrialSpec, definition: SubjectDefinition) -> dict[str
         "trial_id": spec.trial_id,
         "study": spec.study,
         "stage": spec.stage,
+        "short_rung": spec.short_rung,
         "subject": spec.subject,
         "dataset": definition.dataset,
         "architecture": definition.architecture,

@@ -71,11 +71,23 @@ def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
     lead = Paragraph(
         "Hyper-parameters are chosen on valid, by accuracy unless the study says otherwise, and only the chosen set "
         "enters any comparison: the best test figure of a sweep would be a leak. A large spread means that the fixer "
-        "needs its sweep; harmful sets fall below the original."
+        f"needs its sweep; harmful sets fall below the original.{_left_out(rows)}"
     )
     blocks: list[Block] = [lead, *_sensitivity(con, shown), table]
     queries = ("adaptation_sensitivity", "adaptation_parameters", "adaptation_configurations")
     return Section("adaptation", "Adaptation", blocks, queries)
+
+
+def _left_out(rows: Collection[Mapping[str, Any]]) -> str:
+    """A sentence on trials that stand for no set of hyper-parameters; empty where there are none."""
+    n = sum(row["n_short_rungs"] for row in rows)
+    if not n:
+        return ""
+    trials = "1 short rung" if n == 1 else f"{n} short rungs"
+    return (
+        f" {trials} of successive halving, run with a part of the effort, {'is' if n == 1 else 'are'} left out: what a "
+        "set loses by being cut short says nothing of its hyper-parameters."
+    )
 
 
 def _sensitivity(con: "duckdb.DuckDBPyConnection", shown: Collection[str]) -> list[Block]:

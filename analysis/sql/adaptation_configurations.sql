@@ -4,7 +4,7 @@
 -- column fixer: registry name of the approach
 -- column abbreviation: the study's abbreviation of the approach
 -- column level: model, layer or neuron
--- column params: the set, as JSON
+-- column params: the set, as JSON; short rungs of successive halving are no sets and left out
 -- column is_chosen: whether the final trials run with it
 -- column gain: accuracy on valid - that of the original; below 0 it harms [fraction]
 -- column accuracy_valid: accuracy on valid; null where the trial isn't OK; higher is better [fraction]

@@ -4,7 +4,7 @@
 -- column subject: subject
 -- column parameter: hyper-parameter with more than one value in the adapt stage
 -- column value: its value, as JSON
--- column n_trials: adapt trials with that value that are OK [trials]
+-- column n_trials: adapt trials with that value that are OK; short rungs of successive halving are left out [trials]
 -- column accuracy_valid: mean accuracy on valid over these; higher is better [fraction]
 -- column repair_rate_valid: mean RR on valid; higher is better [fraction]
 -- column negative_flip_rate_valid: mean NFR on valid; lower is better [fraction]
@@ -14,7 +14,7 @@ WITH settings AS (
         fixer, subject, trial_id, entry.key AS parameter, entry.value::VARCHAR AS value,
         accuracy_valid_fixed, repair_rate_valid, negative_flip_rate_valid
     FROM latest, json_each(params) AS entry
-    WHERE stage = 'adapt' AND outcome = 'OK' AND accuracy_valid_fixed IS NOT NULL
+    WHERE stage = 'adapt' AND short_rung IS NOT TRUE AND outcome = 'OK' AND accuracy_valid_fixed IS NOT NULL
 ),
 averaged AS (
     SELECT

@@ -380,6 +380,51 @@ def test_adaptation(con, study):
     assert {r["n_trials"] for r in parameters} == {1}
 
 
+SWEEP_QUERIES = ("adaptation_sensitivity", "adaptation_parameters", "adaptation_configurations")
+
+
+def short_rungs_of(study):
+    """What successive halving would have run before each trial of the sweeps, a good deal worse."""
+    for trial in [row for row in study.trials if row["stage"] == "adapt"]:
+        params = json.loads(trial["params"])
+        yield trial | {
+            "trial_id": f"short-{trial['trial_id']}",
+            "params": json.dumps(params | {"steps": params["steps"] // 10}),
+            "accuracy_valid_fixed": trial["accuracy_valid_fixed"] / 2,
+            "short_rung": True,
+        }
+
+
+def test_short_rungs_of_successive_halving_change_no_figure(tmp_path):
+    study = write_study(tmp_path / "s", subjects=("digits",), seeds=(0,), adapt=3, n_test=50)
+    before = {name: rows(analysis.open(study.folder), name) for name in SWEEP_QUERIES}
+    short = list(short_rungs_of(study))
+    for row in short:
+        study.write_trial(row)
+    con = analysis.open(study.folder)
+    after = {name: rows(con, name) for name in SWEEP_QUERIES}
+    counted = {(row["subject"], row["fixer"]): row.pop("n_short_rungs") for row in after["adaptation_sensitivity"]}
+    assert counted == collections.Counter((row["subject"], row["fixer"]) for row in short)
+    assert {row.pop("n_short_rungs") for row in before["adaptation_sensitivity"]} == {0}
+    assert after == before
+    listed = {row["trial_id"] for row in rows(con, "all_trials")}
+    assert {row["trial_id"] for row in short} <= listed
+    section = sections.adaptation(findings.find(con), con)
+    assert f"{len(short)} short rungs of successive halving" in section.blocks[0].text
+
+
+def test_a_sweep_that_never_ran_anything_in_full_has_no_figures(tmp_path):
+    study = write_study(tmp_path / "s", subjects=("digits",), seeds=(0,), adapt=0, n_test=50)
+    (trial,) = [row for row in study.trials if row["fixer"] == "arachne"]
+    study.write_trial(trial | {"trial_id": "cut", "stage": "adapt", "short_rung": True})
+    con = analysis.open(study.folder)
+    (row,) = rows(con, "adaptation_sensitivity")
+    assert (row["fixer"], row["n_configurations"], row["n_ok"], row["n_short_rungs"]) == ("arachne", 0, 0, 1)
+    assert row["best"] is row["spread"] is row["share_harmful"] is None
+    assert rows(con, "adaptation_configurations") == []
+    assert "1 short rung of successive halving" in str(sections.adaptation(findings.find(con), con))
+
+
 def test_every_set_of_a_sweep_with_its_gain_and_the_chosen_one(con, study):
     found = rows(con, "adaptation_configurations")
     tried = {(t["subject"], t["fixer"], t["params"]): t for t in study.trials if t["stage"] == "adapt"}

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import analysis
 import fixers
 from orchestrator import adaptation, space
 from orchestrator.adaptation import OneSweep
@@ -212,6 +213,16 @@ def test_each_rung_has_a_third_of_the_one_below_and_takes_the_best(budget, chanc
     # The first third of the drawn promotes once by itself, so the best third may be missed by some, never the best.
     assert max(json.loads(text)["alpha"] for text in rungs[33]) == alphas[0]
     assert json.loads(sweep.choose().best.params)["generations"] == 100
+
+
+def test_all_but_the_highest_rung_are_short_and_named_as_any_other_trial():
+    sweep = run(make_sweep(setup(search="asha", budget=13), {}), judge=lambda spec: Figures("OK", 0.5))
+    assert {json.loads(spec.params)["generations"]: spec.short_rung for spec in sweep.trials} == {
+        11: True, 33: True, 100: False,
+    }  # fmt: skip
+    for spec in sweep.trials:
+        assert replace(spec, short_rung=False) == sweep.setup.spec(json.loads(spec.params))
+    assert {spec.short_rung for spec in make_sweep(setup(search="grid", budget=4), {}).known_ahead()} == {False}
 
 
 def test_a_promotion_waits_for_no_more_than_its_own_group():
@@ -666,6 +677,21 @@ time_limit: 10m
     record = adaptation.chosen(Store(results), OneSweep("arachne", "digits"))
     assert record["pareto_set"][0] == record["configurations"][0]["trial_id"]
     assert chosen["arachne"] == record["chosen"]
+
+    rungs = Store(results).rows(["fixer", "stage", "short_rung"])
+    assert sorted(str(row["short_rung"]) for row in rungs if (row["fixer"], row["stage"]) == ("finetune", "adapt")) == [
+        "False", "True", "True", "True",
+    ]  # fmt: skip
+    assert {row["short_rung"] for row in rungs if row["stage"] == "final"} == {None}
+    with analysis.open(results) as con:
+        sensitivity = {row["fixer"]: row for row in analysis.run(con, "adaptation_sensitivity").to_pylist()}
+        (full,) = con.sql(
+            "select accuracy_valid_fixed from trials where fixer = 'finetune' and stage = 'adapt' and not short_rung"
+        ).fetchall()
+    asha = sensitivity["finetune"]
+    assert (asha["n_configurations"], asha["n_short_rungs"]) == (1, 3)
+    assert (asha["best"], asha["worst"], asha["spread"]) == (*full, *full, 0.0)
+    assert (sensitivity["arachne"]["n_configurations"], sensitivity["arachne"]["n_short_rungs"]) == (4, 0)
 
     lost = [trial_id for trial_id, row in rows.items() if row["stage"] == "adapt"][::2]
     for trial_id in lost:
