@@ -7,13 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MOST_SYNCS_AT_ONCE = 8
 
 
-def write_files(files: Mapping[str, bytes | pa.Buffer]) -> None:
+def write_files(files: "Mapping[str, bytes | pa.Buffer]") -> None:
     """Write several files, the last one when the others are there to stay.
 
     A reader that sees the last file finds the others whole, even after a power failure in between: their contents and

@@ -92,9 +92,8 @@ def check_images(subject: Subject, data_root: DataRoot | None) -> None:
     Raises:
         NodeLacksImagesError: it hasn't; the sentence names the node.
     """
-    folders = {split.folder for split in subject.data.splits().values() if isinstance(split, StreamedSplit)} - {None}
-    for folder in folders:
-        assert folder is not None
+    streamed = [split for split in subject.data.splits().values() if isinstance(split, StreamedSplit)]
+    for folder in {split.folder for split in streamed}:
         if isinstance(data_root, RemoteRoot) and folder.is_relative_to(data_root.local("")):
             data_root.fetch(folder.relative_to(data_root.local("")).parts[0])
         if not folder.is_dir():
@@ -102,6 +101,11 @@ def check_images(subject: Subject, data_root: DataRoot | None) -> None:
                 f"On node {this_node()}: There is no {folder}, which has the images of {subject.definition.name}; put "
                 "them there, or take the node away, then run the same command again."
             )
+    for split in streamed:
+        try:
+            split.ready()
+        except UserError as error:
+            raise NodeLacksImagesError(f"On node {this_node()}: {error}") from error
 
 
 def this_node() -> str:

@@ -22,7 +22,7 @@ from orchestrator.news import pause_when_full, telling_epochs
 from orchestrator.presence import check_nodes, complaint, loading_nodes, this_node
 from orchestrator.storage import StorageError
 from orchestrator.store import Store
-from orchestrator.subjects.roots import DataRoot
+from orchestrator.subjects.roots import DataRoot, use_cache_dir
 from orchestrator.subjects.subject import SubjectDefinition
 
 MOST_RUNS = 3
@@ -162,6 +162,7 @@ def _load_task(
     keep_history: bool,
     monitor: Any,
 ) -> tuple[Any, LoadedSubject]:
+    use_cache_dir(cache_dir)
     monitor.loaded.remote(definition.name)
     pause_when_full(store, monitor)
     try:

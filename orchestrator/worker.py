@@ -35,7 +35,7 @@ from orchestrator.presence import check_images
 from orchestrator.shared_cache import SharedCache
 from orchestrator.store import Store
 from orchestrator.study import TrialSpec
-from orchestrator.subjects.roots import DataRoot
+from orchestrator.subjects.roots import DataRoot, use_cache_dir
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import (
     Baseline,
@@ -91,6 +91,7 @@ class TrialWorker(tune.Trainable):
         if context is None:
             raise ValueError("TrialWorker needs a WorkerContext; see tune.with_parameters.")
         self._context = context
+        use_cache_dir(Path(context.cache_folder).parent)
         pause_when_full(context.store, context.monitor)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: dict[str, tuple[Subject, Baseline]] = {}

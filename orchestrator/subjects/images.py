@@ -101,7 +101,7 @@ def _opened(encoded: bytes, name: str) -> Iterator[Any]:
         raise UnreadableImageError(f"Image {name} can't be read ({error}); repair or remove it.") from error
 
 
-class Encoded(Protocol):
+class Images(Protocol):
     """Encoded images that are fetched one at a time."""
 
     def __len__(self) -> int:
@@ -112,6 +112,21 @@ class Encoded(Protocol):
 
     def name(self, index: int) -> str:
         """What to call it in a message."""
+
+
+class Encoded(Images, Protocol):
+    """Encoded images on disk; what is in memory, and in a pickle, only says where."""
+
+    @property
+    def folder(self) -> Path:
+        """Where every node that fetches them must have them."""
+
+    def ready(self) -> None:
+        """Do what this machine needs done before the first is fetched.
+
+        Raises:
+            UserError: it can't be done.
+        """
 
     def digest(self, index: int) -> bytes:
         """16 bytes that are equal for equal images."""
@@ -130,6 +145,14 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def folder(self) -> Path:
+        """The root."""
+        return self.root
+
+    def ready(self) -> None:
+        """Nothing is needed: each file is opened when it is asked for."""
 
     def fetch(self, index: int) -> bytes:
         """Read the file.
@@ -164,41 +187,24 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """Images as encoded bytes, one after the other in one array."""
+    """Some images of a file, in memory as they are encoded."""
 
-    blob: npt.NDArray[np.uint8]
-    ends: npt.NDArray[np.int64]
-    """(N,) where each image ends."""
+    images: Sequence[bytes]
     source: str
-    """File that they were read from, for messages."""
+    """The file, for messages."""
     first: int = 0
     """Row of the file that the first one was."""
 
-    @classmethod
-    def of(cls, images: Sequence[bytes], source: str, first: int = 0) -> "ImageBytes":
-        """Join images."""
-        ends = np.cumsum([len(image) for image in images])
-        return cls(np.frombuffer(b"".join(images), dtype=np.uint8), ends, source, first)
-
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.images)
 
     def fetch(self, index: int) -> bytes:
         """The bytes of an image."""
-        start = int(self.ends[index - 1]) if index else 0
-        return self.blob[start : int(self.ends[index])].tobytes()
+        return self.images[index]
 
     def name(self, index: int) -> str:
         """Its row."""
         return f"in row {self.first + index} of {self.source}"
-
-    def digest(self, index: int) -> bytes:
-        """Of the bytes."""
-        return hashlib.blake2b(self.fetch(index), digest_size=16).digest()
-
-    def take(self, rows: Indices) -> "ImageBytes":
-        """The images at ``rows``."""
-        return ImageBytes.of([self.fetch(int(row)) for row in rows], self.source)
 
 
 @runtime_checkable
@@ -208,11 +214,11 @@ class EncodedStream(Protocol):
     def __len__(self) -> int:
         """Number of images N."""
 
-    def pieces(self) -> Iterator[Encoded]:
+    def pieces(self) -> Iterator[ImageBytes]:
         """All images in order, some at a time."""
 
-    def in_memory(self) -> Encoded:
-        """All images as they are encoded."""
+    def packed(self) -> Encoded:
+        """All images on disk where they can be fetched in any order."""
 
 
 def image_samples(
@@ -222,16 +228,17 @@ def image_samples(
 
     Raises:
         UnreadableImageError: some images can't be decoded: the first by name, and how many.
+        UserError: as for :meth:`EncodedStream.packed`.
     """
     fits = len(encoded) * int(np.prod(form.shape)) <= in_memory_bytes
     if isinstance(encoded, EncodedStream):
-        return ArraySamples(_decoded_in_pieces(encoded, form)) if fits else StreamedImages(encoded.in_memory(), form)
+        return ArraySamples(_decoded_in_pieces(encoded, form)) if fits else StreamedImages(encoded.packed(), form)
     return ArraySamples(_decoded(encoded, form, range(len(encoded)))) if fits else StreamedImages(encoded, form)
 
 
 def first_image(encoded: Encoded | EncodedStream) -> tuple[bytes, str]:
     """The first encoded image, and what to call it."""
-    some = next(iter(encoded.pieces())) if isinstance(encoded, EncodedStream) else encoded
+    some: Images = next(iter(encoded.pieces())) if isinstance(encoded, EncodedStream) else encoded
     return some.fetch(0), some.name(0)
 
 
@@ -288,9 +295,17 @@ class StreamedSplit(Split):
         return torch.from_numpy(self._all_labels[self._indices])
 
     @property
-    def folder(self) -> Path | None:
-        """Where the images are read from as they are asked for; None when they are in memory."""
-        return self._encoded.root if isinstance(self._encoded, ImageFiles) else None
+    def folder(self) -> Path:
+        """Where the images come from, on every node."""
+        return self._encoded.folder
+
+    def ready(self) -> None:
+        """Do what this machine needs done before the first batch.
+
+        Raises:
+            UserError: it can't be done.
+        """
+        self._encoded.ready()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -311,7 +326,7 @@ class StreamedSplit(Split):
         return StreamedSplit(self._encoded, self._form, self._all_labels, self._indices[indices.cpu().numpy()])
 
 
-def _decoded(encoded: Encoded, form: ImageFormat, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
+def _decoded(encoded: Images, form: ImageFormat, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Images (M, C, H, W) at ``rows``."""
     pixels = np.empty((len(rows), *form.shape), dtype=np.uint8)
     _refuse(_decode_into(pixels, encoded, form, rows))
@@ -329,7 +344,7 @@ def _decoded_in_pieces(stream: EncodedStream, form: ImageFormat) -> npt.NDArray[
 
 
 def _decode_into(
-    pixels: npt.NDArray[np.uint8], encoded: Encoded, form: ImageFormat, rows: Sequence[int]
+    pixels: npt.NDArray[np.uint8], encoded: Images, form: ImageFormat, rows: Sequence[int]
 ) -> list[UnreadableImageError]:
     """Decode the images at ``rows``; Pillow does it without the interpreter's lock, so threads help."""
 

@@ -4,9 +4,13 @@ The images are read one record batch after the other, so memory holds what they 
 large the files and their row groups are. Every failure names the file and says what to do.
 """
 
+import hashlib
+import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +20,7 @@ import numpy.typing as npt
 from orchestrator.errors import UserError
 from orchestrator.subjects.files import integer_labels
 from orchestrator.subjects.images import ImageBytes
+from orchestrator.subjects.packed_images import PackedImages
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -35,11 +40,42 @@ class ParquetImages:
     """Column of each file."""
 
     @cached_property
-    def _sizes(self) -> list[int]:
-        return [_opened(path).metadata.num_rows for path in self.paths]
+    def _ends(self) -> list[int]:
+        """Number of rows up to the end of each file."""
+        return list(accumulate(_opened(path).metadata.num_rows for path in self.paths))
 
     def __len__(self) -> int:
-        return sum(self._sizes)
+        return self._ends[-1]
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self.paths[0].parent
+
+    def name(self, row: int) -> str:
+        """What to call the image of a row, counted over all files."""
+        position = bisect_right(self._ends, row)
+        return f"in row {row - ([0, *self._ends][position])} of {self.paths[position].name}"
+
+    def size(self) -> int:
+        """Of the files, in bytes; encoded images don't get much smaller in Parquet."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def place(self) -> str:
+        """Hash of which images these are."""
+        return _hash([(str(path.resolve()), column) for path, column in zip(self.paths, self.columns, strict=True)])
+
+    def version(self) -> str:
+        """Hash of what tells a file that was written anew from the one before.
+
+        Raises:
+            UserError: a file isn't there.
+        """
+        try:
+            found = [path.stat() for path in self.paths]
+        except OSError as error:
+            raise UserError(f"{error.filename}, which has images, can't be opened ({error.strerror}).") from error
+        return _hash([(each.st_size, each.st_mtime_ns) for each in found])
 
     def pieces(self) -> Iterator[ImageBytes]:
         """All images in order, some at a time.
@@ -53,22 +89,16 @@ class ParquetImages:
                 images = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
                 if not all(isinstance(image, bytes) for image in images):
                     raise UserError(f"{path} has rows without an image; every row needs the bytes of one.")
-                yield ImageBytes.of(images, path.name, first)
+                yield ImageBytes(images, path.name, first)
                 first += len(images)
 
-    def in_memory(self) -> ImageBytes:
-        """All images as they are encoded, to be fetched in any order.
+    def packed(self) -> PackedImages:
+        """All images in one file of the machine's cache, to be fetched in any order.
 
         Raises:
-            UserError: as for :meth:`pieces`.
+            UserError: as for :meth:`pieces`; or the cache has no room for them.
         """
-        # It grows in place, where joining parts at the end would need them twice.
-        blob, ends = bytearray(), []
-        for piece in self.pieces():
-            ends.append(piece.ends + len(blob))
-            blob += piece.blob.tobytes()
-        source = ", ".join(path.name for path in self.paths)
-        return ImageBytes(np.frombuffer(blob, dtype=np.uint8), np.concatenate(ends), source)
+        return PackedImages.of(self)
 
 
 class ParquetRows(NamedTuple):
@@ -151,3 +181,7 @@ def _holds_bytes(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _hash(said: Any) -> str:
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

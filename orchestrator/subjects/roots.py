@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 DATA_VARIABLE: Final = "FIXSTUDY_DATA"
+CACHE_VARIABLE: Final = "FIXSTUDY_CACHE"
 TRIES: Final = 5
 """Of a file; each goes on where the one before broke off."""
 FIRST_WAIT: Final = 0.5
@@ -29,11 +30,16 @@ AT_ONCE: Final = 8
 
 
 def cache_dir() -> Path:
-    """Folder for originals, intermediate results and fetched data: ``FIXSTUDY_CACHE``, else the user's cache folder."""
-    given = os.environ.get("FIXSTUDY_CACHE")
+    """Folder for originals, intermediate results, fetched and packed data: ``FIXSTUDY_CACHE``, else the user's own."""
+    given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fixstudy"
+
+
+def use_cache_dir(folder: Path) -> None:
+    """Make a folder the cache of this process and of those it starts: nodes of a cluster use the driver's."""
+    os.environ[CACHE_VARIABLE] = str(folder)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ import pickle  # noqa: TID251 (what Ray does to a split)
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from orchestrator.subjects.images import (
-    ImageBytes,
     ImageFiles,
     ImageFormat,
     StreamedImages,
@@ -19,6 +20,7 @@ from orchestrator.subjects.images import (
     image_samples,
     image_shape,
 )
+from orchestrator.subjects.parquet import ParquetImages, read_parquet
 from orchestrator.subjects.samples import ArraySamples
 
 
@@ -39,41 +41,47 @@ def files(folder: Path, images: list[bytes]) -> ImageFiles:
     return ImageFiles(folder, np.array([f"{i}.png".encode() for i in range(len(images))]))
 
 
-@pytest.mark.parametrize("kind", ["files", "bytes"])
+def rows(folder: Path, images: list[bytes]) -> ParquetImages:
+    pq.write_table(pa.table({"image": images, "label": [0] * len(images)}), folder / "x.parquet")
+    return read_parquet([folder / "x.parquet"], None, "label").images
+
+
+@pytest.mark.parametrize("kind", ["files", "parquet"])
 def test_a_streamed_split_is_the_split_in_memory(kind: str, tmp_path: Path) -> None:
     images = encoded()
-    source = files(tmp_path, images) if kind == "files" else ImageBytes.of(images, "x.parquet")
+    source = files(tmp_path, images) if kind == "files" else rows(tmp_path, images)
     labels = np.arange(12) % 3
     form = ImageFormat((3, 16, 16))
-    rows = np.array([7, 1, 4, 11, 0])
+    chosen = np.array([7, 1, 4, 11, 0])
     memory, stream = image_samples(source, form), image_samples(source, form, in_memory_bytes=1)
     assert isinstance(memory, ArraySamples) and isinstance(stream, StreamedImages)
-    here, there = memory.split(labels, rows), stream.split(labels, rows)
+    here, there = memory.split(labels, chosen), stream.split(labels, chosen)
     assert torch.equal(here.batch().inputs, there.batch().inputs)
     assert torch.equal(here.labels, there.labels)
     mask = torch.tensor([True, False, True, False, True])
-    for chosen in (torch.tensor([3, 0]), mask):
-        assert torch.equal(here.select(chosen).batch().inputs, there.select(chosen).batch().inputs)
+    for some in (torch.tensor([3, 0]), mask):
+        assert torch.equal(here.select(some).batch().inputs, there.select(some).batch().inputs)
     assert len(set(stream.digests().tolist())) == 12
     again = pickle.loads(pickle.dumps(there))  # noqa: S301
     assert torch.equal(again.batch().inputs, there.batch().inputs)
 
 
-def test_a_streamed_split_leads_to_its_own_images_only() -> None:
-    source = ImageBytes.of(encoded(), "x.parquet")
+def test_a_streamed_split_leads_to_its_own_images_only(tmp_path: Path) -> None:
+    source = rows(tmp_path, encoded()).packed()
     split = StreamedImages(source, ImageFormat((3, 16, 16))).split(np.arange(12), np.array([3, 5]))
     assert isinstance(split, StreamedSplit)
     assert len(split._encoded) == 2 and len(split._all_labels) == 2
     assert split._encoded.fetch(1) == source.fetch(5)
 
 
-def test_a_pickled_stream_has_its_bytes_out_of_band() -> None:
-    source = ImageBytes.of(encoded(50), "x.parquet")
+def test_a_pickled_stream_has_its_arrays_out_of_band_and_no_images(tmp_path: Path) -> None:
+    source = rows(tmp_path, encoded(50)).packed()
     split = StreamedImages(source, ImageFormat((3, 16, 16))).split(np.arange(50), np.arange(50))
-    assert len(split.labels) == 50
+    assert len(split.labels) == 50 and len(split.batch().inputs) == 50
     buffers: list[pickle.PickleBuffer] = []
     assert len(pickle.dumps(split, protocol=5, buffer_callback=buffers.append)) < 2000
-    assert sum(buffer.raw().nbytes for buffer in buffers) == source.blob.nbytes + 3 * 50 * 8
+    places = 3 * 8 + 16
+    assert sum(buffer.raw().nbytes for buffer in buffers) == 50 * (places + 2 * 8)
 
 
 def test_grey_and_palette_images_become_what_the_model_takes() -> None:
@@ -100,13 +108,13 @@ def test_other_sizes_are_refused_stretched_or_cropped() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"<html>", None])
-def test_what_is_no_image_is_named(content: bytes | None) -> None:
+def test_what_is_no_image_is_named(content: bytes | None, tmp_path: Path) -> None:
     images = encoded(5)
     images[3] = images[3][:-400] if content is None else content
     form = ImageFormat((3, 16, 16))
     with pytest.raises(UnreadableImageError, match=r"in row 3 of x.parquet can't be read"):
-        image_samples(ImageBytes.of(images, "x.parquet"), form)
-    stream = image_samples(ImageBytes.of(images, "x.parquet"), form, in_memory_bytes=1)
+        image_samples(rows(tmp_path, images), form)
+    stream = image_samples(rows(tmp_path, images), form, in_memory_bytes=1)
     split = stream.split(np.zeros(5, dtype=np.int64), np.arange(5))
     assert len(split.inputs(torch.arange(3), torch.device("cpu"))) == 3
     with pytest.raises(UnreadableImageError, match="row 3"):
