@@ -46,7 +46,7 @@ from orchestrator.storage import StorageError
 from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
 from orchestrator.subject_tasks import SubjectLoader
-from orchestrator.subjects.roots import DataRoot
+from orchestrator.subjects.roots import DataRoot, use_cache_dir
 from orchestrator.subjects.subject import SubjectDefinition
 from orchestrator.sweeps import Choice
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
@@ -522,6 +522,7 @@ def _placement(resources: Mapping[str, float], config: Mapping[str, Any]) -> tun
 
 
 def _picture_task(references: list[Any], samples: list[int], store: Store, luggage: Luggage, cache_dir: Path) -> int:
+    use_cache_dir(cache_dir)
     # Ray would fetch a bare reference before the code is there that the subject is made of.
     luggage.unpack_code(cache_dir / FOLDER)
     subject, _ = ray.get(references[0])
