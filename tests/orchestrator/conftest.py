@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from object_store import ObjectStore, make_bucket
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -20,6 +21,15 @@ def ray_address() -> Iterator[str]:
     yield cluster.address
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[ObjectStore]:
+    """A real S3 server with an empty bucket."""
+    server = ObjectStore()
+    make_bucket(server)
+    yield server
+    server.stop()
 
 
 def _cluster() -> Any:

@@ -4,7 +4,7 @@ import json
 
 import pyarrow as pa
 import pytest
-from object_store import ENVIRONMENT, ObjectStore, make_bucket
+from object_store import ENVIRONMENT
 
 import analysis
 from analysis.errors import ResultsError
@@ -15,22 +15,14 @@ from orchestrator.storage import Patience, StorageError, StorageFullError
 from orchestrator.store import Store
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ObjectStore()
-    make_bucket(server)
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def store(server, request, monkeypatch):
+def store(object_store, request, monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    store = Store(server.uri(request.node.name.replace("[", "-").replace("]", "")))
+    store = Store(object_store.uri(request.node.name.replace("[", "-").replace("]", "")))
     store.create()
     store.patience = Patience(sleep=lambda seconds: None)
-    server.failures.clear()
+    object_store.failures.clear()
     return store
 
 
@@ -56,10 +48,10 @@ def files(store, dataset):
     return store.names(dataset) - {""}
 
 
-def test_a_small_file_is_one_request(server, store):
-    before = len(server.requests)
+def test_a_small_file_is_one_request(object_store, store):
+    before = len(object_store.requests)
     store.write_bytes("plan.json", b"{}")
-    assert [request.split()[0] for request in server.requests[before:]] == ["PUT"]
+    assert [request.split()[0] for request in object_store.requests[before:]] == ["PUT"]
 
 
 def test_a_study_is_written_compacted_and_read(store, capsys):
@@ -98,42 +90,42 @@ def test_sql_from_anyone_reads_a_bucket(store):
     ]
 
 
-def test_a_bucket_that_is_not_there_is_a_sentence(server, store):
+def test_a_bucket_that_is_not_there_is_a_sentence(object_store, store):
     with pytest.raises(UserError, match=r"failed to make the folder .*Bucket 'elsewhere' not found"):
-        Store(server.uri("x").replace("//results/", "//elsewhere/")).create()
+        Store(object_store.uri("x").replace("//results/", "//elsewhere/")).create()
     with pytest.raises(ResultsError, match=r"holds no study|can't be listed"):
-        analysis.open(server.uri("nothing-here"))
+        analysis.open(object_store.uri("nothing-here"))
 
 
-def test_an_unknown_option_of_the_address_is_named(server, monkeypatch):
+def test_an_unknown_option_of_the_address_is_named(object_store, monkeypatch):
     with pytest.raises(UserError, match=r"can't be opened: unknown option endpoint; an S3 URI takes endpoint_override"):
-        Store(f"s3://results/x?endpoint={server.endpoint}")
+        Store(f"s3://results/x?endpoint={object_store.endpoint}")
 
 
-def test_the_address_may_come_from_the_environment(server, store, monkeypatch):
+def test_the_address_may_come_from_the_environment(object_store, store, monkeypatch):
     write(store, 1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server.endpoint}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{object_store.endpoint}")
     assert Store(store.uri.split("?")[0]).done() == {"t001"}
 
 
-def test_an_upload_that_fails_for_a_while_is_made_once(server, store):
+def test_an_upload_that_fails_for_a_while_is_made_once(object_store, store):
     # The client's own three tries are not enough.
-    server.failures += [(503, "SlowDown")] * 5
+    object_store.failures += [(503, "SlowDown")] * 5
     write(store, 1)
-    assert not server.failures
+    assert not object_store.failures
     assert seen(store) == {"t001": 2}
 
 
-def test_what_access_rights_forbid_is_not_tried_again(server, store):
-    server.failures += [(403, "AccessDenied")] * 8
+def test_what_access_rights_forbid_is_not_tried_again(object_store, store):
+    object_store.failures += [(403, "AccessDenied")] * 8
     with pytest.raises(StorageError, match=r"failed to write a\.txt \(.*ACCESS_DENIED.*\); see to the storage"):
         store.write_bytes("a.txt", b"a")
-    assert len(server.failures) == 7
-    server.failures.clear()
+    assert len(object_store.failures) == 7
+    object_store.failures.clear()
 
 
-def test_a_full_bucket_is_waited_for(server, store):
-    server.failures += [(507, "XMinioStorageFull")] * 6
+def test_a_full_bucket_is_waited_for(object_store, store):
+    object_store.failures += [(507, "XMinioStorageFull")] * 6
     told = []
     store.wait_when_full(told.append, lambda: told.append("space"), longest=60)
     write(store, 1)
@@ -141,14 +133,14 @@ def test_a_full_bucket_is_waited_for(server, store):
     assert told[1:] == ["space"]
     assert seen(store) == {"t001": 2}
     store.patience.pause = 0
-    server.failures += [(507, "XMinioStorageFull")] * 6
+    object_store.failures += [(507, "XMinioStorageFull")] * 6
     with pytest.raises(StorageFullError, match="free some space, then run the same command again"):
         store.write_bytes("a.txt", b"a")
 
 
-def test_a_listing_that_lags_hides_no_source_that_is_deleted(server, store):
+def test_a_listing_that_lags_hides_no_source_that_is_deleted(object_store, store):
     ids = {write(store, number) for number in range(6)}
-    with server.lagging():
+    with object_store.lagging():
         store.compact(least_files=2)
         store.tidy()
         assert seen(store) == dict.fromkeys(ids, 2)
@@ -156,7 +148,7 @@ def test_a_listing_that_lags_hides_no_source_that_is_deleted(server, store):
     # The merged file and all of its sources are there: only a listed file may replace others.
     assert len(files(store, "trials")) == 7
     assert seen(store) == dict.fromkeys(ids, 2)
-    with server.lagging():
+    with object_store.lagging():
         # Now its sources go, and are still listed.
         store.tidy()
         assert len(files(store, "trials")) == 7
@@ -168,12 +160,12 @@ def test_a_listing_that_lags_hides_no_source_that_is_deleted(server, store):
     assert seen(store) == dict.fromkeys(ids, 2)
 
 
-def test_small_merged_files_that_are_still_listed_are_no_rows_twice(server, store):
+def test_small_merged_files_that_are_still_listed_are_no_rows_twice(object_store, store):
     first = {write(store, number) for number in range(3)}
     store.compact(least_files=2)
     second = {write(store, number) for number in range(3, 6)}
     store.compact(least_files=2)
-    with server.lagging():
+    with object_store.lagging():
         store.tidy()
         write(store, 9)
         assert seen(store) == dict.fromkeys(first | second, 2)
@@ -182,8 +174,8 @@ def test_small_merged_files_that_are_still_listed_are_no_rows_twice(server, stor
     assert seen(store) == dict.fromkeys(first | second | {"t009"}, 2)
 
 
-def test_a_trial_that_is_listed_late_runs_twice_and_has_one_row(server, store):
-    with server.lagging():
+def test_a_trial_that_is_listed_late_runs_twice_and_has_one_row(object_store, store):
+    with object_store.lagging():
         write(store, 1)
         assert store.done() == set()
         assert store.row("t001", ["outcome"]) == {"trial_id": "t001", "outcome": "OK"}, "asked by name it is there"
@@ -192,7 +184,7 @@ def test_a_trial_that_is_listed_late_runs_twice_and_has_one_row(server, store):
     # Compacted, and run again by a driver whose listing is from before.
     write(store, 2)
     store.compact(least_files=2)
-    with server.lagging():
+    with object_store.lagging():
         write(store, 1)
         assert seen(store) == {"t001": 2, "t002": 2}
     assert seen(store) == {"t001": 2, "t002": 2}
@@ -223,11 +215,11 @@ def test_a_compaction_that_fails_shows_nothing_of_it(store, monkeypatch):
     assert seen(store) == dict.fromkeys(ids, 2)
 
 
-def test_two_drivers_compact_the_same_trials(server, store):
+def test_two_drivers_compact_the_same_trials(object_store, store):
     """There is no lock on an object store: work may be done twice, rows are there once."""
     ids = {write(store, number) for number in range(6)}
     other = Store(store.uri)
-    with server.lagging():
+    with object_store.lagging():
         store.compact(least_files=2)
         write(store, 7)
         other.compact(least_files=2)

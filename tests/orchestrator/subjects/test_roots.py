@@ -5,7 +5,7 @@ import os
 
 import pytest
 from idx_files import write_mnist
-from object_store import ENVIRONMENT, ObjectStore, make_bucket
+from object_store import ENVIRONMENT
 
 from analysis.addresses import open_uri
 from orchestrator import presence
@@ -15,21 +15,13 @@ from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.roots import RemoteRoot, data_root
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ObjectStore()
-    make_bucket(server)
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def uri(server, request, monkeypatch, tmp_path):
+def uri(object_store, request, monkeypatch, tmp_path):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("FIXSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(roots, "FIRST_WAIT", 0.0)
-    return server.uri(request.node.name)
+    return object_store.uri(request.node.name)
 
 
 def upload(uri, folder):
@@ -40,25 +32,25 @@ def upload(uri, folder):
                 stream.write(path.read_bytes())
 
 
-def gets(server, since=0):
-    return [request for request in server.requests[since:] if request.startswith("GET ") and "mnist/" in request]
+def gets(object_store, since=0):
+    return [request for request in object_store.requests[since:] if request.startswith("GET ") and "mnist/" in request]
 
 
-def test_a_subject_is_loaded_from_a_uri_and_its_files_fetched_once(server, uri, tmp_path):
+def test_a_subject_is_loaded_from_a_uri_and_its_files_fetched_once(object_store, uri, tmp_path):
     write_mnist(tmp_path / "local" / "mnist", "")
     upload(uri, tmp_path / "local")
     root = data_root(uri)
     assert isinstance(root, RemoteRoot)
     definition = resolve("mnist")
     assert presence.missing({"mnist": definition}, root) == []
-    before = len(server.requests)
+    before = len(object_store.requests)
     assert not (tmp_path / "cache").exists(), "asking whether the data are there fetches none"
     fetched = definition.load_data(root)
     assert fetched.split_hash == definition.load_data(tmp_path / "local").split_hash
-    assert len(set(gets(server, before))) == 4
-    before = len(server.requests)
+    assert len(set(gets(object_store, before))) == 4
+    before = len(object_store.requests)
     definition.load_data(root)
-    assert not gets(server, before)
+    assert not gets(object_store, before)
 
 
 def test_the_environment_may_name_a_uri(uri, tmp_path, monkeypatch):
@@ -83,7 +75,7 @@ def test_what_changed_is_fetched_again_and_what_went_is_gone(uri, tmp_path):
     assert not (folder / gone).exists()
 
 
-def test_a_transfer_that_broke_off_goes_on_where_it_was(server, uri, tmp_path):
+def test_a_transfer_that_broke_off_goes_on_where_it_was(object_store, uri, tmp_path):
     content = os.urandom(3 * roots.CHUNK)
     (tmp_path / "local" / "mnist").mkdir(parents=True)
     (tmp_path / "local" / "mnist" / "a").write_bytes(content)
@@ -110,12 +102,12 @@ def test_a_file_with_another_checksum_than_its_publishers_is_refused(uri, tmp_pa
     assert not list(root.local("mnist").glob("*.gz"))
 
 
-def test_a_dataset_that_is_not_there_is_a_sentence(uri, server):
+def test_a_dataset_that_is_not_there_is_a_sentence(uri, object_store):
     said = presence.missing({"mnist": resolve("mnist")}, data_root(uri))
     assert said[0].startswith("There is no dataset mnist in s3://results/")
     with pytest.raises(UserError, match="There is no dataset mnist in s3://results/"):
         resolve("mnist").load_data(data_root(uri))
-    elsewhere = data_root(uri.replace(server.endpoint, "127.0.0.1:9"))
+    elsewhere = data_root(uri.replace(object_store.endpoint, "127.0.0.1:9"))
     with pytest.raises(UserError, match=r"The data root s3://.* can't be read"):
         elsewhere.files("mnist")
 
@@ -129,17 +121,17 @@ def _load(uri, barrier):
     data_root(uri).fetch("mnist")
 
 
-def test_many_processes_of_a_machine_fetch_once(server, uri, tmp_path):
+def test_many_processes_of_a_machine_fetch_once(object_store, uri, tmp_path):
     write_mnist(tmp_path / "local" / "mnist", "")
     upload(uri, tmp_path / "local")
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
-    before = len(server.requests)
+    before = len(object_store.requests)
     processes = [context.Process(target=_load, args=(uri, barrier)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    fetched = gets(server, before)
+    fetched = gets(object_store, before)
     assert len(fetched) == len(set(fetched)) == 4
