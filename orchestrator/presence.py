@@ -135,18 +135,20 @@ def check_nodes(definitions: Mapping[str, SubjectDefinition], data_root: DataRoo
         return
     task = ray.remote(num_cpus=0, max_retries=0)(missing)
     asked = {
-        f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})": task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(definitions, data_root)
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            definitions, data_root
+        ): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         for node in nodes
     }
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
-    answers = {}
-    for node, answer in asked.items():
+    # Who is too busy to answer: its loading tasks, if it gets any, will tell or run elsewhere.
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
+    answers: dict[str, list[str]] = {}
+    for answer in answered:
         try:
-            answers[node] = ray.get(answer, timeout=0.1)
+            # Raylets of one machine have one name.
+            answers.setdefault(asked[answer], []).extend(ray.get(answer))
         except ray.exceptions.RayError:
-            # Lost or too busy to answer: its loading tasks, if it gets any, will tell or run elsewhere.
+            # Lost since it was asked.
             continue
     sentence = complaint(answers)
     if sentence is not None:
@@ -166,7 +168,7 @@ def complaint(answers: Mapping[str, Sequence[str]]) -> str | None:
     """One sentence per thing that is missing, with the nodes that lack it; None when nothing is."""
     nodes: dict[str, list[str]] = {}
     for node, sentences in answers.items():
-        for sentence in sentences:
+        for sentence in dict.fromkeys(sentences):
             nodes.setdefault(sentence, []).append(node)
     lines = []
     for sentence, lacking in nodes.items():
