@@ -15,7 +15,7 @@ from fixers.requirements import SubjectFacts
 from orchestrator.store import Store
 from orchestrator.subjects.originals import Progress, cache_file, prepare
 from orchestrator.subjects.roots import DataRoot
-from orchestrator.subjects.subject import Subject, SubjectDefinition
+from orchestrator.subjects.subject import Subject, SubjectData, SubjectDefinition
 from orchestrator.trial import Baseline, make_baseline
 
 
@@ -39,6 +39,7 @@ def load(
     data_root: DataRoot | None,
     cache_dir: Path,
     keep_history: bool,
+    data: SubjectData | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[tuple[Subject, Baseline], LoadedSubject]:
     """Load a subject with the original model that this study has used before, if it has one.
@@ -52,20 +53,23 @@ def load(
         data_root: folder of datasets.
         cache_dir: where originals are kept between studies.
         keep_history: whether a fixer of the study needs the weights after each epoch.
+        data: if they are loaded already.
         on_progress: called after each epoch of a training.
 
     Raises:
         UserError: data or weights are missing or unreadable.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = data or definition.load_data(data_root)
     options: dict[str, Any] = {
         "data_root": data_root,
+        "data": data,
         "device": device,
         "keep_history": keep_history,
         "on_progress": on_progress,
     }
     if definition.trains_original:
-        name = cache_file(definition, definition.load_data(data_root), cache_dir).stem
+        name = cache_file(definition, data, cache_dir).stem
         kept = store.read_folder("originals", prefix=name)
         if kept:
             with tempfile.TemporaryDirectory() as folder:

@@ -66,7 +66,7 @@ def _look(definition: SubjectDefinition, store: Store, data_root: DataRoot | Non
         if store.local_path is not None and not store.local_path.exists():
             # Looking must not create a results folder, and loading keeps the original there.
             return _untrained(definition, data, history)
-        return load(definition, store=store, data_root=data_root, cache_dir=folder, keep_history=history)[1]
+        return load(definition, store=store, data_root=data_root, cache_dir=folder, keep_history=history, data=data)[1]
     return _untrained(definition, data, history)
 
 

@@ -109,7 +109,7 @@ def _findings(definition: SubjectDefinition, data_root: DataRoot | None, cache_d
         )
         return
     try:
-        subject = prepare(definition, data_root=data_root, cache_dir=cache_dir or Path())
+        subject = prepare(definition, data_root=data_root, cache_dir=cache_dir or Path(), data=data)
     except UserError as error:
         yield Finding("error", "weights", str(error))
         return

@@ -46,6 +46,7 @@ def prepare(
     *,
     data_root: DataRoot | None,
     cache_dir: Path,
+    data: SubjectData | None = None,
     device: torch.device | str = "cpu",
     on_progress: Progress | None = None,
     keep_history: bool = False,
@@ -58,6 +59,7 @@ def prepare(
         definition: what to load.
         data_root: folder of datasets; ``FIXSTUDY_DATA`` when not given.
         cache_dir: where trained originals are kept; created when missing.
+        data: if they are loaded already.
         device: where to train.
         on_progress: called after each epoch of training.
         keep_history: also keep the weights after each epoch. Trains again if an original was trained without.
@@ -66,7 +68,7 @@ def prepare(
         UserError: data or weights are missing, unreadable or don't fit each other; or an imported model gives other
             outputs than its file.
     """
-    data = definition.load_data(data_root)
+    data = data or definition.load_data(data_root)
     if not definition.trains_original:
         model = definition.build_model()
         _check_weights(definition, model)

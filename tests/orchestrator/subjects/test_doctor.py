@@ -1,6 +1,7 @@
 """The doctor finds what was broken on purpose, and is silent where nothing is."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ from PIL import Image
 from torch import nn
 
 from orchestrator.errors import UserError
+from orchestrator.loading import load
+from orchestrator.store import Store
 from orchestrator.subjects import doctor, weights
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.doctor import Finding, examine, worst
 from orchestrator.subjects.images import StreamedSplit, image_samples
 from orchestrator.subjects.originals import prepare
+from orchestrator.subjects.roots import DataRoot
+from orchestrator.subjects.subject import DataSource, SubjectData
 
 torch.set_num_threads(1)
 HERE = Path(__file__).parent
@@ -138,6 +143,31 @@ def test_data_larger_than_memory_are_looked_at_in_part(tmp_path: Path, monkeypat
     assert "too large to be looked at whole" in found(findings, "sampled").message
     # Twenty of each split for copies, eight twice for their range, thirty twice by the model; none of it is all 300.
     assert max(decoded) == 30 and sum(decoded) == 4 * 20 + 2 * 8 + 2 * 30
+
+
+class Counted:
+    """A data source that counts how often it is read."""
+
+    def __init__(self, source: DataSource) -> None:
+        self.source, self.loads = source, 0
+
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
+        self.loads += 1
+        return self.source.load(data_root, limit)
+
+
+def test_data_are_read_once(tmp_path: Path) -> None:
+    digits = resolve("digits")
+    definition = replace(digits, recipe=replace(digits.recipe, epochs=1), data=Counted(digits.data))
+    originals = tmp_path / "originals"
+    for _ in ("trained", "found in the results"):
+        definition.data.loads = 0
+        store = Store(tmp_path / "results")
+        load(definition, store=store, data_root=None, cache_dir=originals, keep_history=False)
+        assert definition.data.loads == 1
+    definition.data.loads = 0
+    assert found(examine(definition, cache_dir=originals), "accuracy")
+    assert definition.data.loads == 1
 
 
 def test_copies_are_reported(tmp_path: Path) -> None:
