@@ -166,6 +166,11 @@ class _Collector(_Stateless, tune.Callback):
         spec = TrialSpec(**trial.config["spec"])
         self._run.settle_lost_trial(spec, self._log.last_error or RuntimeError("Ray gave no reason."), self._queue)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune begins a trial again by itself only where its node was drained as a cloud takes back a spot machine."""
+        spec = TrialSpec(**trial.config["spec"])
+        self._run.on_event(f"{spec.fixer} on {spec.subject} lost its node, which was drained, and runs again")
+
 
 @dataclass
 class StudyRun:

@@ -125,7 +125,11 @@ def test_a_node_that_joins_late_takes_its_share(undisturbed, cluster, study, tmp
 
 
 def test_a_drained_node_costs_nothing_but_time(undisturbed, cluster, study, tmp_path):
-    """As a cloud takes back a spot machine: the node is told, and ends soon after."""
+    """As a cloud takes back a spot machine: the node is told, and ends soon after.
+
+    A drained node starts nothing new, and what runs there runs on until the machine ends. Ray then says of the lost
+    processes that they were preempted, which Tune doesn't count as failures: it begins the trials again by itself.
+    """
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
@@ -136,12 +140,13 @@ def test_a_drained_node_costs_nothing_but_time(undisturbed, cluster, study, tmp_
     deadline = int((time.time() + 3) * 1000)
     accepted, why = GcsClient(address=cluster.address).drain_node(nodes[0].node_id, reason, "spot", deadline)
     assert accepted, why
-    # Ray sends nothing new there; at the deadline it is the cloud that ends the machine.
+    # At the deadline it is the cloud that ends the machine.
     time.sleep(3)
     cluster.remove_node(nodes[0], allow_graceful=False)
     Path(tmp_path, "go").touch()
     driver.finish()
     assert driver.rows() == undisturbed
+    assert "shows on digits lost its node, which was drained, and runs again" in driver.said
 
 
 def test_a_control_service_that_comes_back_costs_nothing_but_time(undisturbed, durable_cluster, study, tmp_path):
