@@ -56,7 +56,8 @@ def test_rays_autoscaler_reads_the_kubernetes_job(job):
 def test_the_kubernetes_job_has_only_fields_that_kuberay_knows(job):
     """Names as in KubeRay's reference of ray.io/v1; Kubernetes drops what it doesn't know without a word."""
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    assert job["spec"].keys() <= {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec"}
+    of_job = {"entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec"}
+    assert job["spec"].keys() <= of_job
     spec = job["spec"]["rayClusterSpec"]
     groups = {"headGroupSpec", "workerGroupSpecs"}
     assert spec.keys() <= groups | {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"}
@@ -69,6 +70,13 @@ def test_the_kubernetes_job_has_only_fields_that_kuberay_knows(job):
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+def test_a_study_on_kubernetes_begins_again_where_its_head_is_lost(job):
+    """On another cluster, which is resuming because the rows are kept elsewhere; a driver dies with its head."""
+    assert job["spec"]["backoffLimit"] >= 1
+    assert "--results s3://" in job["spec"]["entrypoint"]
+    assert "gcsFaultToleranceOptions" not in job["spec"]["rayClusterSpec"]
 
 
 def test_workers_start_from_zero_and_the_head_is_on_demand(cluster):
