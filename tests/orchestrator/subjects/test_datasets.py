@@ -19,6 +19,7 @@ from idx_files import noise, write_idx, write_mnist
 from PIL import Image
 
 from orchestrator.errors import UserError
+from orchestrator.loading import sample_columns
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.images import ImageFormat
 from orchestrator.subjects.originals import prepare
@@ -359,6 +360,25 @@ def test_the_real_parts_of_datasets_load_with_real_counts(
         assert_disjoint(data)
     pixels = data.repair.inputs(torch.arange(20), torch.device("cpu"))
     assert pixels.dtype == torch.float32 and pixels.min() >= 0 and 0.3 < pixels.mean() < 0.65 and pixels.max() <= 1
+
+
+def test_the_real_pathmnist_keeps_the_tissue_of_its_binary_version(data_root: Path, tmp_path: Path) -> None:
+    if not (data_root / "pathmnist").is_dir():
+        pytest.skip(f"{data_root} has no pathmnist; fixstudy subjects pathmnist --download puts it there")
+    data = resolve("bp_mnist").load_data(data_root)
+    assert sizes(data) == pytest.approx([59_308, 5_002, 21_435, 21_435], abs=50)
+    for split, columns in data.metadata.items():
+        assert set(columns["tissue"].tolist()) == set(range(9))
+        assert (data.splits()[split].labels.numpy() == (columns["tissue"] >= 7)).all()
+    definition = resolve("bp_mnist", limit=400)
+    assert definition.recipe is not None
+    definition = dataclasses.replace(definition, recipe=dataclasses.replace(definition.recipe, epochs=1))
+    subject = prepare(definition, data_root=data_root, cache_dir=tmp_path)
+    columns = sample_columns(subject)
+    assert {name for pairs in columns["metadata"] for name, _ in pairs} == {"tissue"}
+    assert {columns["class_name"][i] for i, [(_, tissue)] in enumerate(columns["metadata"]) if tissue in "78"} == {
+        "malignant"
+    }
 
 
 @pytest.mark.slow
