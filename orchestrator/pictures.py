@@ -1,18 +1,78 @@
 """Small pictures of the test samples that a report shows: repaired by most, broken by most, repaired by none."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from PIL import Image
 from torch import Tensor
 
+from orchestrator import capacity
+from orchestrator.errors import UserError
+from orchestrator.luggage import FOLDER, Luggage
+from orchestrator.storage import StorageError
 from orchestrator.store import Store
+from orchestrator.subjects.roots import use_cache_dir
 from orchestrator.subjects.subject import Subject
 
 LARGEST_SIDE = 96
 """Pixels; larger images are scaled down. Small ones stay as they are, and the page scales them up."""
+
+
+def draw(
+    references: Mapping[str, Any],
+    store: Store,
+    luggage: Luggage,
+    cache_dir: Path,
+    on_event: Callable[[str], None],
+) -> None:
+    """Keep the samples that a report shows; drawn where the data are, which may be out of the driver's reach.
+
+    Args:
+        references: to the loaded subjects by name, in Ray's object store.
+        store: of the study; its trials have their rows.
+        luggage: what subjects need on another machine.
+        cache_dir: folder for caches on the nodes.
+        on_event: told in a sentence which pictures there are not, and why; they are not worth ending a study for.
+
+    Raises:
+        StorageError: the results can't be read or written.
+    """
+    samples = {name: ids for name, ids in wanted(store.uri).items() if name in references}
+    # Where the data are on this machine, a new process would take longer to start than to draw.
+    is_here = len(capacity.live_nodes()) == 1
+    task = ray.remote(num_cpus=0)(_draw_there)
+    carried = store, luggage, cache_dir
+    drawn = {} if is_here else {name: task.remote([references[name]], samples[name], *carried) for name in samples}
+    for name, ids in samples.items():
+        try:
+            if is_here:
+                store_pictures(ray.get(references[name])[0], ids, store)
+            else:
+                ray.get(drawn[name])
+        except ray.exceptions.ObjectLostError:
+            # Loading a subject once more for its pictures is for the user to decide.
+            on_event(
+                f"{name} was lost with the last node that held it, so the report lacks its pictures; "
+                "run the same command again to have them"
+            )
+        except StorageError:
+            raise
+        # What a node raised is of its class too.
+        except UserError as error:
+            sentence = str(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
+            on_event(f"the report lacks pictures of {name}: {sentence}")
+
+
+def _draw_there(references: list[Any], samples: list[int], store: Store, luggage: Luggage, cache_dir: Path) -> int:
+    use_cache_dir(cache_dir)
+    # Ray would fetch a bare reference before the code is there that the subject is made of.
+    luggage.unpack_code(cache_dir / FOLDER)
+    subject, _ = ray.get(references[0])
+    return store_pictures(subject, samples, store)
 
 
 def wanted(results: str) -> dict[str, list[int]]:

@@ -23,21 +23,20 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import capacity, gpus, luggage, outcomes, packing, plugins
+from orchestrator import capacity, gpus, luggage, outcomes, packing, pictures, plugins
 from orchestrator.adaptation import figures_on_valid, record, record_name
 from orchestrator.control import Stopping, StudyStoppedError
 from orchestrator.errors import UserError
 from orchestrator.flight import Flight, ask
 from orchestrator.loading import LoadedSubject
 from orchestrator.logtail import read_streams
-from orchestrator.luggage import FOLDER, Luggage
+from orchestrator.luggage import Luggage
 from orchestrator.memory import give_back_memory
 from orchestrator.monitor import Monitor, Sighting
 from orchestrator.news import told
 from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.outcomes import Verdict
 from orchestrator.packing import Packing
-from orchestrator.pictures import store_pictures, wanted
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history, outdated
 from orchestrator.presence import NodeLacksImagesError
 from orchestrator.retry import failures_that_may_pass
@@ -46,7 +45,7 @@ from orchestrator.storage import StorageError
 from orchestrator.store import Store
 from orchestrator.study import Study, TrialSpec
 from orchestrator.subject_tasks import SubjectLoader
-from orchestrator.subjects.roots import DataRoot, use_cache_dir
+from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import SubjectDefinition
 from orchestrator.sweeps import Choice
 from orchestrator.trial import TrialSettings, identity_columns, verdict_columns
@@ -293,7 +292,7 @@ class StudyRun:
         if queue.unplanned:
             self._note_plan(plan.planned - queue.unplanned)
         if self.study.pictures and self.final:
-            self._store_pictures(references)
+            pictures.draw(references, self.store, self.luggage, self.cache_dir, self.on_event)
 
     def _note_plan(self, planned: int) -> None:
         """Leave the number of trials for those who only read; that of one sweep alone isn't the study's."""
@@ -401,27 +400,6 @@ class StudyRun:
                     self.store.write_trial(self._driver_row(spec, verdict) | {"attempts": 0})
                     self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
 
-    def _store_pictures(self, references: Mapping[str, Any]) -> None:
-        """Keep the samples that the report shows; drawn where the data are, which may be out of the driver's reach."""
-        samples = {name: ids for name, ids in wanted(self.store.uri).items() if name in references}
-        # Where the data are on this machine, a new process would take longer to start than to draw.
-        is_here = len(capacity.live_nodes()) == 1
-        task = ray.remote(num_cpus=0)(_picture_task)
-        carried = self.store, self.luggage, self.cache_dir
-        drawn = {} if is_here else {name: task.remote([references[name]], samples[name], *carried) for name in samples}
-        for name, ids in samples.items():
-            try:
-                if is_here:
-                    store_pictures(ray.get(references[name])[0], ids, self.store)
-                else:
-                    ray.get(drawn[name])
-            except ray.exceptions.ObjectLostError:
-                # All trials have their rows; loading a subject once more for its pictures is for the user to decide.
-                self.on_event(
-                    f"{name} was lost with the last node that held it, so the report lacks its pictures; "
-                    "run the same command again to have them"
-                )
-
     def _chosen(self, cell: Cell, choice: Choice) -> None:
         content = json.dumps(record(cell.entry, cell.subject, choice), indent=1)
         self.store.write_bytes(record_name(cell.entry.name, cell.subject), content.encode())
@@ -524,14 +502,6 @@ def _placement(resources: Mapping[str, float], config: Mapping[str, Any]) -> tun
     """What a trial takes; a process is used again for trials that take the same."""
     taken = {**resources, "GPU": config.get("gpu", 0.0)}
     return tune.PlacementGroupFactory([{name: amount for name, amount in taken.items() if amount}])
-
-
-def _picture_task(references: list[Any], samples: list[int], store: Store, luggage: Luggage, cache_dir: Path) -> int:
-    use_cache_dir(cache_dir)
-    # Ray would fetch a bare reference before the code is there that the subject is made of.
-    luggage.unpack_code(cache_dir / FOLDER)
-    subject, _ = ray.get(references[0])
-    return store_pictures(subject, samples, store)
 
 
 def _is_lost(seen: Sighting | None) -> bool:

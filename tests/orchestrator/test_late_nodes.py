@@ -5,6 +5,7 @@ import pickle  # noqa: TID251 (Ray sends exceptions that way)
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -13,10 +14,16 @@ import ray.exceptions
 from driver_process import PATIENCE, Driver, wait_for
 from idx_files import write_mnist
 
+from orchestrator import pictures
+from orchestrator.luggage import Luggage
 from orchestrator.presence import NodeLacksImagesError
 from orchestrator.scheduler import StudyRun
+from orchestrator.storage import StorageError
+from orchestrator.store import Store
 from orchestrator.study import TrialSpec
 from orchestrator.subject_tasks import NotLoadedError
+from orchestrator.subjects.catalogue import resolve
+from orchestrator.subjects.images import UnreadableImageError
 
 PLUGIN = Path(__file__).with_name("cluster_fixers.py")
 SEEDS = 3
@@ -56,13 +63,33 @@ def test_a_subject_lost_after_its_last_trial_costs_its_pictures_only(tmp_path, m
     def lost(reference):
         raise ray.exceptions.OwnerDiedError("00", None, "")
 
-    monkeypatch.setattr("orchestrator.scheduler.wanted", lambda uri: {"digits": [0]})
-    monkeypatch.setattr("orchestrator.scheduler.capacity.live_nodes", lambda: ["the head"])
+    monkeypatch.setattr(pictures, "wanted", lambda uri: {"digits": [0]})
+    monkeypatch.setattr(pictures.capacity, "live_nodes", lambda: ["the head"])
     monkeypatch.setattr(ray, "get", lost)
-    run, said = StudyRun(Mock(), {}, Mock(), None, tmp_path, Mock()), []
-    run.on_event = said.append
-    run._store_pictures({"digits": Mock()})
+    said = []
+    pictures.draw({"digits": Mock()}, Mock(), Luggage(), tmp_path, said.append)
     assert len(said) == 1 and "digits was lost with the last node that held it" in said[0]
+
+
+@pytest.mark.ray
+def test_a_node_that_cant_draw_pictures_costs_them_only(ray_address, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "wanted", lambda uri: {"digits": [0]})
+    monkeypatch.setattr(pictures.capacity, "live_nodes", lambda: ["the head", "another"])
+    store, said = Store(str(tmp_path / "results")), []
+    store.create()
+
+    def draw(error):
+        def inputs(indices, device):
+            raise error
+
+        data = SimpleNamespace(test=SimpleNamespace(inputs=inputs))
+        subject = SimpleNamespace(definition=resolve("digits"), fingerprint="f", data=data)
+        pictures.draw({"digits": ray.put((subject, None))}, store, Luggage(), tmp_path, said.append)
+
+    draw(UnreadableImageError("Image 7.png can't be read; repair or remove it."))
+    assert said == ["the report lacks pictures of digits: Image 7.png can't be read; repair or remove it."]
+    with pytest.raises(StorageError, match="The disk is gone"):
+        draw(StorageError("The disk is gone."))
 
 
 @pytest.fixture
