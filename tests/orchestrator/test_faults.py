@@ -69,6 +69,12 @@ def nodes_seen(folder):
     return {path.read_text() for path in folder.glob("[0-9]*-[0-9]*")} - {""}
 
 
+def running_on(folder, node):
+    """Processes of a node that have begun a trial and are alive: for seconds, they outlive its raylet."""
+    seen = [path for path in folder.glob("[0-9]*-[0-9]*") if path.read_text() == node.node_id]
+    return [path for path in seen if Path("/proc", path.name.split("-")[1], "exe").exists()]
+
+
 def driver_lost_a_node(driver):
     return re.search("lost its (node|process)", driver.said)
 
@@ -107,6 +113,7 @@ def test_a_lost_node_costs_nothing_but_time(undisturbed, cluster, study, tmp_pat
     driver = Driver(study("shows"), tmp_path, "--address", cluster.address)
     wait_for(lambda: len(nodes_seen(tmp_path)) == 2, driver)
     cluster.remove_node(nodes[0], allow_graceful=False)
+    wait_for(lambda: not running_on(tmp_path, nodes[0]), driver)
     Path(tmp_path, "go").touch()
     driver.finish()
     assert driver.rows() == undisturbed
@@ -143,6 +150,7 @@ def test_a_drained_node_costs_nothing_but_time(undisturbed, cluster, study, tmp_
     # At the deadline it is the cloud that ends the machine.
     time.sleep(3)
     cluster.remove_node(nodes[0], allow_graceful=False)
+    wait_for(lambda: not running_on(tmp_path, nodes[0]), driver)
     Path(tmp_path, "go").touch()
     driver.finish()
     assert driver.rows() == undisturbed
