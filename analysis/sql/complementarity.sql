@@ -29,19 +29,16 @@ fixers AS (
 ),
 -- Cells are numbered: there are millions of changes, and carrying names along would take most of the time.
 tallied AS (
-    SELECT j.cell, p.sample_id, count(*) FILTER (p.repaired) AS repairs, count(*) FILTER (p.broken) AS breaks
+    SELECT j.cell, p.sample_id, p.repaired, count(*) AS n
     FROM changes AS p
     JOIN judged AS j USING (trial_id)
-    GROUP BY j.cell, p.sample_id
+    GROUP BY j.cell, p.sample_id, p.repaired
 ),
 sets AS MATERIALIZED (
-    SELECT
-        f.subject, f.fixer, t.sample_id,
-        t.repairs > $share * f.n_seeds AS is_repaired,
-        t.breaks > $share * f.n_seeds AS is_broken
+    SELECT f.subject, f.fixer, t.sample_id, t.repaired AS is_repaired, NOT t.repaired AS is_broken
     FROM tallied AS t
     JOIN fixers AS f USING (cell)
-    WHERE is_repaired OR is_broken
+    WHERE t.n > $share * f.n_seeds
 ),
 sizes AS (
     SELECT

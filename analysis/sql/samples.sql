@@ -22,9 +22,8 @@ WITH judged AS MATERIALIZED (
 -- Names come last: there are millions of flips, and carrying names along would take most of the time.
 flipped AS MATERIALIZED (
     SELECT
-        j.subject_number, j.fixer_number, p.sample_id, p.label, p.original,
-        count(*) FILTER (p.repaired) AS n_repaired,
-        count(*) FILTER (p.broken) AS n_broken
+        -- What was wrong can only be repaired, what was right only broken.
+        j.subject_number, j.fixer_number, p.sample_id, p.label, p.original, count(*) AS n
     FROM changes AS p
     JOIN judged AS j USING (trial_id)
     GROUP BY j.subject_number, j.fixer_number, p.sample_id, p.label, p.original
@@ -43,20 +42,14 @@ failing AS (
 chosen AS (
     SELECT
         subject_number, sample_id, label, original,
-        sum(n_repaired)::BIGINT AS n_repaired,
-        sum(n_broken)::BIGINT AS n_broken,
-        CASE
-            WHEN original = label THEN 'broken'
-            WHEN sum(n_repaired) > 0 THEN 'repaired'
-            ELSE 'never repaired'
-        END AS kind,
-        row_number() OVER (
-            PARTITION BY subject_number, kind ORDER BY sum(n_repaired + n_broken) DESC, sample_id
-        ) AS position
+        CASE WHEN original <> label THEN sum(n)::BIGINT ELSE 0 END AS n_repaired,
+        CASE WHEN original = label THEN sum(n)::BIGINT ELSE 0 END AS n_broken,
+        CASE WHEN original = label THEN 'broken' WHEN n_repaired > 0 THEN 'repaired' ELSE 'never repaired' END AS kind,
+        row_number() OVER (PARTITION BY subject_number, kind ORDER BY sum(n) DESC, sample_id) AS position
     FROM (
-        SELECT subject_number, sample_id, label, original, n_repaired, n_broken FROM flipped
+        SELECT subject_number, sample_id, label, original, n FROM flipped
         UNION ALL
-        SELECT *, 0, 0 FROM failing
+        SELECT *, 0 FROM failing
     )
     GROUP BY subject_number, sample_id, label, original
     QUALIFY position <= $per_kind
