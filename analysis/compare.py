@@ -296,4 +296,6 @@ def _differences(pairs: Sequence[Pair]) -> list[str]:
 def _difference(difference: Interval | None, scale: float = 100) -> str:
     if difference is None:
         return words.EN_DASH
-    return f"{words.number(scale * difference.estimate)} ({words.span(difference, scale)})"
+    # The ends aren't known where one of the models changes no image.
+    ends = f" ({words.span(difference, scale)})" if math.isfinite(difference.half_width) else ""
+    return f"{words.number(scale * difference.estimate)}{ends}"

@@ -20,6 +20,7 @@ import analysis
 from analysis import findings as findings_module
 from analysis import formats, plots, report, statistics
 from analysis.bootstrap import Flips
+from analysis.compare import compare
 from analysis.errors import UserError
 from analysis.findings import find
 from analysis.sections import cost_plots
@@ -168,6 +169,13 @@ def test_a_model_that_changes_no_image_has_a_change_without_interval(write_study
         change = find(con).subject("digits").cell("apricot").change
     assert change.estimate == 0
     assert math.isnan(change.low)
+    other = write_study(tmp_path / "other", subjects=("digits",), seeds=(0,), outcomes={}, adapt=0)
+    compared = str(compare(made.folder, other.folder))
+    texts = [
+        compared,
+        *(report.write_report(made.folder, tmp_path / kind, kind).read_text() for kind in ("md", "latex")),
+    ]
+    assert not [text for text in texts if re.search(r"\bnan\b", text)]
 
 
 def test_rates_of_a_class_have_wilsons_interval(study, tmp_path):
