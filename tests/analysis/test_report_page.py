@@ -180,6 +180,7 @@ def test_trials_are_found_and_paged(visit, study):
         assert page.locator("#trial-count").inner_text() == "No trial matches."
 
 
+@pytest.mark.slow
 def test_every_figure_is_saved_whole_with_its_title_for_white_paper(visit):
     with visit("study", scheme="dark") as seen:
         page = seen.page

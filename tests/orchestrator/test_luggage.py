@@ -134,6 +134,7 @@ def test_an_installed_module_that_goes_before_one_beside_the_study_does_not_trav
     assert packed({"own": type(definition)(**{**vars(definition), "model": model})}, with_files=False).code == ()
 
 
+@pytest.mark.slow
 def test_code_is_built_where_its_folder_is_missing_or_has_another_version(own, tmp_path):
     definition = factory(own)
     luggage = packed({"own": definition}, with_files=False)

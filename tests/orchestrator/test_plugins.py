@@ -59,6 +59,7 @@ def loaded_elsewhere(plugins, folder):
     return done.stdout.decode().strip()
 
 
+@pytest.mark.slow
 def test_code_travels_and_what_is_installed_does_not(tmp_path, monkeypatch):
     sources = write(tmp_path / "mine")
     monkeypatch.syspath_prepend(str(tmp_path / "mine"))

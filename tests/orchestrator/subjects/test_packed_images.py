@@ -155,6 +155,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_holds_no_more_of_large_data_than_of_small(tmp_path: Path, folder: Path) -> None:
     """110 MB in one row group, of which the images in memory would be as much."""
     small = write(tmp_path / "small.parquet", 400, side=96)

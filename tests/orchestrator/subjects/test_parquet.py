@@ -109,6 +109,7 @@ print(shape, status("VmHWM") - before, samples.array.nbytes // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_holds_the_decoded_images_and_little_else(tmp_path: Path) -> None:
     """One row group of 110 MB, which read whole would be there three times beside the images made of it."""
     encoded = noise(400, side=96)[1]
