@@ -286,9 +286,8 @@ def _differences(pairs: Sequence[Pair]) -> list[str]:
         md_row(["---"] * len(heads)),
     ]
     for pair in pairs:
-        differences = [pair.repair_rate, pair.negative_flip_rate]
-        change = _difference(pair.accuracy_change, scale=1)
-        cells = [pair.fixer, *map(_difference, differences), change, pair.verdict]
+        rates = _difference(pair.repair_rate), _difference(pair.negative_flip_rate)
+        cells = [pair.fixer, *rates, _difference(pair.accuracy_change, scale=1), pair.verdict]
         lines.append(md_row([md_text(cell) for cell in cells]))
     return lines
 

@@ -138,14 +138,17 @@ class Cell:
 
         Its interval is that of the difference; o is taken as it was measured.
         """
-        return None if self.accuracy_rise is None else relative(self.accuracy_rise, self.accuracy_original)
+        return _relative(self.accuracy_rise, self.accuracy_original)
 
     @property
     def asr_change(self) -> Interval | None:
         """Relative change of ASR in percent, 100 (o - f) / o, so that positive is better here too."""
-        if self.asr_rise is None or (change := relative(self.asr_rise, self.asr_original)) is None:
-            return None
-        return Interval(-change.high, -change.estimate, -change.low)
+        return _relative(self.asr_rise, self.asr_original, lower_is_better=True)
+
+    @property
+    def aaod_change(self) -> Interval | None:
+        """Relative change of AAOD in percent, likewise."""
+        return _relative(self.aaod_rise, self.aaod_original, lower_is_better=True)
 
     @property
     def ok_runs(self) -> tuple[Run, ...]:
@@ -469,9 +472,12 @@ def _robustness(
     return asr, bootstrap.with_seeds(rise, rises)
 
 
-def relative(rise: Interval, original: float | None) -> Interval | None:
-    """A rise in percent of what it rose from; None where that is 0 or unknown."""
-    return Interval(*(100 * end / original for end in rise)) if original else None
+def _relative(rise: Interval | None, original: float | None, *, lower_is_better: bool = False) -> Interval | None:
+    """A rise in percent of what it rose from, signed so that positive is better; None where that is 0 or unknown."""
+    if rise is None or not original:
+        return None
+    low, estimate, high = (100 * end / original for end in rise)
+    return Interval(-high, -estimate, -low) if lower_is_better else Interval(low, estimate, high)
 
 
 def _beyond(estimate: float, half_width: float) -> bool:

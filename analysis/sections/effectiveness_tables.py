@@ -20,7 +20,6 @@ from analysis.sections.values import (
     fixer_value,
     identifier,
     interval_value,
-    relative_change,
     shades,
     signed,
 )
@@ -133,8 +132,7 @@ def _aaod_value(cell: Cell, style: str) -> Value:
     if cell.aaod is None:
         return Value(MISSING, style="missing")
     estimate = cell.aaod.estimate
-    relative = relative_change(cell.aaod_original, estimate, lower_is_better=True)
-    small = "" if relative is None else f"{signed(relative, 1)} % rel."
+    small = "" if cell.aaod_change is None else f"{signed(cell.aaod_change.estimate, 1)} % rel."
     if math.isfinite(cell.aaod.half_width):
         small = f"{cell.aaod.low:.3f} to {cell.aaod.high:.3f}"
     return Value(f"{estimate:#.3g}" if estimate else "0", small=small, sort=estimate, style=style)

@@ -191,16 +191,13 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
             )
         blocks.append(Fold(subject.name, [Plots(figures, wide=True)], open=not blocks))
     if not blocks:
-        blocks = [Paragraph("This needs predictions, and there are none.")]
-    else:
-        blocks.insert(
-            0,
-            Paragraph(
-                "Means over the seeds. The intervals in the tables are Wilson's, of the class's images: another seed "
-                "may differ by more."
-            ),
-        )
-    return Section("classes", "Classes", blocks, ("per_class",))
+        text = "This needs predictions, and there are none."
+        return Section("classes", "Classes", [Paragraph(text)], ("per_class",))
+    lead = Paragraph(
+        "Means over the seeds. The intervals in the tables are Wilson's, of the class's images: another seed may "
+        "differ by more."
+    )
+    return Section("classes", "Classes", [lead, *blocks], ("per_class",))
 
 
 def _of_images(rate: float | None, n: int) -> Value:

@@ -61,14 +61,6 @@ def shades(cells: Sequence[Cell], value: Callable[[Cell], float | None], *, high
     return result
 
 
-def relative_change(before: float | None, after: float | None, *, lower_is_better: bool) -> float | None:
-    """Relative change in percent, signed so that positive is better."""
-    if before is None or after is None or before == 0:
-        return None
-    change = 100 * (after - before) / before
-    return -change if lower_is_better else change
-
-
 def signed(value: float, digits: int = 2) -> str:
     """A number with its sign, + or a real minus; none for zero."""
     text = words.fixed(value, digits)
