@@ -24,6 +24,7 @@ from analysis.statistics import CONFIDENCE, Floats, Interval
 
 T = TypeVar("T")
 R = TypeVar("R")
+K = TypeVar("K")
 
 REPLICATES: Final = 2000
 _BLOCK: Final = 500_000
@@ -209,14 +210,16 @@ def replicate(
     return result
 
 
-def intervals(of: Replicates, *, confidence: float = CONFIDENCE) -> dict[Metric, Interval]:
-    """Percentile intervals of one model."""
-    return _intervals(np.stack([of[metric] for metric in METRICS]), confidence)
+def intervals(models: Mapping[K, Replicates], *, confidence: float = CONFIDENCE) -> dict[K, dict[Metric, Interval]]:
+    """Percentile intervals of every model; all at once, which takes a third of one after the other."""
+    return _intervals(models, lambda of, metric: of[metric], confidence)
 
 
-def differences(first: Replicates, second: Replicates, *, confidence: float = CONFIDENCE) -> dict[Metric, Interval]:
-    """Percentile intervals of first - second, paired by image; both from one call of `replicate`."""
-    return _intervals(np.stack([first[metric] - second[metric] for metric in METRICS]), confidence)
+def differences(
+    models: Mapping[K, Replicates], second: Replicates, *, confidence: float = CONFIDENCE
+) -> dict[K, dict[Metric, Interval]]:
+    """Percentile intervals of every model minus the second, paired by image; all from one call of `replicate`."""
+    return _intervals(models, lambda of, metric: of[metric] - second[metric], confidence)
 
 
 def percentiles(values: Floats, confidence: float = CONFIDENCE) -> Floats:
@@ -232,27 +235,29 @@ def percentiles(values: Floats, confidence: float = CONFIDENCE) -> Floats:
         Lower and upper ends; (2, ...).
     """
     # nan is sorted to the end.
-    ordered = np.sort(values, axis=-1)
-    last = (values.shape[-1] - 1 - np.isnan(values).sum(axis=-1)).clip(0)
+    ordered = np.sort(values, axis=-1).reshape(-1, values.shape[-1])
+    rows, last = np.arange(len(ordered)), (values.shape[-1] - 1 - np.isnan(ordered).sum(axis=1)).clip(0)
     ends = []
     for share in (0.5 - confidence / 2, 0.5 + confidence / 2):
-        below = np.floor(share * last).astype(np.int64)
-        low, high = (
-            np.take_along_axis(ordered, np.expand_dims(at, -1), axis=-1)[..., 0]
-            for at in (below, np.minimum(below + 1, last))
-        )
-        ends.append(low + (high - low) * (share * last - below))
+        at = np.floor(share * last).astype(np.int64)
+        low, high = ordered[rows, at], ordered[rows, np.minimum(at + 1, last)]
+        ends.append((low + (high - low) * (share * last - at)).reshape(values.shape[:-1]))
     return np.stack(ends)
 
 
-def _intervals(values: Floats, confidence: float) -> dict[Metric, Interval]:
-    """Of the estimates and their replicates; (metrics, 1 + replicates)."""
-    estimates, replicates = values[:, 0], values[:, 1:]
+def _intervals(
+    models: Mapping[K, Replicates], figure: Callable[[Replicates, Metric], Floats], confidence: float
+) -> dict[K, dict[Metric, Interval]]:
+    """Of the estimate and the replicates that a figure of a model has per metric."""
+    if not models:
+        return {}
+    values = np.stack([figure(of, metric) for of in models.values() for metric in METRICS])
+    estimates, ends = values[:, 0], np.full((2, len(values)), np.nan)
     known = np.isfinite(estimates)
-    ends = np.full((2, len(METRICS)), np.nan)
     if known.any():
-        ends[:, known] = percentiles(replicates[known], confidence)
-    return {
-        metric: Interval(min(low, estimate), estimate, max(high, estimate))
-        for metric, estimate, (low, high) in zip(METRICS, estimates.tolist(), ends.T.tolist(), strict=True)
-    }
+        ends[:, known] = percentiles(values[known, 1:], confidence)
+    found = (
+        Interval(min(low, estimate), estimate, max(high, estimate))
+        for estimate, low, high in zip(estimates.tolist(), *ends.tolist(), strict=True)
+    )
+    return {name: {metric: next(found) for metric in METRICS} for name in models}

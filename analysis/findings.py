@@ -206,11 +206,15 @@ class Samples:
 
     Attributes:
         replicates: bootstrap replicates of every fixer, and of the original under None.
+        intervals: of every fixer, from the bootstrap.
     """
 
     def __init__(self, flips: Mapping[str, Flips], rest_wrong: int, rest_right: int) -> None:
         self._flips = flips
         self.replicates = bootstrap.replicate(flips, rest_wrong, rest_right)
+        fixed = {fixer: self.replicates[fixer] for fixer in flips}
+        self.intervals = bootstrap.intervals(fixed)
+        self._rises = bootstrap.differences(fixed, self.replicates[None])
 
     @property
     def fixers(self) -> tuple[str, ...]:
@@ -219,7 +223,9 @@ class Samples:
 
     def difference(self, first: str, second: str | None) -> dict[bootstrap.Metric, Interval]:
         """First minus second (None: the original), with 95 % intervals, paired by image."""
-        return bootstrap.differences(self.replicates[first], self.replicates[second])
+        if second is None:
+            return self._rises[first]
+        return bootstrap.differences({first: self.replicates[first]}, self.replicates[second])[first]
 
     def discordant(self, first: str, second: str | None) -> list[tuple[int, int]]:
         """Images that only the first and only the second gets right, per pair of seeds (the k-th of each)."""
@@ -410,7 +416,7 @@ def _cell(
     if row["accuracy_fixed"] is not None:
         rates["accuracy"] = _rate(row["accuracy_fixed"], row["n_test"])
     if samples is not None and cell.fixer in samples.fixers and len(cell.ok_runs) > 1:
-        drawn = bootstrap.intervals(samples.replicates[cell.fixer])
+        drawn = samples.intervals[cell.fixer]
         # A rate that is the same in every seed and 0 or 1 leaves the bootstrap nothing to draw; Wilson knows better.
         rates |= {metric: drawn[metric] for metric in rates if drawn[metric].half_width > 0}
     accuracy_rise = None

@@ -20,7 +20,7 @@ def _flips(repaired, broken, seeds=1, *, kept):
 
 
 def _intervals(flips, rest_wrong, rest_right, **more):
-    return b.intervals(b.replicate({"fixer": flips}, rest_wrong, rest_right, **more)["fixer"])
+    return b.intervals(b.replicate({"fixer": flips}, rest_wrong, rest_right, **more))["fixer"]
 
 
 FLIPS = st.integers(1, 4).flatmap(
@@ -105,19 +105,19 @@ def test_seeds_are_the_outer_level():
 def test_differences_are_paired():
     flips = {"first": _flips(202, 0, kept=(202, 0)), "second": _flips(200, 0, kept=(202, 0))}
     drawn = b.replicate(flips, 200, 4598)
-    paired = b.differences(drawn["first"], drawn["second"])["repair_rate"]
+    paired = b.differences(drawn, drawn["second"])["first"]["repair_rate"]
     assert paired.estimate == pytest.approx(2 / 402)
-    assert paired.half_width < 0.01 < b.intervals(drawn["first"])["repair_rate"].half_width
-    assert all(interval == (0.0, 0.0, 0.0) for interval in b.differences(drawn["first"], drawn["first"]).values())
+    assert paired.half_width < 0.01 < b.intervals(drawn)["first"]["repair_rate"].half_width
+    assert all(interval == (0.0, 0.0, 0.0) for interval in b.differences(drawn, drawn["first"])["first"].values())
 
 
 def test_the_original_repairs_and_breaks_nothing():
     drawn = b.replicate({"fixer": _flips(20, 10, kept=(20, 10))}, 30, 940)
-    original = b.intervals(drawn[None])
+    original = b.intervals(drawn)[None]
     assert original["accuracy"].estimate == 0.95 and original["accuracy"].half_width > 0.01
     assert original["repair_rate"] == original["negative_flip_rate"] == (0.0, 0.0, 0.0)
     # The failures are drawn for both, so the change is known better than either accuracy.
-    change = b.differences(drawn["fixer"], drawn[None])["accuracy"]
+    change = b.differences(drawn, drawn[None])["fixer"]["accuracy"]
     assert change.estimate == pytest.approx(0.01) and change.half_width < original["accuracy"].half_width
 
 
@@ -125,7 +125,7 @@ def test_seeds_of_different_fixers_are_drawn_apart():
     # Two fixers with the same two seeds of opposite results: were their seeds drawn together, nothing would differ.
     flips = b.Flips(np.array([[True] * 100, [False] * 100]), np.zeros((2, 0), dtype=bool))
     drawn = b.replicate({"a": flips, "b": flips}, 0, 900)
-    assert b.differences(drawn["a"], drawn["b"])["repair_rate"] == (-1.0, 0.0, 1.0)
+    assert b.differences(drawn, drawn["b"])["a"]["repair_rate"] == (-1.0, 0.0, 1.0)
 
 
 def test_blocks_dont_change_what_is_drawn(monkeypatch):
@@ -165,7 +165,7 @@ def test_a_replicate_draws_as_many_images_as_there_are_with_replacement(n_images
 def test_no_fixer_and_no_images():
     assert b.replicate({}, 10, 90) == {}
     nothing = b.replicate({"a": _flips(0, 0, kept=(0, 0))}, 0, 0)
-    for result in (b.intervals(nothing["a"]), b.differences(nothing["a"], nothing[None])):
+    for result in (b.intervals(nothing)["a"], b.differences(nothing, nothing[None])["a"]):
         assert all(np.isnan(interval.estimate) for interval in result.values())
 
 
