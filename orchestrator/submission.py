@@ -329,12 +329,14 @@ def submit_command(
         packed = pack(Path(study), Path(folder))
         with _answering(address):
             job = submit(client, Job(packed, results, data_root, retry, log, python), Path(folder), name)
-    click.echo(f"Submitted as {job}; results go to {results}.", err=True)
-    return _follow_or_detach(client, job, address)
+    return _follow_or_detach(client, job, address, f"Submitted as {job}; results go to {results}.")
 
 
-def _follow_or_detach(client: Client, job: str, address: str) -> int:
+def _follow_or_detach(client: Client, job: str, address: str, news: str | None = None) -> int:
     try:
+        # Ctrl-C leaves a job that goes on from the moment at which its name is said.
+        if news is not None:
+            click.echo(news, err=True)
         return follow(client, job)
     except KeyboardInterrupt:
         if sys.stdin.isatty() and not click.confirm("\nLeave the job running?", default=True, err=True):

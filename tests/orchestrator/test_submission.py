@@ -209,6 +209,24 @@ def test_ctrl_c_offers_to_detach(monkeypatch, capsys, terminal, leave, stopped, 
     assert ("--attach j --address http://head:8265" in said) is not stopped
 
 
+def test_ctrl_c_detaches_as_soon_as_the_job_is_named(tmp_path, monkeypatch):
+    cluster, said = Cluster(["RUNNING"]), []
+
+    def echo(text, **options):
+        said.append(text)
+        if text.startswith("Submitted as"):
+            raise KeyboardInterrupt
+
+    cluster.submit_job = lambda submission_id, **job: submission_id
+    monkeypatch.setattr(submission, "connect", lambda address: cluster)
+    monkeypatch.setattr(submission.click, "echo", echo)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
+    study = str(write_study(tmp_path, "subjects: [digits]\n"))
+    options = {"data_root": None, "retry": None, "log": (), "python": "python", "attach": None}
+    assert submit_command(study, "http://head:8265", results="s3://b/x", **options) == 0
+    assert said[-1].count(f"--attach {said[0].split()[2].rstrip(';')}") == 1
+
+
 @pytest.mark.parametrize("results", [None, "results/mine"])
 def test_results_must_outlive_the_job(tmp_path, results):
     study = str(write_study(tmp_path, "subjects: [digits]\n"))
