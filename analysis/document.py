@@ -187,7 +187,9 @@ class Document:
     """A report.
 
     Attributes:
-        more_answers: answers for the subjects that are not shown in detail, folded away.
+        answers: for the first subjects.
+        overall: the answers to all subjects in a sentence, where they are many.
+        more_answers: for the other subjects, folded away.
     """
 
     title: str
@@ -196,6 +198,7 @@ class Document:
     rule: str
     warnings: Sequence[str]
     sections: Sequence[Section] = field(default_factory=tuple)
+    overall: str | None = None
     more_answers: Sequence[Answer] = ()
 
     def figures(self) -> dict[str, Figure]:

@@ -307,6 +307,8 @@ class Subject:
 
 DETAILED: Final = 25
 """Subjects with tables and figures of their own in a report; a page with all of 250 is slow to write and to open."""
+UNFOLDED: Final = 6
+"""Subjects of which a page shows answer and main table at once; those of the others are a click away."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from analysis.statistics import Interval
 def markdown(document: Document) -> str:
     """The document as Markdown with pipe tables; figures as their tables."""
     lines = [f"# {md_text(document.title)}", "", md_text(" · ".join(document.facts)), "", "## Which fixer to use", ""]
+    if document.overall:
+        lines += [md_text(document.overall), ""]
     for answer in (*document.answers, *document.more_answers):
         lines += [f"### For {md_text(answer.subject)}", "", f"**{md_text(answer.lead)}**", ""]
         lines += [f"- {md_text(detail)}" for detail in (*answer.details, *answer.others)]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from analysis import advise, formats, sections, trust, words
 from analysis.document import Answer, Code, Document, Fold, Paragraph, Section, Settings, Trials
 from analysis.errors import UserError
-from analysis.findings import Findings, Subject, find
+from analysis.findings import UNFOLDED, Findings, find
 from analysis.queries import named_queries
 from analysis.queries import run as answer
 from analysis.schema import SCHEMA_VERSION
@@ -153,14 +154,17 @@ def build(
         *utilisation(con),
         *_appendix(con, findings, folder),
     ]
-    answers = [_answer(subject) for subject in findings.detailed]
+    shown = {subject.name for subject in findings.detailed}
+    others = [subject for subject in findings.subjects if subject.name not in shown]
+    advices = [advise.decide(subject) for subject in (*findings.detailed, *others)]
+    answers = [_answer(advice) for advice in advices]
     if not answers:
         answers = [Answer("this study", "No trial has finished yet.", ("fixstudy run adds trials.",), (), False)]
-    shown = {subject.name for subject in findings.detailed}
     return Document(
         title=findings.study or "fixstudy",
         facts=_facts(findings),
-        answers=answers,
+        answers=answers[:UNFOLDED],
+        overall=_overall(advices),
         rule=(
             f"The rule: of the fixers that repair measurably, the one with the highest RR that {advise.Limits()}, by "
             "the estimates; where an interval reaches across a limit, the answer says so. "
@@ -169,13 +173,30 @@ def build(
         ),
         warnings=[*_warnings(con, findings), *_left_out(findings)],
         sections=[section for section in body if section.blocks],
-        more_answers=[_answer(subject) for subject in findings.subjects if subject.name not in shown],
+        more_answers=answers[UNFOLDED:],
     )
 
 
-def _answer(subject: Subject) -> Answer:
+def _overall(advices: Sequence[advise.Advice]) -> str | None:
+    """How often each fixer is the answer; None for so few subjects that their answers are seen at a glance."""
+    if len(advices) <= 2:
+        return None
+    chosen = Counter(advise.name(advice.chosen.cell) for advice in advices if advice.chosen is not None)
+    counts = sorted(chosen.items(), key=lambda item: (-item[1], item[0]))
+    parts = [f"{name} for {n}" for name, n in counts[:_NAMED]]
+    if rest := sum(n for _, n in counts[_NAMED:]):
+        parts.append(f"another fixer for {rest}")
+    if none := len(advices) - chosen.total():
+        parts.append(f"to keep the original model for {none}")
+    return f"Of {len(advices)} subjects, the answer is {words.conjunction(parts)}."
+
+
+_NAMED: Final = 4
+"""Fixers that a sentence about all subjects names."""
+
+
+def _answer(advice: advise.Advice) -> Answer:
     # Its caveats are about the study, and said once for all answers.
-    advice = advise.decide(subject)
     return Answer(advice.subject, advice.lead, advice.details, advice.others, advice.chosen is not None)
 
 

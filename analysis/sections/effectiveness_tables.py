@@ -2,18 +2,10 @@
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from analysis import plots, words
-from analysis.document import (
-    Block,
-    Column,
-    Paragraph,
-    Section,
-    Table,
-    Value,
-)
-from analysis.findings import QUERIES, TRADE_OFFS, Cell, Findings, Subject
+from analysis.document import Block, Column, Fold, Paragraph, Section, Table, Value
+from analysis.findings import QUERIES, TRADE_OFFS, UNFOLDED, Cell, Findings, Subject
 from analysis.sections.values import (
     MISSING,
     estimated,
@@ -24,9 +16,6 @@ from analysis.sections.values import (
     signed,
 )
 from analysis.statistics import Interval
-
-if TYPE_CHECKING:
-    pass
 
 
 def effectiveness(findings: Findings) -> Section:
@@ -47,11 +36,10 @@ def effectiveness(findings: Findings) -> Section:
             fine=True,
         )
     ]
-    for subject in findings.detailed:
-        if not subject.cells:
-            continue
-        blocks.append(_effectiveness_table(subject))
-    if len(blocks) == 1:
+    tables = [(subject.name, _effectiveness_table(subject)) for subject in findings.detailed if subject.cells]
+    blocks += [table for _, table in tables[:UNFOLDED]]
+    blocks += [Fold(name, [table], open=False) for name, table in tables[UNFOLDED:]]
+    if not tables:
         blocks = [Paragraph("No trial has finished yet.")]
     return Section("effectiveness", "Effectiveness", blocks, QUERIES)
 

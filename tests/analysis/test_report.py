@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from synthetic_study import write_table
 
 import analysis
+from analysis import advise as advise_module
 from analysis import findings as findings_module
 from analysis import formats, plots, report, statistics
 from analysis.bootstrap import Flips
@@ -618,6 +620,28 @@ def test_many_subjects_are_answered_and_some_shown_in_detail(write_study, tmp_pa
     assert "Subject d-s" in chosen and "Subject a" not in chosen
     with pytest.raises(UserError, match=r"no subject 'd_s'; did you mean 'd-s'\?"):
         report.write_report(folder, tmp_path / "none.html", subjects=("d_s",))
+
+
+def test_of_many_subjects_the_answers_are_counted_and_the_last_are_folded_away(write_study, tmp_path):
+    names = "abcdefgh"
+    folder = write_study(tmp_path / "s", subjects=tuple(names), seeds=(0,)).folder
+    page = _page(folder, tmp_path)
+    sentence = re.search(r"Of 8 subjects, the answer is ([^.]*)\.", _text(page))[1]
+    said = {}
+    for part in re.split(", | and ", sentence):
+        answer, n = part.rsplit(" for ", 1)
+        said[answer] = int(n)
+    answers = [advise_module.advise(folder, name) for name in names]
+    chosen = Counter(a.chosen and advise_module.name(a.chosen.cell) for a in answers)
+    assert said == {name or "to keep the original model": n for name, n in chosen.items()}
+    assert len(said) > 1 and list(said.values())[:-1] == sorted(list(said.values())[:-1], reverse=True)
+    markdown = report.write_report(folder, tmp_path / "r.md", "md").read_text(encoding="utf-8")
+    assert sentence in markdown.replace("\\", "")
+    for name in names:
+        for text in (f'id="effectiveness-{identifier(name)}"', f"For {name}<"):
+            before = page[: page.index(text)]
+            assert before.count("<details") - before.count("</details>") == (name > "f")
+    assert "Of 2 subjects" not in _page(write_study(tmp_path / "two", subjects=("a", "b")).folder, tmp_path)
 
 
 def test_the_default_target_is_in_the_results_folder(write_study, tmp_path):
