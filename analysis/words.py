@@ -1,6 +1,7 @@
 """Figures in words: as few digits as carry the meaning, a real minus sign, units that people use."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -60,6 +61,11 @@ def conjunction(parts: Sequence[str]) -> str:
 def some(parts: Sequence[str], limit: int) -> str:
     """The first parts, and how many more there are: `a, b and 7 more`."""
     return conjunction([*parts[:limit], *([f"{len(parts) - limit} more"] if len(parts) > limit else [])])
+
+
+def setting(value: str) -> str:
+    """The value of a hyper-parameter, in the text of JSON: of a float six digits, of all else everything."""
+    return f"{float(value):.6g}" if re.fullmatch(r"-?\d+\.\d+(e[+-]?\d+)?", value) else value
 
 
 def capital(sentence: str) -> str:

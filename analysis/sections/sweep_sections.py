@@ -16,7 +16,7 @@ from analysis.document import (
     Table,
     Value,
 )
-from analysis.findings import Findings
+from analysis.findings import UNFOLDED, Findings
 from analysis.queries import run as answer
 from analysis.sections.values import LEVEL_LEGEND, abbreviations, identifier, percent_value
 
@@ -37,7 +37,7 @@ def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         # Rows come with the parameter that matters most first, its best value first.
         effects.setdefault(
             (row["subject"], row["fixer"]),
-            f"{row['parameter']} ({words.points(row['effect'])}), best {row['value']}",
+            f"{row['parameter']} ({words.points(row['effect'])}), best {words.setting(row['value'])}",
         )
     table = Table(
         "sensitivity",
@@ -73,7 +73,7 @@ def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         "enters any comparison: the best test figure of a sweep would be a leak. A large spread means that the fixer "
         f"needs its sweep; harmful sets fall below the original.{_left_out(rows)}"
     )
-    blocks: list[Block] = [lead, *_sensitivity(con, shown), table]
+    blocks: list[Block] = [lead, *_sensitivity(con, shown), _folded(table, shown)]
     queries = ("adaptation_sensitivity", "adaptation_parameters", "adaptation_configurations")
     return Section("adaptation", "Adaptation", blocks, queries)
 
@@ -160,8 +160,8 @@ def settings(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
             [
                 Value(names.get(row["fixer"], row["fixer"]), title=row["fixer"]),
                 Value(row["subject"]),
-                Value(f"{row['parameter']} = {row['value']}"),
-                Value(row["instead_of"]),
+                Value(f"{row['parameter']} = {words.setting(row['value'])}"),
+                Value(words.setting(row["instead_of"])),
                 Value(
                     words.number(100 * row["repair_rate"]),
                     small=" to ".join(words.number(100 * row[f"repair_rate_{end}"]) for end in ("low", "high")),
@@ -179,7 +179,12 @@ def settings(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         "Where a study has several values of a hyper-parameter, trials that differ in it alone are compared pair by "
         "pair. In an ablation the setting switches the approach's core step off: what it loses, the step is worth."
     )
-    return Section("settings", "Settings", [lead, table], ("setting_effects",))
+    return Section("settings", "Settings", [lead, _folded(table, shown)], ("setting_effects",))
+
+
+def _folded(table: Table, subjects: Collection[str]) -> Block:
+    """A table of many subjects folded away."""
+    return table if len(subjects) <= UNFOLDED else Fold(table.caption, [table], open=False)
 
 
 def _worth(row: Mapping[str, Any]) -> str:

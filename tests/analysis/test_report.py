@@ -20,7 +20,7 @@ from synthetic_study import write_table
 import analysis
 from analysis import advise as advise_module
 from analysis import findings as findings_module
-from analysis import formats, plots, report, statistics
+from analysis import formats, plots, report, statistics, words
 from analysis.bootstrap import Flips
 from analysis.compare import compare
 from analysis.errors import UserError
@@ -624,8 +624,9 @@ def test_many_subjects_are_answered_and_some_shown_in_detail(write_study, tmp_pa
 
 def test_of_many_subjects_the_answers_are_counted_and_the_last_are_folded_away(write_study, tmp_path):
     names = "abcdefgh"
-    folder = write_study(tmp_path / "s", subjects=tuple(names), seeds=(0,)).folder
+    folder = write_study(tmp_path / "s", subjects=tuple(names), seeds=(0,), adapt=2).folder
     page = _page(folder, tmp_path)
+    assert _depth(page, 'id="sensitivity"') == 1
     sentence = re.search(r"Of 8 subjects, the answer is ([^.]*)\.", _text(page))[1]
     said = {}
     for part in re.split(", | and ", sentence):
@@ -639,9 +640,31 @@ def test_of_many_subjects_the_answers_are_counted_and_the_last_are_folded_away(w
     assert sentence in markdown.replace("\\", "")
     for name in names:
         for text in (f'id="effectiveness-{identifier(name)}"', f"For {name}<"):
-            before = page[: page.index(text)]
-            assert before.count("<details") - before.count("</details>") == (name > "f")
-    assert "Of 2 subjects" not in _page(write_study(tmp_path / "two", subjects=("a", "b")).folder, tmp_path)
+            assert _depth(page, text) == (name > "f")
+    few = _page(write_study(tmp_path / "two", subjects=("a", "b"), adapt=2).folder, tmp_path)
+    assert "Of 2 subjects" not in few and _depth(few, 'id="sensitivity"') == 0
+
+
+def _depth(page, text):
+    """Folds around the first place of a text."""
+    before = page[: page.index(text)]
+    return before.count("<details") - before.count("</details>")
+
+
+def test_settings_are_said_with_the_digits_that_matter():
+    said = {
+        "1.2000000000000002": "1.2",
+        "4.3728384723e-05": "4.37284e-05",
+        "-0.5": "-0.5",
+        "3": "3",
+        "20250101": "20250101",
+    }
+    said |= {
+        '"1.2000000000000002x"': '"1.2000000000000002x"',
+        "null": "null",
+        "[0.30000000000000004]": "[0.30000000000000004]",
+    }
+    assert {value: words.setting(value) for value in said} == said
 
 
 def test_the_default_target_is_in_the_results_folder(write_study, tmp_path):
