@@ -264,8 +264,8 @@ def test_the_page_answers_first(page):
         < text.index("The rule:")
         < text.index("RR is the share of the failures", first)
     )
-    for words in ("UNADAPTABLE", "Needs 3 consecutive fully connected layers", "McNemar", "SELECT", "split-digits"):
-        assert words in text
+    for said in ("UNADAPTABLE", "Needs 3 consecutive fully connected layers", "McNemar", "SELECT", "split-digits"):
+        assert said in text
 
 
 class _Spy:
@@ -652,18 +652,8 @@ def _depth(page, text):
 
 
 def test_settings_are_said_with_the_digits_that_matter():
-    said = {
-        "1.2000000000000002": "1.2",
-        "4.3728384723e-05": "4.37284e-05",
-        "-0.5": "-0.5",
-        "3": "3",
-        "20250101": "20250101",
-    }
-    said |= {
-        '"1.2000000000000002x"': '"1.2000000000000002x"',
-        "null": "null",
-        "[0.30000000000000004]": "[0.30000000000000004]",
-    }
+    said = {"1.2000000000000002": "1.2", "4.3728384723e-05": "4.37284e-05", "-0.5": "-0.5"}
+    said |= {value: value for value in ("3", "20250101", '"1.2000000000000002x"', "null", "[0.30000000000000004]")}
     assert {value: words.setting(value) for value in said} == said
 
 
