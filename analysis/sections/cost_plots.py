@@ -36,11 +36,11 @@ def efficiency(findings: Findings) -> Section:
         ),
         Legend((*LEVEL_LEGEND, ("arrow", plots.HARM, "cut off by the time limit"))),
     ]
-    shown = [s for s in findings.detailed if any(run.fix_seconds for cell in s.cells for run in cell.runs)]
+    shown = [subject for subject in findings.detailed if _timed(subject)]
     for index, subject in enumerate(shown):
         blocks.append(Fold(subject.name, [Plots(list(_cost_plots(subject)), wide=True)], open=index < OPEN_SUBJECTS))
     if not shown:
-        return Section("efficiency", "Time and memory", [Paragraph("No fix was timed.")])
+        return Section("efficiency", "Time and memory", [Paragraph("No fix ended, so none was timed.")])
     return Section("efficiency", "Time and memory", blocks, ("cells", "runs"))
 
 
@@ -56,21 +56,26 @@ def _repaired_per_hour(cell: Cell) -> float | None:
     return 3600 * sum(repaired) / total if repaired and total else None
 
 
-def _cost_plots(subject: Subject) -> Iterable[Plot]:
-    def limit(cell: Cell) -> float | None:
-        cut = [run.fix_seconds for run in cell.runs if run.reason_code == "timeout" and run.fix_seconds]
-        return max(cut) if cut else None
+def _timed(subject: Subject) -> list[Cell]:
+    """Cells with a fix that ended or was cut off, the fastest first: how soon the others failed is no cost."""
+    timed = (cell for cell in subject.cells if cell.values("fix_seconds") or _cut_off(cell))
+    return sorted(timed, key=lambda cell: (cell.seconds if cell.seconds is not None else math.inf, cell.fixer))
 
-    timed = sorted(
-        (c for c in subject.cells if any(run.fix_seconds for run in c.runs)),
-        key=lambda c: (c.seconds if c.seconds is not None else math.inf, c.fixer),
-    )
+
+def _cut_off(cell: Cell) -> float | None:
+    """Seconds after which the time limit ended its longest fix; None where it ended none."""
+    cut = [run.fix_seconds for run in cell.runs if run.reason_code == "timeout" and run.fix_seconds]
+    return max(cut, default=None)
+
+
+def _cost_plots(subject: Subject) -> Iterable[Plot]:
+    timed = _timed(subject)
     name = f"time-{identifier(subject.name)}"
     rows = []
     for cell in timed:
         measured = cell.values("fix_seconds")
         evaluate = cell.values("evaluate_seconds")
-        cut = limit(cell)
+        cut = _cut_off(cell)
         per_hour = _repaired_per_hour(cell)
         rows.append(
             [
@@ -91,7 +96,7 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
         f"{subject.name}: time to fix",
         "Fastest on top.",
         plots.costs(
-            [plots.Cost(cell.abbreviation, cell.level, cell.values("fix_seconds"), limit(cell)) for cell in timed],
+            [plots.Cost(cell.abbreviation, cell.level, cell.values("fix_seconds"), _cut_off(cell)) for cell in timed],
             "time of one fix",
             unit="seconds",
         ),

@@ -315,6 +315,17 @@ def test_times_of_the_page_are_those_of_the_query(study, findings):
             assert found == pytest.approx(rows[cell.subject, cell.fixer]["repaired_per_hour"])
 
 
+def test_fixes_that_ended_badly_have_no_time_but_those_cut_off_have(write_study, tmp_path):
+    outcomes = {("apricot", "digits", 0): "CORRUPTED", ("arachne", "digits", 0): "FAILURE"}
+    folder = write_study(tmp_path / "s", subjects=("digits",), seeds=(0,), outcomes=outcomes).folder
+    with analysis.open(folder) as con:
+        subject = find(con).subject("digits")
+    assert all(run.fix_seconds for cell in subject.cells for run in cell.runs)
+    timed = cost_plots._timed(subject)
+    assert {cell.fixer for cell in subject.cells} - {cell.fixer for cell in timed} == {"apricot"}
+    assert timed[-1].fixer == "arachne", "nobody knows how long it would have taken"
+
+
 def test_every_trial_is_in_the_appendix(study, page):
     data = json.loads(re.search(r'id="trial-data">(.*?)</script>', page, flags=re.S)[1])
     ids = data["columns"][0]
