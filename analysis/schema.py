@@ -142,6 +142,12 @@ _TRIALS = (
     Column("evaluate_seconds", "float64", "time of the evaluation", "seconds"),
     Column("load_seconds", "float64", "time to get the subject to the worker", "seconds"),
     Column("peak_host_bytes", "int64", "largest resident memory of the worker while fixing", "bytes"),
+    Column(
+        "peak_own_bytes",
+        "int64",
+        "of that what no other process shares: without libraries and the subject's arrays; null in older rows",
+        "bytes",
+    ),
     Column("peak_device_bytes", "int64", "largest device memory allocated while fixing; null on a CPU", "bytes"),
     Column("attempts", "int32", "attempts made, retries after out-of-memory included"),
     Column("attempt_log", "string", "JSON list: per attempt micro_batch, seconds, error"),

@@ -58,6 +58,20 @@ def lanes(resources: Resources) -> int:
     return fits
 
 
+def memory(resources: Resources) -> list[tuple[int, int]]:
+    """Bytes of memory, and trials at once, of every node that takes trials; empty where that of one isn't known.
+
+    Where a node that may yet start doesn't say its memory, a trial that asks for some would keep it from starting.
+
+    Args:
+        resources: what one trial takes at least, by Ray's names.
+    """
+    taking = [(node, trials) for node in node_resources() if (trials := fitting(resources, [node]))]
+    if not all(node.get("memory") for node, _ in taking):
+        return []
+    return [(int(node["memory"]), trials) for node, trials in taking]
+
+
 def _startable_nodes() -> list[Resources]:
     path = Path(BOOTSTRAP_CONFIG).expanduser()
     if not path.exists():

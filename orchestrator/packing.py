@@ -1,25 +1,27 @@
-"""How much of a GPU a trial gets: all of it, unless the study shares GPUs and the trial's kind was measured.
+"""What a trial gets of a node: a GPU or, where the study shares them, a part of one; memory where that is scarce.
 
 The kind of a trial is its fixer and subject. What a kind takes is learned from rows, those of earlier calls included,
-and from trials as they end. Ray's fractions of a GPU are bookkeeping; the wall between neighbours is torch's limit on
-a process's part of the memory (:func:`wall_in`).
+and from trials as they end. Ray's fractions of a GPU and its memory are bookkeeping; the wall between neighbours is
+torch's limit on a process's part of the device memory (:func:`wall_in`), and `resources.memory` of the study on the
+host.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 HEADROOM: Final = 1.25
 """Other seeds and settings take a little more than what was measured."""
 CONTEXT_BYTES: Final = 600 * 2**20
 """What CUDA itself takes of a process's part and torch doesn't count."""
-COLUMNS: Final = ("fixer", "subject", "peak_device_bytes", "gpu_share", "attempt_log")
+COLUMNS: Final = ("fixer", "subject", "peak_device_bytes", "peak_own_bytes", "gpu_share", "attempt_log")
 OUT_OF_MEMORY: Final = "OutOfMemoryError:"
 
 Kind = tuple[str, str]
 
 
-class Packing:
+class GpuParts:
     """Parts of a GPU by kind of trial.
 
     Args:
@@ -56,6 +58,70 @@ class Packing:
         while share / 2 >= max(needed, 1 / self._most):
             share /= 2
         return share
+
+
+class MemoryParts:
+    """Host memory that is set aside for trials of a node that has too little for all that it could run at once.
+
+    As long as every kind that was measured fits into an equal part of its node's memory, nothing is set aside. From the
+    first that doesn't on, every trial gets an equal part, or two, four, ... of them: whatever holds its kind. Without
+    headroom, because what sets memory aside by peaks, which seldom meet, is careful enough.
+
+    Args:
+        nodes: bytes of memory, and trials at once, of every node; empty where that isn't known.
+        rows: with :data:`COLUMNS`, of trials that ran.
+    """
+
+    def __init__(self, nodes: Sequence[tuple[int, int]] = (), rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._part = min((memory // trials for memory, trials in nodes), default=0)
+        self._most = max((memory for memory, _ in nodes), default=0)
+        self._peak: dict[Kind, int] = {}
+        for row in rows:
+            self.learn(row)
+
+    def learn(self, row: Mapping[str, Any]) -> None:
+        """Take the measurement of a trial that has its row."""
+        if row.get("peak_own_bytes"):
+            kind = row["fixer"], row["subject"]
+            self._peak[kind] = max(row["peak_own_bytes"], self._peak.get(kind, 0))
+
+    def part(self, fixer: str, subject: str) -> int:
+        """Bytes to set aside; 0 for none. A trial that needs more than there is gets the largest node to itself."""
+        if not self._part or max(self._peak.values(), default=0) <= self._part:
+            return 0
+        part = self._part
+        while part < self._peak.get((fixer, subject), 0):
+            part *= 2
+        return min(part, self._most)
+
+
+@dataclass
+class Packing:
+    """What every trial gets.
+
+    Args:
+        base: cores, and the memory that the study gives every trial, by Ray's names.
+        gpus: of a trial that shares none.
+        gpu_parts: how trials share GPUs.
+        memory_parts: how they share the memory of a node.
+    """
+
+    base: Mapping[str, float] = field(default_factory=dict)
+    gpus: float = 0.0
+    gpu_parts: GpuParts = field(default_factory=lambda: GpuParts(1, None))
+    memory_parts: MemoryParts = field(default_factory=MemoryParts)
+
+    def learn(self, row: Mapping[str, Any]) -> None:
+        """Take what a trial that has its row took."""
+        self.gpu_parts.learn(row)
+        self.memory_parts.learn(row)
+
+    def resources(self, fixer: str, subject: str) -> dict[str, float]:
+        """What a trial takes, by Ray's names; a process is used again for trials that take the same."""
+        gpu = self.gpu_parts.share(fixer, subject) if self.gpus == 1 else self.gpus
+        memory = self.base.get("memory") or self.memory_parts.part(fixer, subject)
+        taken = {**self.base, "GPU": gpu, "memory": memory}
+        return {name: float(amount) for name, amount in taken.items() if amount}
 
 
 def ran_out(attempt_log: str | None) -> bool:

@@ -5,7 +5,6 @@ plan is what the study says minus the trials that have a row, so there is no dri
 same command again is resuming.
 """
 
-import functools
 import json
 import logging
 import os
@@ -36,7 +35,7 @@ from orchestrator.monitor import Monitor, Sighting
 from orchestrator.news import told
 from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.outcomes import Verdict
-from orchestrator.packing import Packing
+from orchestrator.packing import GpuParts, MemoryParts, Packing
 from orchestrator.plan import Cell, CostModel, Plan, TrialQueue, make_plan, needs_history, outdated
 from orchestrator.presence import NodeLacksImagesError
 from orchestrator.retry import failures_that_may_pass
@@ -96,7 +95,7 @@ class _PlanSearcher(_Stateless, Searcher):
         while (spec := self._queue.next()) is not None:
             if spec.trial_id not in self._run.stopping.cancelled:
                 self.left -= 1
-                return spec_config(spec, self._run.gpu(spec))
+                return spec_config(spec, self._run.packing.resources(spec.fixer, spec.subject))
             self._run.settle_cancelled_trial(spec, None, self._queue)
         return Searcher.FINISHED if self._queue.exhausted else None
 
@@ -210,12 +209,10 @@ class StudyRun:
     plan: Plan | None = None
     cost: CostModel = field(init=False)
     """Of trials, from those that have run."""
-    packing: Packing = field(default_factory=lambda: Packing(1, None))
-    """How trials share GPUs."""
+    packing: Packing = field(default_factory=Packing)
+    """What every trial gets of a node."""
     number: int = 1
     """Of this run: larger than that of every row before it."""
-    gpus: float = 0.0
-    """GPUs of a trial that shares none."""
     final: bool = True
     """Whether final trials run; without them only adaptations do."""
     retry_failures: bool = False
@@ -409,10 +406,6 @@ class StudyRun:
             return self.study.resources.gpu
         return 1.0 if capacity.has_gpus(capacity.node_resources()) else 0.0
 
-    def gpu(self, spec: TrialSpec) -> float:
-        """GPUs that a trial gets: what the study says, or its part of one that several share."""
-        return self.packing.share(spec.fixer, spec.subject) if self.gpus == 1 else self.gpus
-
     def _tune(self, queue: TrialQueue, references: dict[str, Any]) -> None:
         context = WorkerContext(
             store=self.store,
@@ -428,12 +421,7 @@ class StudyRun:
             luggage=self.luggage,
             most_bytes=self.study.resources.memory,
         )
-        most, self.gpus = self.study.resources.share_gpu, self._gpus()
-        if most > 1 and self.gpus == 1:
-            self.packing = Packing(most, gpus.smallest_bytes(), self.store.rows(list(packing.COLUMNS)))
-        resources = {"CPU": self.study.resources.cpu, "memory": float(self.study.resources.memory or 0)}
-        capacity.lanes({**resources, "GPU": self.gpus})
-        lanes = capacity.lanes({**resources, "GPU": self.gpus / most})
+        lanes = self._pack()
         # Tune's loggers and its experiment checkpoints are of no use: results are rows, and rows are the state.
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * lanes)
@@ -443,7 +431,7 @@ class StudyRun:
             if self.lost:
                 self.load_lost_subjects(references)
             try:
-                more = self._fit(queue, context, resources, wave)
+                more = self._fit(queue, context, wave)
             except RuntimeError as error:
                 # Tune gives up as a whole when Ray's memory monitor kills a worker: it only expects actor errors.
                 cause = error.__cause__
@@ -468,16 +456,26 @@ class StudyRun:
         # The name, not the method: a display may take its place after the run was made.
         return [*loggers.build(self.show_in, self.study.study, self.store, lambda sentence: self.on_event(sentence))]
 
-    def _fit(self, queue: TrialQueue, context: WorkerContext, resources: Mapping[str, float], wave: int) -> bool:
+    def _pack(self) -> int:
+        """Settle what trials get; how many may run at once."""
+        asked, whole = self.study.resources, self._gpus()
+        base = {"CPU": asked.cpu, "memory": float(asked.memory or 0)}
+        smallest = {**base, "GPU": whole / asked.share_gpu}
+        capacity.lanes({**base, "GPU": whole})
+        rows = self.store.rows(list(packing.COLUMNS))
+        on_gpus = GpuParts(1, None)
+        if asked.share_gpu > 1 and whole == 1:
+            on_gpus = GpuParts(asked.share_gpu, gpus.smallest_bytes(), rows)
+        self.packing = Packing(base, whole, on_gpus, MemoryParts(capacity.memory(smallest), rows))
+        return capacity.lanes(smallest)
+
+    def _fit(self, queue: TrialQueue, context: WorkerContext, wave: int) -> bool:
         """Run a wave of trials to its end; whether another may follow."""
         log = _TuneLog()
         searcher = _PlanSearcher(self, queue, wave)
         with tempfile.TemporaryDirectory(prefix="fixstudy-tune-") as scratch, log.attached():
             tuner = tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(TrialWorker, context=context),
-                    functools.partial(_placement, dict(resources)),
-                ),
+                tune.with_resources(tune.with_parameters(TrialWorker, context=context), _placement),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher, scheduler=InOrder(), num_samples=-1, reuse_actors=True
                 ),
@@ -498,10 +496,8 @@ class StudyRun:
         return not searcher.left and not queue.in_flight
 
 
-def _placement(resources: Mapping[str, float], config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """What a trial takes; a process is used again for trials that take the same."""
-    taken = {**resources, "GPU": config.get("gpu", 0.0)}
-    return tune.PlacementGroupFactory([{name: amount for name, amount in taken.items() if amount}])
+def _placement(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([config["resources"]])
 
 
 def _is_lost(seen: Sighting | None) -> bool:

@@ -269,6 +269,6 @@ def oom_kills() -> int:
     return 0
 
 
-def spec_config(spec: TrialSpec, gpu: float = 0.0) -> dict[str, Any]:
-    """A trial as Tune's config, with the GPUs that it gets."""
-    return {"spec": asdict(spec), "gpu": gpu}
+def spec_config(spec: TrialSpec, resources: Mapping[str, float]) -> dict[str, Any]:
+    """A trial as Tune's config, with what it gets of a node."""
+    return {"spec": asdict(spec), "resources": dict(resources)}

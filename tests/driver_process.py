@@ -13,7 +13,7 @@ import duckdb
 PATIENCE = 300.0
 MAY_DIFFER = (
     "host", "run", "started_at", "fix_seconds", "evaluate_seconds", "load_seconds", "cores", "cores_of_node",
-    "peak_host_bytes", "peak_device_bytes", "attempt_log",
+    "peak_host_bytes", "peak_own_bytes", "peak_device_bytes", "attempt_log",
 )  # fmt: skip
 """Columns that say where and when a trial ran and how long it took; all others are the same whatever happened."""
 

@@ -58,6 +58,12 @@ def test_without_an_autoscaler_only_what_is_there_counts(cluster):
         capacity.lanes({"CPU": 1, "GPU": 5})
 
 
+def test_memory_counts_where_every_node_that_takes_trials_says_its_own(cluster):
+    cluster([{"CPU": 1.0}, {"CPU": 4.0, "GPU": 2.0, "memory": 10.0}, {"CPU": 8.0, "GPU": 8.0, "memory": 99.0}])
+    assert capacity.memory({"CPU": 1, "GPU": 1}) == [(10, 2), (99, 8)]
+    assert capacity.memory({"CPU": 1}) == [], "the first node doesn't say"
+
+
 def test_the_cluster_as_a_whole_has_a_most_too():
     file = {
         "max_workers": 3,

@@ -36,6 +36,45 @@ def test_what_a_process_takes_is_counted_and_what_it_maps_is_not(tmp_path):
         assert own_bytes() - taken < 20 * MB
 
 
+PEAKS = """
+import mmap, sys
+import torch
+from orchestrator.trial import peak_memory, reset_peak_memory
+
+device = torch.device("cpu")
+def peaks():
+    found = peak_memory(device)
+    return found["peak_host_bytes"], found["peak_own_bytes"]
+
+reset_peak_memory(device)
+start = peaks()
+held = bytearray(b"x") * (100 * 2**20)
+del held
+freed = peaks()
+with open(sys.argv[1], "rb") as opened:
+    mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+shared = mmap.mmap(-1, 100 * 2**20)
+reset_peak_memory(device)
+sum(mapped[::4096])
+for at in range(0, len(shared), 4096):
+    shared[at] = 1
+for figures in (start, freed, peaks()):
+    print(*figures)
+"""
+
+
+def test_the_peak_of_a_trial_counts_what_it_freed_and_of_its_own_not_what_others_share(tmp_path):
+    file = tmp_path / "library"
+    file.write_bytes(bytes(100 * MB))
+    command = [sys.executable, "-c", PEAKS, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    start, freed, mapped = ([int(figure) / MB for figure in line.split()] for line in done.stdout.splitlines())
+    for before, after in zip(start, freed, strict=True):
+        assert 95 < after - before < 130
+    assert mapped[0] - start[0] > 195
+    assert mapped[1] - start[1] < 20
+
+
 FREED_BETWEEN_WHAT_IS_IN_USE = """
 from orchestrator.memory import give_back_memory, own_bytes
 
