@@ -119,24 +119,32 @@ def test_the_next_mirror_is_tried(server: Server, tmp_path: Path) -> None:
     assert [path for path, _ in server.asked] == ["/0/data.bin", "/1/data.bin", "/2/data.bin"]
 
 
-def archive(name: str) -> bytes:
+def archive(name: str, link: str = "") -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         info = tarfile.TarInfo(name)
-        info.size = 3
-        tar.addfile(info, io.BytesIO(b"abc"))
+        if link:
+            info.type, info.linkname = tarfile.SYMTYPE, link
+            tar.addfile(info)
+        else:
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"abc"))
     return buffer.getvalue()
 
 
-def test_an_archive_is_unpacked_inside_its_folder_only(server: Server, tmp_path: Path) -> None:
-    good, evil = archive("batches/one"), archive("../outside")
+@pytest.mark.parametrize(
+    "evil", [archive("../outside"), archive("/tmp/outside"), archive("batches/two", "../../outside")]
+)
+def test_an_archive_is_unpacked_inside_its_folder_only(server: Server, tmp_path: Path, evil: bytes) -> None:
+    good = archive("batches/one")
     server.files["/0/data.bin"] = good
     folder = download("mine", tmp_path, remotes=remotes(server, good, unpack=True))
     assert (folder / "batches" / "one").read_bytes() == b"abc"
     server.files["/0/data.bin"] = evil
     with pytest.raises(UserError, match="can't be unpacked"):
         download("mine", tmp_path, remotes=remotes(server, evil, unpack=True))
-    assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "outside").exists() and not Path("/tmp/outside").exists()
+    assert not (folder / "batches" / "two").is_symlink()
 
 
 def test_only_http_is_fetched(tmp_path: Path) -> None:
