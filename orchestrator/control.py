@@ -27,6 +27,8 @@ SECONDS_BETWEEN_LOOKS: Final = 1.0
 SECONDS_BETWEEN_REMOTE_LOOKS: Final = 5.0
 PATIENCE: Final = 60.0
 """Seconds that `fixstudy stop` waits for an answer."""
+_INTERRUPT: Final = signal.SIGUSR1
+"""Interrupts the driver as Ctrl-C does. Not its SIGINT: what a script starts in the background ignores that."""
 
 
 class StudyStoppedError(Exception):
@@ -112,7 +114,7 @@ class Stopping:
         remote = store.local_path is None
         self._interval = interval or (SECONDS_BETWEEN_REMOTE_LOOKS if remote else SECONDS_BETWEEN_LOOKS)
         self._study: RunningStudy | None = None
-        self._interrupted = False
+        self._can_interrupt = False
         self.stopped = False
         """Whether the whole study is to stop."""
         self.cancelled: set[str] = set()
@@ -129,16 +131,17 @@ class Stopping:
             self._store.delete(f"{FOLDER}/{name}")
         over = threading.Event()
         thread = threading.Thread(target=self._look, args=(over,), name="control", daemon=True)
-        thread.start()
-        try:
-            yield
-        except KeyboardInterrupt:
-            if self.stopped:
-                raise StudyStoppedError from None
-            raise
-        finally:
-            over.set()
-            thread.join()
+        with _interruptible() as self._can_interrupt:
+            thread.start()
+            try:
+                yield
+            except KeyboardInterrupt:
+                if self.stopped:
+                    raise StudyStoppedError from None
+                raise
+            finally:
+                over.set()
+                thread.join()
 
     @contextmanager
     def of(self, study: RunningStudy) -> Iterator[None]:
@@ -180,9 +183,9 @@ class Stopping:
 
     def _interrupt(self) -> None:
         """As Ctrl-C does, which Tune takes for a wish to end; once, because a second one ends it without a clean-up."""
-        if not self._interrupted:
-            self._interrupted = True
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if self._can_interrupt:
+            self._can_interrupt = False
+            signal.pthread_kill(threading.main_thread().ident or 0, _INTERRUPT)
 
     def _stop_study(self) -> str:
         self.stopped = True
@@ -213,6 +216,31 @@ class Stopping:
             found = [s for s in self._running(study) if self.stopped or s.trial_id in self.cancelled]
             if found:
                 study.end(found)
+
+
+@contextmanager
+def _interruptible() -> Iterator[bool]:
+    """Let our signal raise KeyboardInterrupt until the block ends; whether it does, which needs the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield False
+        return
+    before = signal.signal(_INTERRUPT, signal.default_int_handler)
+    try:
+        yield True
+    finally:
+        signal.signal(_INTERRUPT, before or signal.SIG_DFL)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Give signals back to who had them before the block: Tune's handlers outlive it and swallow the next Ctrl-C."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, _INTERRUPT)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in kept.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
 
 def end_process(pid: int) -> None:

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import capacity, gpus, luggage, outcomes, packing, pictures, plugins
 from orchestrator.adaptation import figures_on_valid, record, record_name
-from orchestrator.control import Stopping, StudyStoppedError
+from orchestrator.control import Stopping, StudyStoppedError, handlers_kept
 from orchestrator.errors import UserError
 from orchestrator.flight import Flight, ask
 from orchestrator.loading import LoadedSubject
@@ -489,7 +489,8 @@ class StudyRun:
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 ),
             )
-            tuner.fit()
+            with handlers_kept():
+                tuner.fit()
             del tuner
         give_back_memory()
         # Tune takes Ctrl-C for a wish to end and returns with trials in flight.

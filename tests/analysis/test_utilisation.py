@@ -115,14 +115,14 @@ def test_idle_time_and_what_never_ran_count_as_nothing(ask):
 def test_what_trials_took(ask):
     out = '[{"error": "OutOfMemoryError: CUDA out of memory.", "phase": "fix"}]'
     rows = [
-        trial(0, 0, 80, cores=1.5, peak_host_bytes=5, gpu_share=0.5, peak_device_bytes=7),
+        trial(0, 0, 80, cores=1.5, peak_host_bytes=5, peak_own_bytes=3, gpu_share=0.5, peak_device_bytes=7),
         trial(1, 0, 40, cores=0.5, peak_host_bytes=9, gpu_share=0.25, attempt_log=out),
         trial(2, 0, 8, fixer="care"),
     ]
     first, second = ask("resources", rows)
     assert first == {
         "fixer": "arachne", "subject": "digits", "n_trials": 2, "seconds": 80.0, "peak_device_bytes": 7,
-        "peak_host_bytes": 9, "cores": 1.5, "gpu_share": 0.25, "n_out_of_memory": 1,
+        "peak_host_bytes": 9, "peak_own_bytes": 3, "cores": 1.5, "gpu_share": 0.25, "n_out_of_memory": 1,
     }  # fmt: skip
     assert (second["fixer"], second["cores"], second["n_out_of_memory"]) == ("care", None, 0)
 

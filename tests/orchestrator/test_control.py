@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.control import Stopping, StudyStoppedError, ask_to_stop, end_process
+from orchestrator.control import Stopping, StudyStoppedError, ask_to_stop, end_process, handlers_kept
 from orchestrator.errors import UserError
 from orchestrator.monitor import Sighting
 from orchestrator.session import sole_driver
@@ -50,6 +50,14 @@ def store(request, tmp_path):
     return store
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["at a terminal", "started by a script"])
+def started(request):
+    """Scripts start their background processes so that they ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def wait_for(condition):
     until = time.monotonic() + 20
     while not condition():
@@ -79,7 +87,7 @@ def test_a_trial_that_is_not_clear_stops_nothing(store):
     assert not study.ended
 
 
-def test_the_whole_study_is_stopped(store):
+def test_the_whole_study_is_stopped(store, started):
     study, stopping = Study(), Stopping(store, interval=0.02)
     with pytest.raises(StudyStoppedError), sole_driver(store), stopping.listening(), stopping.of(study):
         assert "2 running trials with it" in ask_to_stop(store, None)
@@ -88,7 +96,7 @@ def test_the_whole_study_is_stopped(store):
     assert sorted(study.ended) == ["abc1", "abd2"]
 
 
-def test_a_driver_that_is_still_loading_is_cut_short(store):
+def test_a_driver_that_is_still_loading_is_cut_short(store, started):
     stopping = Stopping(store, interval=0.02)
     asking = threading.Thread(target=ask_to_stop, args=(store, None))
     with pytest.raises(StudyStoppedError), sole_driver(store), stopping.listening():
@@ -98,8 +106,43 @@ def test_a_driver_that_is_still_loading_is_cut_short(store):
 
 
 def test_ctrl_c_stays_ctrl_c(store):
-    with pytest.raises(KeyboardInterrupt), Stopping(store, interval=0.02).listening():
-        signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Stopping(store, interval=0.02).listening():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_handlers_are_those_from_before(store, number):
+    def ours(*_):
+        pass
+
+    before = signal.signal(number, ours)
+    try:
+        with handlers_kept():
+            signal.signal(number, signal.SIG_IGN)
+        assert signal.getsignal(number) is ours
+        with Stopping(store, interval=0.02).listening(), handlers_kept():
+            pass
+        assert signal.getsignal(number) is ours
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_driver_in_another_thread_leaves_signals_alone(store):
+    stopping, said = Stopping(store, interval=0.02), []
+
+    def drive():
+        with sole_driver(store), stopping.listening():
+            said.append(ask_to_stop(store, None))
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    thread.join()
+    assert stopping.stopped and "The study stops" in said[0]
 
 
 def test_a_request_for_an_earlier_driver_stops_nobody(store):
