@@ -216,7 +216,7 @@ class TrialWorker(tune.Trainable):
     def _grown(self, stack: str, taken: int) -> None:
         """Likewise, of a trial that took more memory than allowed."""
         verdict = outcomes.judge_memory_limit(self._phase, taken, self._context.most_bytes or 0)
-        self._store_end(verdict, stack, peak_host_bytes=taken)
+        self._store_end(verdict, stack, peak_host_bytes=taken, peak_own_bytes=taken)
 
     def _store_end(self, verdict: outcomes.Verdict, stack: str, **columns: Any) -> None:
         seconds = time.monotonic() - self._since
