@@ -177,7 +177,7 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
 
 def _lead(subject: Subject, chosen: Verdict | None, rejected: Sequence[Verdict]) -> str:
     if chosen is not None:
-        use = f"Use {name(chosen.cell)}: it {_repairs(chosen.cell)} and {_breaks(chosen.cell)}."
+        use = f"Use {name(chosen.cell)}: it {_repairs(chosen.cell)}{_and_breaks(chosen)}."
         if not chosen.doubts:
             return use
         return f"{use} It may meet the limits, but the data cannot decide: it {conjunction(chosen.doubts)}."
@@ -206,7 +206,7 @@ def _details(
             tail = f"a lead of {said}" if difference.low > 0 else f"they differ by {said}, so the data cannot decide"
             other = runner_up.cell
             doubt = f" It may meet the limits: it {conjunction(runner_up.doubts)}." if runner_up.doubts else ""
-            yield f"Runner-up: {name(other)} repairs {_rate(other)} and {_breaks(other)}; {tail}.{doubt}"
+            yield f"Runner-up: {name(other)} repairs {_rate(other)}{_and_breaks(runner_up)}; {tail}.{doubt}"
         if chosen.doubts and certain is not None and certain is not runner_up:
             best = certain.cell
             yield f"Surely within the limits: {name(best)} repairs {_rate(best)} and {_breaks(best)}."
@@ -287,6 +287,11 @@ def _breaks(cell: Cell) -> str:
     if rate.estimate == 0:
         return "breaks nothing that worked"
     return f"breaks {percent(rate.estimate)} ({span(rate)}) of all test samples"
+
+
+def _and_breaks(verdict: Verdict) -> str:
+    """What it breaks, unless its doubts are about to say so."""
+    return "" if verdict.doubts_breakage else f" and {_breaks(verdict.cell)}"
 
 
 def _side_effects(cell: Cell) -> str:

@@ -141,6 +141,11 @@ class Verdict:
         return tuple(str(check) for check in self.checks if check.standing in ("undecided", "unknown"))
 
     @property
+    def doubts_breakage(self) -> bool:
+        """Whether the doubts say what it breaks, so that nothing else has to."""
+        return any(check.name == "max_nfr" and check.standing == "undecided" for check in self.checks)
+
+    @property
     def is_within(self) -> bool:
         """Whether no estimate is beyond its limit: the rule by which fixers are chosen."""
         return all(check.estimate_keeps for check in self.checks)

@@ -200,6 +200,8 @@ def test_who_may_meet_the_limits_and_who_surely_does_are_both_named():
     assert advice.certain.cell.fixer == advice.to_json()["surely_within_limits"]["fixer"] == "sure"
     text = str(advice)
     assert "Surely within the limits: SURE repairs 30" in text
+    runner_up = next(detail for detail in advice.details if detail.startswith("Runner-up"))
+    assert (advice.lead.count("breaks"), runner_up.count("breaks")) == (1, 1), "said with its doubt, or without one"
     assert "BEYOND repairs more, 80" in text and ", and may meet the limits: it breaks 0.60" in text
     # A better one that may meet the limits leaves the choice open, even of one that surely does.
     open_ = _decide(
@@ -207,6 +209,7 @@ def test_who_may_meet_the_limits_and_who_surely_does_are_both_named():
         _measured(_cell("beyond", 0.8, 0.001), **_FINE | {"nfr": (0.004, 0.006, 0.008)}),
         limits=_LIMITS,
     )
+    assert open_.lead.count("breaks") == 1
     assert open_.chosen.cell.fixer == "sure" and open_.chosen.within_limits == "yes" and not open_.is_decided
 
 
