@@ -255,7 +255,8 @@ def _failures(subject: Subject) -> Iterable[str]:
         if not cell.is_ok:
             groups.setdefault((cell.outcome, (cell.reason or "").strip()), []).append(cell)
     for (outcome, reason), cells in list(groups.items())[:_LISTED]:
-        yield f"{_names(cells)} {endings[outcome]}" + (f": {reason.rstrip('.')}." if reason else ".")
+        why = reason.removeprefix(f"{cells[0].abbreviation} can't be applied: ").rstrip(".")
+        yield f"{_names(cells)} {endings[outcome]}" + (f": {why}." if why else ".")
     if len(groups) > _LISTED:
         rest = [cell for cells in list(groups.values())[_LISTED:] for cell in cells]
         yield f"No usable model either from {_names(rest)}; the reasons are under Outcomes."

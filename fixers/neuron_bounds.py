@@ -83,7 +83,7 @@ class HiddenDense(Requirement):
             return None
         return (
             "it bounds and edits neurons of a hidden Linear layer among the last ones (Linear, ReLU, Linear without "
-            f"batch norm or branches), and the model ends in {found} such layer(s)."
+            f"batch norm or branches), and the model ends in {found or 'no'} such layer."
         )
 
 

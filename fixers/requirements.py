@@ -69,7 +69,8 @@ class LinearLayers(Requirement):
         found = sum(isinstance(layer.module, nn.Linear) for layer in facts.layers)
         if found >= self.count:
             return None
-        return f"it needs {self.count} fully connected layer(s), and the model has {found}."
+        layers = "a fully connected layer" if self.count == 1 else f"{self.count} fully connected layers"
+        return f"it needs {layers}, and the model has {found or 'none'}."
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,8 @@ class APRNN(Fixer):
         chosen = names[:4] if self.layer == "best" else names[position : position + 1]
         if not chosen:
             raise UnadaptableError(
-                f"The model has {len(names)} Linear or Conv2d layer(s) that are called once on inputs of a form that "
-                f"can be changed; there is no {self.layer} one, choose a later layer."
+                f"The model has {len(names) or 'no'} Linear or Conv2d layers that are called once on inputs of a form "
+                f"that can be changed; there is no {self.layer} one, choose a later layer."
             )
         reasons = [why_unsupported(problem.original, name) for name in chosen]
         supported = [name for name, reason in zip(chosen, reasons, strict=True) if reason is None]

@@ -172,8 +172,7 @@ def _declared_input(graph: GraphProto) -> tuple[str, list[int | None]]:
     extents = [item.dim_value if item.HasField("dim_value") else None for item in kind.shape.dim]
     if len(extents) < 2:
         raise ModelImportError(
-            f"input {name!r} has {len(extents)} dimension(s), so no batch dimension; "
-            "export it with a leading batch axis"
+            f"input {name!r} has no batch dimension (its rank is {len(extents)}); export it with a leading batch axis"
         )
     if any(extent is None or extent < 1 for extent in extents[1:]):
         raise ModelImportError(

@@ -47,7 +47,7 @@ def test_the_best_within_the_limits_is_chosen_and_the_others_are_named_with_thei
         _cell("x", 0.41, 0.003, asr=0.54),
         _cell("y", 0.60, 0.004, asr=0.72),
         _cell("w", 0.80, 0.05),
-        _cell("z", 0, 0, outcome="UNADAPTABLE", reason_code="linear", reason="Needs 3 linear layers; it has 1."),
+        _cell("z", 0, 0, outcome="UNADAPTABLE", reason_code="linear", reason="Z can't be applied: it needs 3 layers."),
     )
     assert advice.chosen.cell.fixer == "x"
     assert advice.lead.replace("\u00a0", " ") == (
@@ -59,7 +59,7 @@ def test_the_best_within_the_limits_is_chosen_and_the_others_are_named_with_thei
         "W repairs more, 80 % (76\u201384), but breaks 5.0 % (4.4\u20135.7) of the test samples against 1.0 %." in said
     )
     assert "Y repairs more, 60 % (55\u201365), but raises ASR by 12 points (6\u201318) against 5.0 points." in said
-    assert "Z could not run: Needs 3 linear layers; it has 1." in said
+    assert "Z could not run: it needs 3 layers." in said
     assert "One seed only" in said
 
 
