@@ -23,6 +23,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,9 @@ class Clock:
         function = getattr(owner, name)
 
         def wrapped(*args: Any, **options: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                # Merging in the background is a part of scheduling, and counted there.
+                return function(*args, **options)
             before()
             return self.call(phase, function, *args, **options)
 
