@@ -183,6 +183,8 @@ def _overall(advices: Sequence[advise.Advice]) -> str | None:
         return None
     chosen = Counter(advise.name(advice.chosen.cell) for advice in advices if advice.chosen is not None)
     counts = sorted(chosen.items(), key=lambda item: (-item[1], item[0]))
+    if len(counts) == len(advices):
+        return f"No two of the {len(advices)} subjects have the same answer."
     parts = [f"{name} for {n}" for name, n in counts[:_NAMED]]
     if rest := sum(n for _, n in counts[_NAMED:]):
         parts.append(f"another fixer for {rest}")

@@ -411,6 +411,10 @@ def test_headings_landmarks_and_labels(page):
     assert all("aria-label" in tag for tag in re.findall(r'<div class="plot"[^>]*>', outside))
 
 
+def test_answers_that_all_differ_are_said_to(published, tmp_path):
+    assert "No two of the 5 subjects have the same answer." in _text(_page(published, tmp_path))
+
+
 def test_numbers_of_the_published_study(published, tmp_path):
     text = _text(_page(published, tmp_path))
     assert "k = 8 fixers with figures on every one, CD = 4.70" in text
