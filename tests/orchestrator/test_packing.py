@@ -125,7 +125,7 @@ from orchestrator import gpus
 from orchestrator.run import run_study
 cpus, number, memory = map(int, sys.argv[3:])
 quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-ray.init(num_cpus=cpus, num_gpus=number, _memory=memory, **quiet)
+ray.init("local", num_cpus=cpus, num_gpus=number, _memory=memory, **quiet)
 gpus.smallest_bytes = lambda: 80 * 2**30
 run_study(sys.argv[1], results=sys.argv[2])
 """
