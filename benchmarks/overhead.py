@@ -123,7 +123,7 @@ def main():
     arguments = parser.parse_args()
     trials = arguments.trials
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     mine, theirs = [], []
     for _ in range(arguments.repeats):
         theirs.append(bare(trials))

@@ -119,7 +119,7 @@ def measure(trials: int, lanes: int | None, seconds: float) -> dict[str, float]:
         study = Path(folder, "study.yaml")
         study.write_text(STUDY.format(plugin=plugin, trials=trials, seconds=seconds))
         if lanes:
-            ray.init(num_cpus=lanes, include_dashboard=False, log_to_driver=False)
+            ray.init("local", num_cpus=lanes, include_dashboard=False, log_to_driver=False)
         summary = run_study(study, results=f"{folder}/results", display=rows)
         assert summary.outcomes == {"OK": trials}, summary
         status("status_compacted")

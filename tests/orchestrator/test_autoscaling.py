@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def launched(tmp_path, shared_cache):
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray notes there which cluster is this machine's, and other Rays would join it, or what is left of it. Short,
+        # because a path of sockets may have 107 characters.
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="scaled-", dir="/tmp"),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_CLOUD_INSTANCE_ID": "f" * 51 + "00000",
