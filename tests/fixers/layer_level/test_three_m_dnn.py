@@ -203,7 +203,7 @@ def test_one_dense_layer_is_the_degenerate_mode(make_problem, resnet):
 
 def test_without_a_dense_layer_it_cannot_be_applied(make_problem, digits):
     model = nn.Sequential(nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(UnadaptableError, match="needs 1 fully connected"):
+    with pytest.raises(UnadaptableError, match="needs a fully connected layer, and the model has none"):
         fix(ThreeMDNN(), make_problem(model))
 
 
