@@ -4,7 +4,6 @@ Whoever wants something stopped puts a small file into ``control/``; the driver 
 the file and leaves its answer. That needs nothing but the storage that both can reach, so it works from any machine.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
+from orchestrator import sole_driver
 from orchestrator.errors import UserError
 from orchestrator.monitor import Sighting
 from orchestrator.store import Store
@@ -51,9 +51,9 @@ def ask_to_stop(store: Store, trial: str | None, patience: float = PATIENCE) -> 
     """
     folder = store.local_path
     if folder is not None and not folder.is_dir():
-        raise UserError(f"There is no results folder {store.uri}; `fixstudy run` writes one.")
-    if folder is not None and not _driver_at_work(folder):
-        raise UserError(f"No `fixstudy run` is working on {store.uri}; there is nothing to stop.")
+        raise UserError(f"There is no results folder {store.where}; `fixstudy run` writes one.")
+    if not sole_driver.is_at_work(store):
+        raise UserError(f"No `fixstudy run` is working on {store.where}; there is nothing to stop.")
     token = uuid.uuid4().hex
     store.write_bytes(f"{FOLDER}/{REQUEST}{token}.json", json.dumps({"trial": trial}).encode())
     until = time.monotonic() + patience
@@ -67,19 +67,7 @@ def ask_to_stop(store: Store, trial: str | None, patience: float = PATIENCE) -> 
                 return str(answer["said"])
             raise UserError(answer["said"])
     store.delete(f"{FOLDER}/{REQUEST}{token}.json")
-    raise UserError(f"No `fixstudy run` answered at {store.uri} within {patience:.0f} s; is one working on it?")
-
-
-def _driver_at_work(folder: Path) -> bool:
-    """Whether a driver holds the lock of a results folder."""
-    try:
-        with (folder / ".driver.lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    raise UserError(f"No `fixstudy run` answered at {store.where} within {patience:.0f} s; is one working on it?")
 
 
 # ---- who is asked ---------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from orchestrator.control import Stopping
 from orchestrator.monitor import Sighting
 from orchestrator.profile import first_trials
 from orchestrator.progress import StudyObserver
+from orchestrator.sole_driver import sole_driver
 from orchestrator.store import Store
 from orchestrator.study import Study, load_study
 from orchestrator.upkeep import Upkeep
@@ -78,7 +79,8 @@ def run_study(
     if display is not None:
         store.wait_when_full(display.event, functools.partial(display.event, "there is space again; the study goes on"))
     stopping = Stopping(store)
-    with session.sole_driver(store), stopping.listening():
+    told: Callable[[str], None] = display.event if display is not None else lambda sentence: None
+    with sole_driver(store, on_wait=told), stopping.listening():
         session.freeze(study, Path(path), store)
         store.tidy()
         if display is not None:

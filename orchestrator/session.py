@@ -1,7 +1,6 @@
 """The surroundings of a command: where data, cache and results are, and a running Ray."""
 
 import contextlib
-import fcntl
 import io
 import json
 import logging
@@ -17,7 +16,7 @@ from orchestrator.study import Study, subject_name
 from orchestrator.subjects.roots import cache_dir, data_root
 from orchestrator.subjects.subject import SubjectDefinition
 
-__all__ = ["cache_dir", "data_root", "definitions", "freeze", "joins", "ray_running", "sole_driver"]
+__all__ = ["cache_dir", "data_root", "definitions", "freeze", "joins", "ray_running"]
 
 FROZEN_SETTINGS = "settings.json"
 ORIGIN = "origin.json"
@@ -125,30 +124,6 @@ def _start_ray(address: str | None) -> str | None:
     raise UserError("Ray's own processes didn't start in time because the machine is busy; try again later.")
 
 
-@contextlib.contextmanager
-def sole_driver(store: Store) -> Iterator[None]:
-    """Hold a results folder against a second driver.
-
-    The kernel drops the lock when its holder dies, however it dies. On an object store there is no lock; two drivers
-    there do some work twice and still write every row once, because a row's name is its identity.
-
-    Raises:
-        UserError: another driver is at work on the folder.
-    """
-    folder = store.local_path
-    if folder is None:
-        yield
-        return
-    with (folder / ".driver.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another `fixstudy run` is working on {store.uri}; wait for it, or choose another --results."
-            ) from None
-        yield
-
-
 def freeze(study: Study, path: Path, store: Store) -> None:
     """Keep the study file with its results, and refuse to mix rows that were made under different settings.
 
@@ -166,7 +141,7 @@ def freeze(study: Study, path: Path, store: Store) -> None:
         old, new = json.loads(before), json.loads(now)
         changed = ", ".join(sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)))
         raise UserError(
-            f"{store.uri} has results made with other settings ({changed}); "
+            f"{store.where} has results made with other settings ({changed}); "
             "choose another --results, or put the settings back."
         )
     store.write_bytes(FROZEN_SETTINGS, now)

@@ -54,7 +54,7 @@ class Store:
         self._local = isinstance(self._fs, pafs.LocalFileSystem)
         # Absolute, because workers open it again and have a working directory of their own.
         self.uri = self._root if self._local else str(uri)
-        self._where = re.sub(r"//[^/@]*@", "//", self.uri)
+        self.where = re.sub(r"//[^/@]*@", "//", self.uri)
         """The address without the secret that it may hold."""
         self.patience = Patience()
 
@@ -266,7 +266,7 @@ class Store:
                 if found.num_rows != merged.rows or _ids_in(found) != list(merged.trial_ids):
                     self.delete(name)
                     raise StorageError(
-                        f"The results folder {self._where} gave back something else than was written to {name}, which "
+                        f"The results folder {self.where} gave back something else than was written to {name}, which "
                         "was deleted; its sources are all there: see to the storage, then run the same command again."
                     )
 
@@ -382,7 +382,7 @@ class Store:
     # ---- inside -----------------------------------------------------------------------------------------------
 
     def _patiently(self, action: Callable[[], T], what: str) -> T:
-        return self.patience.carry_out(action, what, self._where)
+        return self.patience.carry_out(action, what, self.where)
 
     def _sources(
         self, dataset: DatasetName, gone: Collection[str] = ()

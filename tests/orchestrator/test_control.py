@@ -15,7 +15,7 @@ import pytest
 from orchestrator.control import Stopping, StudyStoppedError, ask_to_stop, end_process, handlers_kept
 from orchestrator.errors import UserError
 from orchestrator.monitor import Sighting
-from orchestrator.session import sole_driver
+from orchestrator.sole_driver import sole_driver
 from orchestrator.store import Store
 
 PLUGIN = Path(__file__).with_name("stubborn_fixers.py")
@@ -169,6 +169,9 @@ def test_without_a_driver_it_says_so(tmp_path):
         ask_to_stop(Store(tmp_path / "nowhere"), None)
     assert list(tmp_path.iterdir()) == []
     remote = Store(f"memory://{tmp_path.name}")
+    with pytest.raises(UserError, match="No `fixstudy run` is working on memory://"):
+        ask_to_stop(remote, None)
+    remote.write_bytes("drivers/of-a-node-that-is-gone.json", b'{"host": "head-1", "pid": 7}')
     with pytest.raises(UserError, match=r"answered at memory://.* within 0 s"):
         ask_to_stop(remote, None, patience=0.1)
     assert remote.names("control") == set(), "a request that nobody took is withdrawn"

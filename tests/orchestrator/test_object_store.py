@@ -216,7 +216,7 @@ def test_a_compaction_that_fails_shows_nothing_of_it(store, monkeypatch):
 
 
 def test_two_drivers_compact_the_same_trials(object_store, store):
-    """There is no lock on an object store: work may be done twice, rows are there once."""
+    """Where listings lag two drivers may both go on: work may be done twice, rows are there once."""
     ids = {write(store, number) for number in range(6)}
     other = Store(store.uri)
     with object_store.lagging():

@@ -233,7 +233,7 @@ def test_a_killed_driver_loses_nothing(ray_address, study_file, tmp_path, rows_b
 
 
 def test_a_second_driver_on_the_same_folder_is_refused(ray_address, study_file, tmp_path):
-    from orchestrator.session import sole_driver
+    from orchestrator.sole_driver import sole_driver
     from orchestrator.store import Store
 
     store = Store(tmp_path / "results")

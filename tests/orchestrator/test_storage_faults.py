@@ -21,7 +21,7 @@ import pytest
 import analysis
 from orchestrator import compaction, durable
 from orchestrator.errors import UserError
-from orchestrator.session import sole_driver
+from orchestrator.sole_driver import sole_driver
 from orchestrator.storage import Patience, StorageError, StorageFullError
 from orchestrator.store import Store
 from orchestrator.upkeep import Upkeep
