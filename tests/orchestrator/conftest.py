@@ -23,6 +23,19 @@ def ray_address() -> Iterator[str]:
     cluster.shutdown()
 
 
+@pytest.fixture
+def without_ray() -> Iterator[None]:
+    """This process leaves the shared cluster, if it is in it, until the test has ended: it starts or joins another."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+    ray.shutdown()
+    yield
+    ray.shutdown()
+    if address is not None:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+
+
 @pytest.fixture(scope="module")
 def object_store() -> Iterator[ObjectStore]:
     """A real S3 server with an empty bucket."""

@@ -104,7 +104,7 @@ def study(tmp_path):
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
+def cluster(tmp_path, monkeypatch, without_ray):
     """A head without cores; what a node has of data is in the folder that it is told of."""
     from ray.cluster_utils import Cluster
 

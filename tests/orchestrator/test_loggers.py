@@ -76,7 +76,7 @@ def test_a_study_is_shown_in_all_services(ray_address, study_file, tmp_path, mon
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_weights_and_biases_gets_its_files(study_file, tmp_path, monkeypatch):
+def test_weights_and_biases_gets_its_files(study_file, tmp_path, monkeypatch, without_ray):
     # Offline it writes what it would send. A Ray of its own, whose processes know that.
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

@@ -114,7 +114,7 @@ def test_images_of_a_uri_are_fetched_before_a_trial_asks_for_them(tmp_path, monk
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_node_that_lacks_the_data_is_named(tmp_path, monkeypatch):
+def test_the_node_that_lacks_the_data_is_named(tmp_path, monkeypatch, without_ray):
     import ray
     from ray.cluster_utils import Cluster
 

@@ -81,9 +81,9 @@ def test_waves_run_every_trial_once(study_file, tmp_path, monkeypatch, ray_addre
     monkeypatch.setattr(scheduler, "TRIALS_PER_LANE", 1)
     waves, fit = [], scheduler.StudyRun._fit
 
-    def counted(run, queue, context, resources, wave):
+    def counted(run, queue, context, wave):
         before = queue.left
-        more = fit(run, queue, context, resources, wave)
+        more = fit(run, queue, context, wave)
         waves.append(before - queue.left)
         return more
 
