@@ -41,9 +41,9 @@ def fetch(relation: "duckdb.DuckDBPyRelation", most: int | None = None) -> Rows:
         most: rows after which to stop.
     """
     columns, types = tuple(relation.columns), tuple(str(kind) for kind in relation.types)
-    if _WITH_TIME_ZONE in types:
+    if any(_WITH_TIME_ZONE in kind for kind in types):
         # DuckDB's Python client wants another package to build these; their text is all that is shown.
-        texts = [f"#{i}{'::VARCHAR' if kind == _WITH_TIME_ZONE else ''} AS c{i}" for i, kind in enumerate(types, 1)]
+        texts = [f"#{i}{'::VARCHAR' if _WITH_TIME_ZONE in kind else ''} AS c{i}" for i, kind in enumerate(types, 1)]
         relation = relation.project(", ".join(texts))
     if most is not None:
         relation = relation.limit(most)
@@ -61,7 +61,7 @@ def to_csv(answer: Rows) -> str:
 
 def to_json(answer: Rows) -> str:
     """A list with one object per row and line; NaN and infinity, which JSON lacks, are null."""
-    lines = [json.dumps(_finite(row), default=str, ensure_ascii=False) for row in answer.dictionaries()]
+    lines = [json.dumps(_finite(with_text_keys(row)), default=str, ensure_ascii=False) for row in answer.dictionaries()]
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
@@ -97,7 +97,18 @@ def _shown(value: object) -> str:
 
 
 def _flat(value: object) -> object:
-    return json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, list | dict) else value
+    return (
+        json.dumps(with_text_keys(value), default=str, ensure_ascii=False) if isinstance(value, list | dict) else value
+    )
+
+
+def with_text_keys(value: Any) -> Any:
+    """The value with the keys of its maps as text, because JSON has no others."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): with_text_keys(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_text_keys(each) for each in value]
+    return value
 
 
 def _finite(value: Any) -> Any:

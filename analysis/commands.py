@@ -262,12 +262,15 @@ def _signature(query: NamedQuery) -> list[str]:
 
 
 def _write_parquet(table: "pa.Table", output: Path | None) -> None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         pq.write_table(table, sys.stdout.buffer if output is None else output)
     except OSError as error:
         raise ResultsError(f"{output} can't be written: {first_line(error)}.") from error
+    except pa.ArrowException as error:
+        raise ResultsError(f"Parquet can't hold this answer: {first_line(error)}; cast the column.") from error
 
 
 def _write(text: str, output: Path | None = None) -> None:

@@ -446,8 +446,11 @@ def _cell(
 
 
 def _rate(rate: float, n: float | None) -> Interval:
-    """Wilson's interval; without a denominator its ends are not known."""
-    return statistics.wilson(rate, n) if n else Interval(math.nan, rate, math.nan)
+    """Wilson's interval; its ends are not known without a denominator, or for what is no rate.
+
+    The latter is for the report to show, whose integrity check names it, and not for it to fail at.
+    """
+    return statistics.wilson(rate, n) if n and 0 <= rate <= 1 else Interval(math.nan, rate, math.nan)
 
 
 def _accuracy_rise(cell: Cell, fixed: Interval, samples: Samples | None) -> Interval:

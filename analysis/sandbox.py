@@ -16,11 +16,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, Self
 
-from analysis.answers import Rows, fetch
+from analysis.answers import Rows, fetch, with_text_keys
 from analysis.confinement import forbid_file_content, forbid_writing, limit_memory
 from analysis.errors import QueryError, ResultsError
 from analysis.folder import first_line
@@ -55,6 +55,10 @@ _FORBIDDEN_FUNCTIONS: Final = {
     "write_log",
 }
 _CATALOG_SCHEMAS: Final = {"information_schema"}
+_CATALOG_TABLES: Final = ("duckdb_", "pg_", "pragma_", "sqlite_")
+"""How DuckDB's own views begin; they tell settings and paths of the machine."""
+MAX_STATEMENT: Final = 64 << 10
+"""Characters of a statement: checking takes no part in its time limit, and more than linear time."""
 
 
 def query(
@@ -151,7 +155,7 @@ class Sandbox:
         """Answer one SELECT as an Arrow stream, or as JSON with columns, types and rows."""
         self.start()
         late = threading.Event()
-        timer = threading.Timer(timeout, self._kill, [late])
+        timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), self._kill, [late])
         try:
             _send(self._pipe("stdin"), {"sql": sql, "form": form})
             # The first answer says that the results are open: the time for that is nobody's SQL.
@@ -212,6 +216,12 @@ def check_statement(sql: str) -> frozenset[str]:
     """
     import duckdb
 
+    if len(sql) > MAX_STATEMENT:
+        raise QueryError(f"The SQL has {len(sql):,} characters, of at most {MAX_STATEMENT:,}; write a shorter one.")
+    try:
+        sql.encode()
+    except UnicodeEncodeError:
+        raise QueryError("The SQL isn't text in UTF-8; save it as such.") from None
     con = duckdb.connect(":memory:", config={"autoload_known_extensions": False, "autoinstall_known_extensions": False})
     try:
         statements = con.extract_statements(sql)
@@ -268,6 +278,8 @@ def _check_tree(tree: dict[str, Any]) -> frozenset[str]:
             name = str(node.get("table_name") or "")
             if name and not name.strip('"').replace("_", "").isalnum():
                 raise QueryError(f"There is no table {name}; SQL on results can't read other files.")
+            if name.strip('"').lower().startswith(_CATALOG_TABLES):
+                raise QueryError(f"The table {name} is not part of a study.")
             tables.add(name.strip('"').lower())
     return frozenset(tables)
 
@@ -352,6 +364,8 @@ def _as_rows(con: "duckdb.DuckDBPyConnection", sql: str) -> bytes:
     answer = fetch(con.sql(sql), MAX_ROWS + 1)
     if len(answer.rows) > MAX_ROWS:
         raise QueryError(f"The answer has more than {MAX_ROWS:,} rows; aggregate, add a LIMIT, or ask for Parquet.")
+    if any(kind.endswith(")") or kind.endswith("]") for kind in answer.types):
+        answer = replace(answer, rows=with_text_keys(answer.rows))
     payload = json.dumps(asdict(answer), default=str).encode()
     _check_size(len(payload))
     return payload

@@ -111,7 +111,7 @@ def export(results: str | Path, target: str | Path) -> None:
         target: the file to write; an existing DuckDB file is replaced.
 
     Raises:
-        ResultsError: `results` can't be read, is a URI, or `target` exists and is no DuckDB file.
+        ResultsError: `results` can't be read, is a URI, or `target` can't be written, or exists and is no DuckDB file.
     """
     import duckdb
 
@@ -122,8 +122,12 @@ def export(results: str | Path, target: str | Path) -> None:
     if path.exists() and not _is_duckdb_file(path):
         raise ResultsError(f"{path} exists and is not a DuckDB file; choose another name.")
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with duckdb.connect(str(temporary)) as con:
+    try:
+        temporary.unlink(missing_ok=True)
+        con = duckdb.connect(str(temporary))
+    except (OSError, duckdb.Error) as error:
+        raise ResultsError(f"{path} can't be written: {first_line(error)}.") from error
+    with con:
         files = find_files(folder, con)
         for dataset in DATASETS:
             kind = "TABLE" if dataset in _ALWAYS_IN_MEMORY else "VIEW"

@@ -79,7 +79,9 @@ def shortened(text: str, limit: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration: `35 ms`, `13.2 s`, `3 min 20 s`, `13 h 46 min`, `13 d 11 h`."""
+    """A duration: `35 ms`, `13.2 s`, `3 min 20 s`, `13 h 46 min`, `13 d 11 h`; `unknown` where it is no number."""
+    if not math.isfinite(value):
+        return "unknown"
     if value < 0.9995:
         return f"{value * 1000:.3g} ms"
     if value < 99.95:

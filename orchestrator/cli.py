@@ -410,11 +410,12 @@ def advise(results: str, subject: str, max_nfr: str, max_asr_rise: str, max_time
     import json
 
     from analysis.advise import advise as ask
+    from analysis.answers import printable
     from orchestrator import units
 
     limit = None if max_time is None else units.seconds(max_time)
     advice = ask(results, subject, units.share(max_nfr), units.share(max_asr_rise), limit)
-    click.echo(json.dumps(advice.to_json(), indent=2) if form == "json" else str(advice))
+    click.echo(json.dumps(advice.to_json(), indent=2) if form == "json" else printable(str(advice)))
 
 
 @cli.command()

@@ -859,3 +859,25 @@ def test_fixers_that_do_the_same_are_tied(write_study, tmp_path):
     best = re.findall(r'class="n ([^"]*)"[^>]*>' + re.escape(f"{100 * subject.ok[0].repair_rate.estimate:.2f}"), table)
     assert len(best) == 4 and len(set(best)) == 1
     assert "no difference shown" in _text(page)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1.2, -0.1])
+@pytest.mark.parametrize("column", ["accuracy_fixed", "repair_rate", "negative_flip_rate", "asr_fixed", "asr_original"])
+def test_what_is_no_rate_is_named_and_stops_no_report(tmp_path, write_study, column, value):
+    study = write_study(tmp_path / "s", subjects=("digits",), fixers=("care", "arachne"), n_test=60, adapt=0)
+    first = next(row for row in study.trials if row["outcome"] == "OK")
+    study.write_trial(first | {column: value})
+    for form in ("html", "md", "json", "latex"):
+        assert report.write_report(study.folder, tmp_path / f"report.{form}", form).stat().st_size > 0
+    assert "digits" in str(advise_module.advise(study.folder, "digits"))
+    with analysis.open(study.folder) as con:
+        found = analysis.run(con, "integrity").to_pylist()
+    assert first["trial_id"] in {row["trial_id"] for row in found}
+
+
+@pytest.mark.parametrize("column", ["fix_seconds", "evaluate_seconds"])
+def test_time_that_is_no_number_is_unknown(tmp_path, write_study, column):
+    study = write_study(tmp_path / "s", subjects=("digits",), fixers=("apricot",), seeds=(0,), n_test=60, adapt=0)
+    [first] = [row for row in study.trials if row["outcome"] == "OK"]
+    study.write_trial(first | {column: math.nan})
+    assert "unknown" in report.write_report(study.folder, tmp_path / "report.md", "md").read_text()

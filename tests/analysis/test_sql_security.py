@@ -11,6 +11,7 @@ import pytest
 from synthetic_study import write_study
 
 import analysis
+from analysis.answers import to_json
 from analysis.errors import QueryError, ResultsError
 from analysis.sandbox import Sandbox, check_statement
 
@@ -100,6 +101,10 @@ ENVIRONMENT = [
     "SELECT * FROM pragma_user_agent()",
     "SELECT * FROM pragma_database_size()",
     "SELECT getvariable('x')",
+    "SELECT * FROM pg_settings",
+    "SELECT * FROM sqlite_master",
+    "SELECT * FROM pragma_database_list",
+    'SELECT * FROM "duckdb_schemas"',
 ]
 
 WRITES = [
@@ -406,3 +411,35 @@ def test_check_statement_names_the_tables():
 def test_memory_limits_are_sizes(place, limit):
     with pytest.raises(QueryError, match="isn't a size"):
         analysis.query(place[1].folder, "SELECT 1", memory_limit=limit)
+
+
+def test_a_statement_that_takes_long_to_check_is_refused_at_once(sandbox):
+    """Checking takes no part in the time limit."""
+    began = time.monotonic()
+    with pytest.raises(QueryError, match="The SQL has 1,000,006 characters, of at most 65,536"):
+        sandbox.rows("SELECT " + "+".join(["1"] * 500_000), timeout=0.5)
+    assert time.monotonic() - began < 30
+    assert sandbox.rows("SELECT 1").rows == [(1,)]
+
+
+def test_what_is_no_text_is_a_sentence(sandbox):
+    with pytest.raises(QueryError, match="isn't text in UTF-8"):
+        sandbox.rows("SELECT '\udcff'")
+
+
+def test_a_limit_for_ever_is_the_longest_there_is(sandbox):
+    assert sandbox.rows("SELECT 1", timeout=float("inf")).rows == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("map([date '2024-01-01'], [1])", {"2024-01-01": 1}),
+        ("[map([1], [{'a': map([true], [2])}])]", [{"1": {"a": {"True": 2}}}]),
+        ("[timestamptz '2024-01-01 00:00:00+00']", "['2024-01-01 00:00:00+00']"),
+        ("{'at': timestamptz '2024-01-01 00:00:00+00'}", "{'at': '2024-01-01 00:00:00+00'}"),
+    ],
+)
+def test_values_that_json_or_python_lack_are_shown(sandbox, value, expected):
+    assert sandbox.rows(f"SELECT {value}").rows == [(expected,)]
+    assert "2" in to_json(sandbox.rows(f"SELECT {value}"))

@@ -384,6 +384,11 @@ def test_export_is_readable_by_plain_duckdb(small, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["study.duckdb"]
 
 
+def test_an_export_that_cant_be_written_is_a_sentence(small, tmp_path):
+    with pytest.raises(ResultsError, match=r"x\.duckdb can't be written: "):
+        analysis.export(small.folder, tmp_path / "nowhere" / "x.duckdb")
+
+
 def test_export_doesnt_overwrite_other_files(small, tmp_path):
     precious = tmp_path / "thesis.tex"
     precious.write_text("years of work")
