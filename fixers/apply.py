@@ -1,8 +1,12 @@
 """Running an approach on a problem: the checks and the isolation that every caller wants."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
+from fixers import network
 from fixers.errors import UnadaptableError
 from fixers.fixer import Fixer
 from fixers.problem import RepairProblem
@@ -24,7 +28,16 @@ def fix(fixer: Fixer, problem: RepairProblem) -> nn.Module:
     unmet = fixer.unmet(problem.facts)
     if unmet is not None:
         raise UnadaptableError(unmet.reason)
-    devices = [problem.device] if problem.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.manual_seed(problem.seed)
+    with network.seeded(problem.seed, problem.device), _all_of_float32(), torch.enable_grad():
         return fixer.fix(problem).eval()
+
+
+@contextmanager
+def _all_of_float32() -> Iterator[None]:
+    """Keep cuDNN from rounding the inputs of convolutions to TF32: what linear programs prove wouldn't hold."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -24,6 +24,7 @@ from safetensors.torch import save
 from fixers import registry
 from fixers.cache import Cache, DirectoryCache
 from orchestrator import outcomes, packing
+from orchestrator.kernels import make_repeatable
 from orchestrator.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
 from orchestrator.luggage import FOLDER, Luggage
 from orchestrator.monitor import Sighting
@@ -241,10 +242,7 @@ class TrialWorker(tune.Trainable):
 def prepare_torch(device: torch.device) -> None:
     """Settings of a process that runs trials: its share of the cores, and repeatable kernels on a GPU."""
     torch.set_num_threads(max(1, int(cores_given() or 1)))
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
+    make_repeatable(device)
 
 
 def cores_given() -> float | None:

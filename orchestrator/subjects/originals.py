@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fixers import Batch, RepairProblem
 from fixers.training import train
 from orchestrator.errors import UserError
+from orchestrator.kernels import make_repeatable
 from orchestrator.subjects import weights
 from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import (
@@ -60,7 +61,7 @@ def prepare(
         data_root: folder of datasets; ``FIXSTUDY_DATA`` when not given.
         cache_dir: where trained originals are kept; created when missing.
         data: if they are loaded already.
-        device: where to train.
+        device: where to train; its kernels are made repeatable for the rest of the process.
         on_progress: called after each epoch of training.
         keep_history: also keep the weights after each epoch. Trains again if an original was trained without.
 
@@ -68,6 +69,7 @@ def prepare(
         UserError: data or weights are missing, unreadable or don't fit each other; or an imported model gives other
             outputs than its file.
     """
+    make_repeatable(torch.device(device))
     data = data or definition.load_data(data_root)
     if not definition.trains_original:
         model = definition.build_model()
