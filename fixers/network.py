@@ -4,6 +4,7 @@ Frozen prefixes run once: an approach that changes one layer caches what enters 
 """
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,11 +129,19 @@ def cut(model: nn.Module, layer: str) -> Cut:
     if at is None:
         raise ValueError(f"The forward pass never calls a layer named '{layer}'.")
     before, entering = set(nodes[:at]), nodes[at].all_input_nodes[0]
-    crossing = [entering]
-    for node in nodes[at:]:
-        crossing += [source for source in node.all_input_nodes if source in before and source not in crossing]
-    # get_attr nodes are parameters or constants: each part fetches its own instead of handing them over.
-    crossing = [node for node in crossing if node.op != "get_attr"]
+    crossing, again, repeatable = [entering], set[fx.Node](), _repeatable(nodes[:at])
+    needed = deque(source for node in nodes[at:] for source in node.all_input_nodes)
+    while needed:
+        node = needed.popleft()
+        if node not in before or node in crossing or node in again:
+            continue
+        # What isn't of a batch is computed by each part instead of handed over: parameters are shared, and sizes are
+        # others where the suffix runs on copies.
+        if node in repeatable:
+            again.add(node)
+            needed.extend(node.all_input_nodes)
+        else:
+            crossing.append(node)
 
     prefix = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -142,12 +151,25 @@ def cut(model: nn.Module, layer: str) -> Cut:
 
     suffix = fx.Graph()
     moved = {node: suffix.placeholder(f"value_{i}") for i, node in enumerate(crossing)}
-    for node in nodes[:at]:
-        if node.op == "get_attr":
-            moved[node] = suffix.node_copy(node)
-    for node in nodes[at:]:
+    for node in (*(node for node in nodes[:at] if node in again), *nodes[at:]):
         moved[node] = suffix.node_copy(node, lambda source: moved[source])
     return Cut(_with_mode(model, prefix), _with_mode(model, suffix), layer)
+
+
+def _repeatable(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Those that need parameters and shapes only, and no values of a batch."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        match node.op:
+            case "get_attr":
+                found.add(node)
+            case "call_method" if node.target in ("size", "dim", "numel"):
+                found.add(node)
+            case "call_function" if node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"):
+                found.add(node)
+            case "call_method" | "call_function" if found.issuperset(node.all_input_nodes):
+                found.add(node)
+    return found
 
 
 def _with_mode(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -212,6 +234,14 @@ def gives_logits(model: nn.Module, layer: str, input_shape: tuple[int, ...]) -> 
     return torch.allclose(own, whole, rtol=1e-4, atol=1e-5)
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators for the block, and put back those of the CPU and of ``device`` afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def not_reinitialisable(model: nn.Module) -> list[str]:
     """Modules that own parameters but have no ``reset_parameters``."""
     return [
@@ -229,8 +259,7 @@ def reinitialised(model: nn.Module, seed: int) -> nn.Module:
         seed: determines the weights; the global generator is left where it was.
     """
     fresh = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, next((weight.device for weight in fresh.parameters()), torch.device("cpu"))):
         for module in fresh.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):

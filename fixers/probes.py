@@ -137,8 +137,7 @@ def train_probes(
         is_large = len(shape) == 3 and large > 0 and min(shape[1:]) >= _SMALLEST_SIDE
         large -= is_large
         generator = problem.generator(f"probe {number}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        with network.seeded(int(torch.randint(2**62, (1,), generator=generator)), problem.device):
             probe = make_probe(shape, problem.task.n_classes, large=is_large)
         determined_by = {
             "layer": block.layer, "tap": block.tap, "samples": len(split), "epochs": epochs,
