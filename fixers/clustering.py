@@ -1,10 +1,19 @@
 """k-means on the device, seeded, with no empty cluster."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 
-def k_means(points: Tensor, k: int, generator: torch.Generator, *, iterations: int = 100) -> Tensor:
+def k_means(
+    points: Tensor,
+    k: int,
+    generator: torch.Generator,
+    *,
+    iterations: int = 100,
+    check: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Lloyd's algorithm from k-means++ starts (Arthur & Vassilvitskii, SODA 2007).
 
     Args:
@@ -12,6 +21,7 @@ def k_means(points: Tensor, k: int, generator: torch.Generator, *, iterations: i
         k: number of clusters, at least 1.
         generator: a CPU generator.
         iterations: most rounds; it ends earlier when no point changes its cluster.
+        check: called before each round and each start; may raise.
 
     Returns:
         Cluster (N,) int64 in ``range(k)`` of each point, on the CPU. Every cluster has a point: one that runs empty
@@ -23,9 +33,10 @@ def k_means(points: Tensor, k: int, generator: torch.Generator, *, iterations: i
     if len(points) < k:
         raise ValueError(f"{len(points)} points can't form {k} clusters; ask for fewer clusters.")
     points = points.double()
-    centres = _spread_starts(points, k, generator)
+    centres = _spread_starts(points, k, generator, check)
     assigned = torch.full((len(points),), -1, device=points.device)
     for _ in range(iterations):
+        check()
         distances = torch.cdist(points, centres)
         previous, assigned = assigned, _filled(distances, distances.argmin(dim=1), k)
         if torch.equal(previous, assigned):
@@ -35,10 +46,11 @@ def k_means(points: Tensor, k: int, generator: torch.Generator, *, iterations: i
     return assigned.cpu()
 
 
-def _spread_starts(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def _spread_starts(points: Tensor, k: int, generator: torch.Generator, check: Callable[[], None]) -> Tensor:
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     nearest = torch.full((len(points),), torch.inf, dtype=torch.float64)
     for _ in range(k - 1):
+        check()
         to_last = (points - points[chosen[-1]]).square().sum(dim=1).cpu()
         nearest = torch.minimum(nearest, to_last)
         # Where all points are taken or doubles of taken ones, any other will do.

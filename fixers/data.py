@@ -56,13 +56,16 @@ class Split(ABC):
         """Go through all samples once.
 
         Args:
-            size: samples per batch; the last one may be smaller.
+            size: samples per batch; the last one may be smaller, and larger by one where it shuffles.
             device: where inputs and targets go.
             generator: shuffles when given (a CPU generator); without it the order is the split's own.
         """
         device = torch.device(device)
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for indices in order.split(size):
+        if generator is None:
+            parts = list(torch.arange(len(self)).split(size))
+        else:
+            parts = in_batches(torch.randperm(len(self), generator=generator), size)
+        for indices in parts:
             yield Batch(self.inputs(indices, device), self.labels[indices].to(device), indices)
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
@@ -126,6 +129,17 @@ class TensorSplit(Split):
     def select(self, indices: Tensor) -> "TensorSplit":
         """A view on the same storage."""
         return TensorSplit(self._inputs, self._all_labels, self._indices[indices.cpu().numpy()])
+
+
+def in_batches(rows: Tensor, size: int) -> list[Tensor]:
+    """Rows (N, ...) in parts of ``size``, the last one smaller.
+
+    A single row that is left over joins the part before it: batch norm can't train on one sample.
+    """
+    parts = list(rows.split(size))
+    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 def at_most_per_class(split: Split, count: int, generator: torch.Generator) -> Split:

@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from fixers import training
 from fixers.cache import Tensors
 from fixers.data import Split
-from fixers.errors import FixFailedError
+from fixers.errors import FixFailedError, is_of_the_machine
 from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 
@@ -79,6 +79,8 @@ def why_not_vmap(call: Callable[[], object]) -> str | None:
     try:
         call()
     except (RuntimeError, TypeError, ValueError) as error:
+        if is_of_the_machine(error):
+            raise
         return str(error).splitlines()[0]
     return None
 

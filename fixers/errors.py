@@ -4,6 +4,8 @@ Every class takes one message and nothing else: Ray copies exceptions through ``
 doesn't match them is replaced by a TypeError on the way to the driver.
 """
 
+import torch
+
 
 class FixerError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -27,3 +29,11 @@ class DeadlineExceededError(FixerError, TimeoutError):
 
 class FixFailedError(FixerError):
     """The approach itself found that it can't finish, for example an infeasible linear program (outcome FAILURE)."""
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether memory ran out or a device broke, which says nothing about a model."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)):
+        return True
+    # torch's CPU allocator has no exception type of its own, only this text.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -142,8 +142,7 @@ def propagate(
         chosen = torch.cat([kept, others]).sort().values
         return Propagated(chosen, oracle.reveal(chosen))
     count = max(len(kept) // average_size, oracle.budget)
-    assigned = k_means(points[kept], count, generator)
-    check()
+    assigned = k_means(points[kept], count, generator, check=check)
     centres = kept[_central(points[kept], assigned, count)]
     together = torch.zeros(count).index_add_(0, assigned, urgency[kept].float())
     urgent = together.argsort(descending=True, stable=True)[: oracle.budget]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fixers import network
+from fixers.errors import is_of_the_machine
 
 
 class Unmet(NamedTuple):
@@ -118,6 +119,20 @@ class EditableWeights(Requirement):
 
 
 @dataclass(frozen=True)
+class InnerWeights(Requirement):
+    """A Linear or Conv2d layer behind another one."""
+
+    code: ClassVar[str] = "inner_weights"
+
+    def unmet(self, facts: SubjectFacts) -> str | None:
+        """Count the Linear and Conv2d layers of a forward pass."""
+        found = {layer.name for layer in facts.layers if isinstance(layer.module, (nn.Linear, nn.Conv2d))}
+        if len(found) >= 2:
+            return None
+        return f"it looks at what enters a Linear or Conv2d layer behind another one, and the model has {len(found)}."
+
+
+@dataclass(frozen=True)
 class ReluOnly(Requirement):
     """Every activation between layers is a ReLU."""
 
@@ -170,6 +185,8 @@ def _why_not_twice(model: nn.Module, input_shape: tuple[int, ...]) -> str | None
             # Into .grad of these leaves: a search for paths to them wouldn't meet the nodes that refuse.
             torch.stack([gradient.square().sum() for gradient in first]).sum().backward()
     except RuntimeError as error:
+        if is_of_the_machine(error):
+            raise
         return str(error).splitlines()[0].rstrip(".")
     finally:
         for module, mode in modes.items():

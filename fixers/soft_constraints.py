@@ -62,17 +62,18 @@ def most_satisfied(constraints: Constraints, *, elastic: bool = False, seconds: 
         relief, most = bound * np.abs(constraints.soft).sum(1) + np.abs(constraints.soft_least) + 1, np.ones(rows)
         # All of the norm is worth less than half a row.
         price = 0.5 / (2 * n * bound + 1)
+    soft, hard = sparse.csr_array(constraints.soft), sparse.csr_array(constraints.hard)
     program = LinearProgram(
         cost=np.concatenate([np.full(2 * n, price), np.ones(rows)]),
         low=np.zeros(2 * n + rows),
         high=np.concatenate([np.full(2 * n, bound), most]),
-        matrix=sparse.csr_array(
-            np.block(
-                [
-                    [constraints.soft, -constraints.soft, np.diag(relief)],
-                    [constraints.hard, -constraints.hard, np.zeros((len(constraints.hard), rows))],
-                ]
-            )
+        matrix=sparse.block_array(
+            [
+                [soft, -soft, sparse.diags_array(relief)],
+                # A block of its own, because without hard rows nothing else would say how wide it is.
+                [hard, -hard, sparse.csr_array((hard.shape[0], rows))],
+            ],
+            format="csr",
         ),
         row_low=np.concatenate([constraints.soft_least, constraints.hard_least]),
         row_high=np.full(rows + len(constraints.hard), np.inf),

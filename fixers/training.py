@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fixers.data import Batch, Split
+from fixers.data import Batch, Split, in_batches
 from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 
@@ -78,7 +78,7 @@ def summed_loss(problem: RepairProblem) -> LossFunction:
 
 
 def micro_batches(batch: Batch, size: int) -> list[Batch]:
-    """The batch in parts of at most ``size`` samples."""
+    """The batch in parts of ``size`` samples (see :func:`fixers.data.in_batches`)."""
     if len(batch.targets) <= size:
         return [batch]
-    return [Batch(*parts) for parts in zip(*(column.split(size) for column in batch), strict=True)]
+    return [Batch(*parts) for parts in zip(*(in_batches(column, size) for column in batch), strict=True)]

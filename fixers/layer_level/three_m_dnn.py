@@ -6,7 +6,8 @@ is this implementation's own, and so is the selection on the validation split.
 
 Departures: linear programs in place of a verification engine (the parts that change are affine, so both find the same
 minimum); moves are guided by the duals of the last layer's program; a number of evaluations bounds the search, so that
-it can be repeated exactly, and the time budget is only an upper bound.
+it can be repeated exactly, and the time budget, with 300 s far above what the evaluations take on small models, is
+only an upper bound.
 """
 
 import math

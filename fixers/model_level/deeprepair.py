@@ -50,7 +50,7 @@ def style_references(failures: Split, per_class: int, problem: RepairProblem) ->
         if len(rows):
             spread = pixels[rows].std(dim=0, correction=0)
             standardised = (pixels[rows] - pixels[rows].mean(dim=0)) / spread.where(spread > 0, 1.0)
-            own = k_means(standardised, min(per_class, len(rows)), generator)
+            own = k_means(standardised, min(per_class, len(rows)), generator, check=problem.check_deadline)
             clusters[rows] = own + (clusters.max() + 1)
     keys = torch.rand(len(failures), generator=generator)
     best = torch.full((int(clusters.max()) + 1,), -1.0).scatter_reduce_(0, clusters, keys, "amax")

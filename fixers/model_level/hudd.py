@@ -16,7 +16,7 @@ from fixers.heatmaps import heatmaps, layers_to_explain
 from fixers.joined import JoinedSplit
 from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
-from fixers.requirements import LinearLayers, Requirement, TrainingSamples
+from fixers.requirements import InnerWeights, Requirement, TrainingSamples
 from fixers.root_causes import Clustering, FloatArray, IntArray, assign, balanced_bag, cluster, distances
 from fixers.selection import BestWeights
 
@@ -71,7 +71,7 @@ class HUDD(Fixer):
         "Retraining Through Heatmap-Based Unsupervised Learning. IEEE Transactions on Reliability 70(4), 2021. "
         "doi:10.1109/TR.2021.3074750"
     )
-    requirements: ClassVar[tuple[Requirement, ...]] = (LinearLayers(), TrainingSamples())
+    requirements: ClassVar[tuple[Requirement, ...]] = (InnerWeights(), TrainingSamples())
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"learning_rate": 1e-2, "batch_size": 32, "epochs": 20},
         # The original trains for 10 to 20 epochs, by case study; the best on valid is kept in any case.

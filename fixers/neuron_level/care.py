@@ -55,6 +55,8 @@ class CARE(Fixer):
     - Multipliers end up in the weights of the layer behind the neurons, which is exact for every sign. Neurons that
       can't be folded in that way (elements of a map that a convolution reads) are no candidates; channels are.
     - All particles are judged on the same samples: every failure and every pass of the repair split.
+    - ``accuracy_weight`` is 0.5. The original has 0.1 or 0.2, by dataset; at 0.1 fixing 1 % of the failures is worth
+      breaking 9 % of the passes.
     - It also stops when everything is fixed and nothing broken: no cost is lower.
     - Among the best particles after each move the one with the highest accuracy on valid is returned, the cheaper one
       in a tie; ``selection="cost"`` returns the cheapest as the original does. The first swarm is the original model.

@@ -36,7 +36,8 @@ class VeRe(Fixer):
     dense neuron and relaxations of all that follows it (in the public code dense layers and ReLUs). Both models,
     FaceNet as far as it is known, end so, as does the VGG16 that the study did adapt. So it runs on them here, which
     departs from the study. Models that end in one dense layer, such as ResNet18 and DenseNet121, have no hidden dense
-    neuron and are UNADAPTABLE, as in the study.
+    neuron and are UNADAPTABLE, as in the study; so they are for ``variant="scale"``, which needs none and could run on
+    them: requirements are an approach's and not a setting's.
 
     Departures from the published code:
 

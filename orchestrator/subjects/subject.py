@@ -3,10 +3,10 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -284,9 +284,9 @@ class Subject:
         """Without the model, which every process builds from the arrays."""
         return {name: value for name, value in self.__dict__.items() if name != "original"}
 
-    def history_tensors(self) -> tuple[dict[str, Tensor], ...]:
-        """The history as a :class:`fixers.RepairProblem` takes it."""
-        return tuple(tensors(state) for state in self.history)
+    def history_tensors(self) -> Sequence[dict[str, Tensor]]:
+        """The history as a :class:`fixers.RepairProblem` takes it; a checkpoint is copied when it is asked for."""
+        return _Checkpoints(self.history)
 
     def facts(self) -> SubjectFacts:
         """What requirements are checked against."""
@@ -345,6 +345,27 @@ def _with_new_parameters(model: nn.Module, device: str) -> nn.Module:
 def arrays(model: nn.Module) -> State:
     """Weights and buffers (a copy) as NumPy arrays."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+class _Checkpoints(Sequence[dict[str, Tensor]]):
+    """Weights after each epoch, as tensors; the arrays stay where they are, in memory that processes share."""
+
+    def __init__(self, states: Sequence[Mapping[str, npt.NDArray[Any]]]) -> None:
+        self._states = states
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "_Checkpoints": ...
+
+    def __getitem__(self, index: int | slice) -> "dict[str, Tensor] | _Checkpoints":
+        if isinstance(index, slice):
+            return _Checkpoints(self._states[index])
+        return tensors(self._states[index])
 
 
 def tensors(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:

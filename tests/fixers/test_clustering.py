@@ -40,3 +40,16 @@ def test_it_ends_where_every_point_is_nearest_to_its_own_centre():
 def test_more_clusters_than_points_are_refused():
     with pytest.raises(ValueError, match="fewer clusters"):
         k_means(torch.rand(3, 2), 4, generator())
+
+
+def test_a_deadline_is_asked_for_before_every_start_and_round():
+    points = torch.randn(200, 3, generator=generator())
+    calls = []
+    k_means(points, 20, generator(), check=lambda: calls.append(1))
+    assert len(calls) >= 19 + 2
+
+    def passed():
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        k_means(points, 20, generator(), check=passed)

@@ -1,8 +1,10 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import nn
 
 from fixers import RepairProblem, TensorSplit, apply
@@ -409,3 +411,19 @@ def test_no_experts_decide_nothing():
     assert nobody.tolist() == [-1] * 4
     experts = Experts(torch.tensor([1, 2]), Places((LAST,), (torch.tensor([1]),)), torch.zeros(2, 1))
     assert experts.select(torch.tensor([False, True])).classes.tolist() == [2]
+
+
+@pytest.mark.parametrize("elastic", [True, False])
+def test_memory_grows_with_what_is_not_zero(elastic):
+    """A failure has a row for every other class, so that rows are thousands: a square of them fits nowhere."""
+    rows = 6000
+    soft = sparse.random_array((rows, 4), density=0.5, rng=np.random.default_rng(0), format="csr")
+    constraints = Constraints(soft.toarray(), np.zeros(rows), np.empty((0, 4)), np.empty(0), 0.5)
+    tracemalloc.start()
+    try:
+        found = most_satisfied(constraints, elastic=elastic, seconds=0.01)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.status is not None
+    assert peak < 8 * rows * rows / 8

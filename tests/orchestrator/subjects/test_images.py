@@ -66,6 +66,26 @@ def test_a_streamed_split_is_the_split_in_memory(kind: str, tmp_path: Path) -> N
     assert torch.equal(again.batch().inputs, there.batch().inputs)
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "png"])
+def test_images_that_agree_at_their_beginning_are_no_copies(suffix: str, tmp_path: Path) -> None:
+    """Images of one shape are of one size where they aren't compressed."""
+    rng = np.random.default_rng(0)
+    background = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    names = []
+    for i in range(4):
+        pixels = background.copy()
+        # The middle of the file differs, then the beginning, then the end; the last is a copy.
+        if i < 3:
+            pixels[(64, 127, 0)[i]] = 7
+        names.append(f"{i}.{suffix}")
+        Image.fromarray(pixels).save(tmp_path / names[-1])
+    (tmp_path / f"4.{suffix}").write_bytes((tmp_path / names[-1]).read_bytes())
+    digests = ImageFiles(tmp_path, np.array([name.encode() for name in (*names, f"4.{suffix}")]))
+    found = [digests.digest(i) for i in range(5)]
+    assert len(set(found)) == 4
+    assert found[3] == found[4]
+
+
 def test_a_streamed_split_leads_to_its_own_images_only(tmp_path: Path) -> None:
     source = rows(tmp_path, encoded()).packed()
     split = StreamedImages(source, ImageFormat((3, 16, 16))).split(np.arange(12), np.array([3, 5]))

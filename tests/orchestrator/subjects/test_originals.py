@@ -129,7 +129,9 @@ def test_the_history_has_every_epoch_and_ends_with_the_original(tmp_path: Path) 
     assert subject.fingerprint == plain.fingerprint
     for name, array in subject.state.items():
         assert (subject.history[-1][name] == array).all()
-    first, second = (history["head.weight"] for history in subject.history_tensors()[:2])
+    checkpoints = subject.history_tensors()
+    assert checkpoints[0]["head.weight"] is not checkpoints[0]["head.weight"], "copied when it is asked for"
+    first, second = (history["head.weight"] for history in checkpoints[:2])
     assert not torch.equal(first, second)
     model = subject.model()
     model.load_state_dict(subject.history_tensors()[0])
