@@ -11,6 +11,7 @@ from fixers import DeadlineExceededError, TensorSplit, fix, get
 from fixers import training as training_module
 from fixers.heatmaps import heatmaps
 from fixers.model_level.hudd import HUDD, RootCauses
+from fixers.requirements import SubjectFacts
 
 QUICK = HUDD.build({"epochs": 4}, "quick")
 
@@ -221,3 +222,19 @@ def test_the_deadline_is_honoured(make_problem):
 
 def test_it_is_known_by_name():
     assert get("HUDD") is HUDD is get("hudd")
+
+
+def test_a_model_of_convolutions_alone_is_explained(make_problem):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+    problem = make_problem(model)
+    training_module.train(problem.original, problem.train, problem, epochs=20, generator=problem.generator("original"))
+    fixer = HUDD(epochs=1)
+    assert fixer.unmet(problem.facts) is None
+    assert fix(fixer, problem) is not None
+    assert problem.notes["layer"] == "2"
+    single = SubjectFacts(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (1, 8, 8), 10, {0: 5})
+    assert "behind another one, and the model has 1" in fixer.unmet(single).reason
