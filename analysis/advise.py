@@ -182,7 +182,7 @@ def _lead(subject: Subject, chosen: Verdict | None, rejected: Sequence[Verdict])
             return use
         return f"{use} It may meet the limits, but the data cannot decide: it {conjunction(chosen.doubts)}."
     if not subject.cells:
-        return "No fixer has been run on this subject yet."
+        return "No final trial has been run on this subject yet."
     if not subject.ok:
         return "Keep the original model: no fixer gave a usable model here."
     if rejected:

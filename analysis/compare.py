@@ -165,8 +165,11 @@ def compare(results_a: str | Path, results_b: str | Path) -> StudyComparison:
         _pair(subject, fixer, cells[0].get((subject, fixer)), cells[1].get((subject, fixer)))
         for subject, fixer in sorted(cells[0].keys() | cells[1].keys())
     )
-    names = (first.study or str(results_a), second.study or str(results_b))
-    return StudyComparison(*names, pairs, (*_notes(first, second, pairs), *doubts))
+    folders = (str(results_a), str(results_b))
+    names = (first.study or folders[0], second.study or folders[1])
+    if names[0] == names[1]:
+        names = folders
+    return StudyComparison(*names, pairs, (*_notes(first, second, names, pairs), *doubts))
 
 
 def _pair(subject: str, fixer: str, first: Cell | None, second: Cell | None) -> Pair:
@@ -181,7 +184,7 @@ def _pair(subject: str, fixer: str, first: Cell | None, second: Cell | None) -> 
     return Pair(subject, fixer, first, second, repair_rate, negative_flip_rate, change)
 
 
-def _notes(first: Findings, second: Findings, pairs: tuple[Pair, ...]) -> list[str]:
+def _notes(first: Findings, second: Findings, names: tuple[str, str], pairs: tuple[Pair, ...]) -> list[str]:
     notes = []
     prints: list[Mapping[str, Any]] = [{s.name: s.info.get("fingerprint") for s in f.subjects} for f in (first, second)]
     common = sorted(prints[0].keys() & prints[1].keys())
@@ -193,13 +196,14 @@ def _notes(first: Findings, second: Findings, pairs: tuple[Pair, ...]) -> list[s
             f"{words.conjunction(other)}: the data, splits or original weights are not the same in both studies, so "
             "compare changes and not figures."
         )
-    for side, name in enumerate((first.study, second.study)):
+    for side, name in enumerate(names):
         alone = sorted(prints[side].keys() - prints[1 - side].keys())
         if alone and common:
             notes.append(f"Only {name} has {words.conjunction(alone)}.")
     both = [pair for pair in pairs if pair.first and pair.second]
-    agree = sum(pair.verdict in ("agrees", "same outcome") for pair in both)
-    notes.append(f"{len(both)} cells are in both studies; {agree} of them agree within their intervals.")
+    agree, same = (sum(pair.verdict == verdict for pair in both) for verdict in ("agrees", "same outcome"))
+    rest = f", and {same} {'has' if same == 1 else 'have'} the same outcome and no intervals" if same else ""
+    notes.append(f"{len(both)} cells are in both studies; {agree} of them agree within their intervals{rest}.")
     return notes
 
 

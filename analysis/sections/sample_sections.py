@@ -191,7 +191,7 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
             )
         blocks.append(Fold(subject.name, [Plots(figures, wide=True)], open=not blocks))
     if not blocks:
-        text = "This needs predictions, and there are none."
+        text = "This needs predictions of a fixer that gave a usable model, and there are none."
         return Section("classes", "Classes", [Paragraph(text)], ("per_class",))
     lead = Paragraph(
         "Means over the seeds. The intervals in the tables are Wilson's, of the class's images: another seed may "
