@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -179,9 +180,9 @@ class Comparison:
     Attributes:
         first: fixer.
         second: the other fixer; None for the original model.
-        p: McNemar's exact p-value, the largest over the pairs of seeds; 1 where they disagree on who is better.
+        p: McNemar's exact p-value, the largest over the pairs of runs; 1 where they disagree on who is better.
         p_holm: adjusted for the other comparisons of this subject.
-        only_first: images that only the first gets right, mean over the pairs of seeds.
+        only_first: images that only the first gets right, mean over the pairs of runs.
         only_second: images that only the second gets right.
         accuracy: difference of accuracy, with its bootstrap interval.
         repair_rate: difference of RR.
@@ -208,14 +209,22 @@ class Samples:
         flips: per fixer with predictions that agree with its trials' rows; all of the same images.
         rest_wrong: images wrong in the original and under every fix.
         rest_right: images right in the original and under every fix.
+        seeds: of the rows of every fixer's flips, ascending; empty where not known.
 
     Attributes:
         replicates: bootstrap replicates of every fixer, and of the original under None.
         intervals: of every fixer, from the bootstrap.
     """
 
-    def __init__(self, flips: Mapping[str, Flips], rest_wrong: int, rest_right: int) -> None:
+    def __init__(
+        self,
+        flips: Mapping[str, Flips],
+        rest_wrong: int,
+        rest_right: int,
+        seeds: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self._flips = flips
+        self._seeds = seeds or {}
         self.replicates = bootstrap.replicate(flips, rest_wrong, rest_right)
         fixed = {fixer: self.replicates[fixer] for fixer in flips}
         self.intervals = bootstrap.intervals(fixed)
@@ -233,14 +242,20 @@ class Samples:
         return bootstrap.differences({first: self.replicates[first]}, self.replicates[second])[first]
 
     def discordant(self, first: str, second: str | None) -> list[tuple[int, int]]:
-        """Images that only the first and only the second gets right, per pair of seeds (the k-th of each)."""
+        """Images that only the first and only the second gets right, per pair of runs.
+
+        Runs with the same seed are a pair. Fixers that don't have the same seeds are paired in every way, so that no
+        run is left out of what is claimed of its fixer.
+        """
         a = self._flips[first]
         if second is None:
             return [(int(x.sum()), int(y.sum())) for x, y in zip(a.repaired, a.broken, strict=True)]
         b = self._flips[second]
+        runs = zip(a.repaired, a.broken, strict=True), zip(b.repaired, b.broken, strict=True)
+        same = first in self._seeds and self._seeds[first] == self._seeds.get(second)
         return [
             (int((x & ~u).sum() + (v & ~y).sum()), int((u & ~x).sum() + (y & ~v).sum()))
-            for x, y, u, v in zip(a.repaired, a.broken, b.repaired, b.broken, strict=False)
+            for (x, y), (u, v) in (zip(*runs, strict=True) if same else product(*runs))
         ]
 
 
@@ -297,7 +312,7 @@ class Subject:
             if cell.fixer not in self.samples.fixers or cell.fixer == second:
                 continue
             counts = self.samples.discordant(cell.fixer, second)
-            # For each of the seeds, and in the same direction, or nothing is claimed.
+            # For each pair of runs, and in the same direction, or nothing is claimed.
             same = all(b >= c for b, c in counts) or all(b <= c for b, c in counts)
             p = max(statistics.mcnemar(b, c) for b, c in counts) if same else 1.0
             only_first, only_second = np.mean(counts, axis=0)
@@ -572,7 +587,7 @@ def _samples(
         ok = [index for index in indices if runs[index].outcome == "OK"]
         if ok and all(agrees(index) for index in ok):
             grouped.setdefault(subject, {})[fixer] = ok
-    found: dict[str, tuple[dict[str, Flips], int, int]] = {}
+    found: dict[str, tuple[dict[str, Flips], int, int, dict[str, list[int]]]] = {}
     for subject, chosen in grouped.items():
         every = [index for indices in chosen.values() for index in indices]
         splits = {(runs[index].subject_fingerprint, runs[index].n_test, runs[index].n_wrong) for index in every}
@@ -592,7 +607,8 @@ def _samples(
         rest_wrong, rest_right = (n_wrong or 0) - wrong.size, (n_test or 0) - (n_wrong or 0) - right.size
         # More failures than there are: the predictions of different runs contradict each other.
         if min(rest_wrong, rest_right) >= 0:
-            found[subject] = flips, rest_wrong, rest_right
+            seeds = {fixer: [runs[index].seed for index in indices] for fixer, indices in chosen.items()}
+            found[subject] = flips, rest_wrong, rest_right, seeds
     return dict(zip(found, bootstrap.in_threads(lambda one: Samples(*one), found.values()), strict=True))
 
 

@@ -197,9 +197,10 @@ def _tests(findings: Findings) -> Iterable[Block]:
         return
     yield Paragraph(
         "Within a subject the unit is the test image, and there are enough of them to test. p is McNemar's exact test "
-        "on the images that only one of the two models gets right, the largest over the seeds, so that a claim holds "
-        "for each of them; Holm adjusts for the other fixers of the table. Differences have 95 % intervals from "
-        f"{bootstrap.REPLICATES} bootstrap replicates that draw seeds first, then images."
+        "on the images that only one of the two models gets right, the largest over the seeds (over all pairs of runs, "
+        "where two fixers do not have the same seeds), so that a claim holds for each of them; Holm adjusts for the "
+        f"other fixers of the table. Differences have 95 % intervals from {bootstrap.REPLICATES} bootstrap replicates "
+        "that draw seeds first, then images."
     )
     for index, subject in enumerate(subjects):
         blocks: list[Block] = [_test_table(subject, "original")]
@@ -219,7 +220,7 @@ def _test_table(subject: Subject, against: str) -> Table:
         if cell is None:
             continue
         significant = one.p_holm < 0.05
-        better = one.accuracy.estimate > 0
+        better = one.only_first > one.only_second
         verdict = "no difference shown" if not significant else "better" if better else "worse"
         rows.append(
             [

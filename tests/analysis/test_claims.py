@@ -1,0 +1,104 @@
+"""What the page claims of cells that are awkward to claim anything of: few OK seeds, ties, nothing to repair."""
+
+import numpy as np
+import pytest
+from synthetic_study import FIXERS, Study, brute_force
+
+import analysis
+from analysis import report
+from analysis.findings import find
+
+N_TEST = 1000
+N_CLASSES = 10
+
+
+def _study(folder, cells, n_wrong=400, **more):
+    """A study in which it is known which samples every run repairs and breaks.
+
+    Args:
+        folder: where.
+        cells: (subject, fixer) -> per seed the repaired failures and the broken others, by number within their kind,
+            or an outcome in their place.
+        n_wrong: failures of every subject, or of each by its name.
+        more: columns of every trial with figures.
+    """
+    made = Study(folder)
+    labels = (np.arange(N_TEST) % N_CLASSES).astype(np.int16)
+    for name in dict.fromkeys(subject for subject, _ in cells):
+        row = {"subject": name, "fingerprint": f"fp-{name}", "dataset": name, "architecture": "lenet5"}
+        made.subjects.append(row | {"n_classes": N_CLASSES, "n_test": N_TEST, "split_hash": "h", "input_shape": [1]})
+    for (subject, fixer), seeds in cells.items():
+        failures = n_wrong[subject] if isinstance(n_wrong, dict) else n_wrong
+        original = np.where(np.arange(N_TEST) < failures, (labels + 1) % N_CLASSES, labels).astype(np.int16)
+        for seed, run in enumerate(seeds):
+            trial = f"final-{fixer}-{subject}-{seed}"
+            row = {"trial_id": trial, "study": "claims", "stage": "final", "subject": subject, "fixer": fixer}
+            row |= {"abbreviation": FIXERS[fixer][0], "level": FIXERS[fixer][1], "params": "{}", "seed": seed}
+            row |= {"subject_fingerprint": f"fp-{subject}", "outcome": run if isinstance(run, str) else "OK"}
+            if not isinstance(run, str):
+                fixed = original.copy()
+                repaired, broken = np.array(run[0], int), failures + np.array(run[1], int)
+                fixed[repaired], fixed[broken] = labels[repaired], (labels[broken] + 1) % N_CLASSES
+                made.predictions[trial] = {
+                    "sample_id": np.arange(N_TEST, dtype=np.int32),
+                    "label": labels,
+                    "group": None,
+                    "original": original,
+                    "fixed": fixed,
+                }
+                row |= brute_force(made.predictions[trial], N_CLASSES) | {"fix_seconds": 2.0} | more
+            elif run != "UNADAPTABLE":
+                row |= {"reason_code": "timeout", "reason": "The fix took longer than 60 s."}
+            made.trials.append(row)
+    return made.write().folder
+
+
+def _found(folder):
+    with analysis.open(folder) as con:
+        return find(con)
+
+
+def _markdown(folder):
+    return report.write_report(folder, folder / "report.md", "md").read_text(encoding="utf-8").replace("\u00a0", " ")
+
+
+def _row(text, table, fixer):
+    """The cells of a fixer's row in a table of the page, by the beginning of its caption."""
+    rows = text.partition(f"{table}")[2].partition("| ---")[2].split("\n\n")[0]
+    return next(line.split(" | ") for line in rows.splitlines() if line.startswith(f"| {fixer} "))
+
+
+# --- fixers with different numbers of seeds ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("others", "p_is_small"),
+    [
+        # The first seed is far better than the only one of the best, the two others are far worse.
+        ([(range(300), ()), (range(140), ()), (range(140), ())], False),
+        # The first seed is as good, the others surely aren't: no claim for each.
+        ([(range(199), ()), (range(200, 230), ()), (range(200, 230), ())], False),
+        ([(range(100), ()), (range(90), ()), (range(80), ())], True),
+    ],
+)
+def test_no_run_is_left_out_of_the_test_against_a_fixer_with_other_seeds(tmp_path, others, p_is_small):
+    folder = _study(tmp_path, {("s", "apricot"): [(range(200), ())], ("s", "arachne"): others})
+    subject = _found(folder).subject("s")
+    [comparison] = subject.against_best
+    assert (comparison.first, comparison.second) == ("arachne", "apricot")
+    assert len(subject.samples.discordant("arachne", "apricot")) == 3
+    assert (comparison.p < 0.001) == p_is_small
+    verdict = _row(_markdown(folder), "s: each fixer against the most accurate fixer", "AR")[1]
+    assert verdict == ("worse" if p_is_small else "no difference shown")
+
+
+def test_runs_of_the_same_seed_are_a_pair_and_those_of_other_seeds_are_paired_in_every_way(tmp_path):
+    cells = {
+        ("s", "apricot"): [(range(200), ()), (range(210), ())],
+        ("s", "arachne"): [(range(100), ()), (range(50), ())],
+        ("s", "care"): ["FAILURE", (range(10), ()), (range(20), ())],
+    }
+    samples = _found(_study(tmp_path, cells)).subject("s").samples
+    assert samples.discordant("arachne", "apricot") == [(0, 100), (0, 160)]
+    # As many runs, but not of the same seeds.
+    assert samples.discordant("care", "apricot") == [(0, 190), (0, 200), (0, 180), (0, 190)]
