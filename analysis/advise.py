@@ -35,7 +35,7 @@ class Advice:
         certain: the best whose whole intervals are within the limits, None when there is none.
         difference: RR of chosen - runner-up with its 95 % interval.
         rejected: fixers that repair measurably and are beyond a limit by an estimate, highest RR first.
-        lead: the answer, and whether the data can decide about the limits.
+        lead: the answer, in how many seeds it held, and whether the data can decide about the limits.
         details: more sentences: side effects, the runner-up, who is surely within the limits.
         others: who was passed over and who couldn't run, and why.
         caveats: what the data cannot tell, the same for most subjects of a study.
@@ -55,7 +55,7 @@ class Advice:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the data tell the recommended fixer from its runner-up and from the limits.
+        """Whether the data tell the recommended fixer from its runner-up and from the limits, and it held in all seeds.
 
         Without a recommendation, whether all that repair are surely beyond a limit.
         """
@@ -67,6 +67,8 @@ class Advice:
             return False
         if self.chosen is None:
             return bool(better)
+        if _unusable(self.chosen.cell):
+            return False
         return self.chosen.within_limits == "yes" and (self.difference is None or self.difference.low > 0)
 
     def __str__(self) -> str:
@@ -177,7 +179,7 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
 
 def _lead(subject: Subject, chosen: Verdict | None, rejected: Sequence[Verdict]) -> str:
     if chosen is not None:
-        use = f"Use {name(chosen.cell)}: it {_repairs(chosen.cell)}{_and_breaks(chosen)}."
+        use = f"Use {name(chosen.cell)}: it {_repairs(chosen.cell)}{_and_breaks(chosen)}.{_unusable(chosen.cell)}"
         if not chosen.doubts:
             return use
         return f"{use} It may meet the limits, but the data cannot decide: it {conjunction(chosen.doubts)}."
@@ -205,11 +207,12 @@ def _details(
             said = f"{number(100 * difference.estimate)} points of RR ({span(difference)})"
             tail = f"a lead of {said}" if difference.low > 0 else f"they differ by {said}, so the data cannot decide"
             other = runner_up.cell
-            doubt = f" It may meet the limits: it {conjunction(runner_up.doubts)}." if runner_up.doubts else ""
+            doubt = _unusable(other)
+            doubt += f" It may meet the limits: it {conjunction(runner_up.doubts)}." if runner_up.doubts else ""
             yield f"Runner-up: {name(other)} repairs {_rate(other)}{_and_breaks(runner_up)}; {tail}.{doubt}"
         if chosen.doubts and certain is not None and certain is not runner_up:
             best = certain.cell
-            yield f"Surely within the limits: {name(best)} repairs {_rate(best)} and {_breaks(best)}."
+            yield f"Surely within the limits: {name(best)} repairs {_rate(best)} and {_breaks(best)}.{_unusable(best)}"
         elif chosen.doubts and certain is None:
             yield "No fixer that repairs measurably is surely within the limits."
 
@@ -295,6 +298,15 @@ def _and_breaks(verdict: Verdict) -> str:
     return "" if verdict.doubts_breakage else f" and {_breaks(verdict.cell)}"
 
 
+def _unusable(cell: Cell) -> str:
+    """A sentence on the seeds that its figures leave out, after a space; empty when all are OK."""
+    others = {outcome: n for outcome, n in cell.outcomes.items() if outcome != "OK"}
+    if not others:
+        return ""
+    counts = conjunction([f"{n} {outcome}" for outcome, n in others.items()])
+    return f" In {sum(others.values())} of {cell.n_seeds} seeds it gave no usable model: {counts}."
+
+
 def _side_effects(cell: Cell) -> str:
     parts = []
     if cell.accuracy is not None and cell.accuracy_original is not None:
@@ -344,6 +356,8 @@ def _option(verdict: Verdict | None) -> dict[str, Any] | None:
         "level": cell.level,
         "params": cell.params,
         "seeds": len(cell.ok_runs),
+        "seeds_run": cell.n_seeds,
+        "outcomes": dict(cell.outcomes),
         "repair_rate": interval_json(cell.repair_rate),
         "n_wrong": cell.n_wrong,
         "negative_flip_rate": interval_json(cell.negative_flip_rate),

@@ -5,7 +5,7 @@ import pytest
 from synthetic_study import FIXERS, Study, brute_force
 
 import analysis
-from analysis import report
+from analysis import advise, report
 from analysis.findings import find
 
 N_TEST = 1000
@@ -102,3 +102,28 @@ def test_runs_of_the_same_seed_are_a_pair_and_those_of_other_seeds_are_paired_in
     assert samples.discordant("arachne", "apricot") == [(0, 100), (0, 160)]
     # As many runs, but not of the same seeds.
     assert samples.discordant("care", "apricot") == [(0, 190), (0, 200), (0, 180), (0, 190)]
+
+
+# --- seeds without a usable model --------------------------------------------------------------------------------
+
+
+def test_who_is_recommended_with_seeds_that_gave_no_model_is_not_decided_and_says_so(tmp_path):
+    asr = {"asr_original": 0.5, "asr_fixed": 0.3, "n_attacked": 500}
+    runs = [(range(300), ())] * 3
+    cells = {
+        ("s", "apricot"): [*runs, "CORRUPTED", "FAILURE"],
+        ("s", "arachne"): [*[(range(100), ())] * 4, "FAILURE"],
+    }
+    folder = _study(tmp_path / "some", cells, **asr)
+    advice = advise.advise(folder, "s")
+    said = "In 2 of 5 seeds it gave no usable model: 1 CORRUPTED and 1 FAILURE."
+    assert advice.chosen.cell.fixer == "apricot" and advice.chosen.within_limits == "yes" and advice.difference.low > 0
+    assert advice.lead.endswith(said) and said in _markdown(folder)
+    assert "In 1 of 5 seeds it gave no usable model: 1 FAILURE." in next(d for d in advice.details if "Runner-up" in d)
+    assert not advice.is_decided
+    record = advice.to_json()["recommended"]
+    assert (record["seeds"], record["seeds_run"]) == (3, 5)
+    assert record["outcomes"] == {"OK": 3, "CORRUPTED": 1, "FAILURE": 1}
+    # The same without those seeds is decided, whatever became of the seeds of the runner-up.
+    all_ = advise.advise(_study(tmp_path / "all", cells | {("s", "apricot"): runs}, **asr), "s")
+    assert all_.is_decided and "usable" not in all_.lead and all_.to_json()["recommended"]["seeds_run"] == 3
