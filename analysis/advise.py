@@ -185,6 +185,8 @@ def _lead(subject: Subject, chosen: Verdict | None, rejected: Sequence[Verdict])
         return f"{use} It may meet the limits, but the data cannot decide: it {conjunction(chosen.doubts)}."
     if not subject.cells:
         return "No final trial has been run on this subject yet."
+    if subject.has_nothing_to_repair:
+        return "The original fails on no test sample: there is nothing to repair."
     if not subject.ok:
         return "Keep the original model: no fixer gave a usable model here."
     if rejected:
@@ -251,7 +253,7 @@ def _failures(subject: Subject) -> Iterable[str]:
         "UNADAPTABLE": "could not run",
         "FAILURE": "did not finish",
         "CORRUPTED": "ruined the model",
-        "OK": "has no figures",
+        "OK": "gave no figures",
     }
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in subject.cells:

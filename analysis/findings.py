@@ -73,7 +73,8 @@ class Run:
 class Cell:
     """A fixer on a subject, over the seeds of its selected hyper-parameters.
 
-    Rates are fractions and means over the seeds that are OK; they are None unless the outcome is OK.
+    Rates are fractions and means over the seeds that are OK; they are None unless the outcome is OK, and RR is None
+    where the original has no failure.
 
     Attributes:
         outcome: the most frequent outcome of the seeds.
@@ -126,7 +127,8 @@ class Cell:
     @property
     def is_ok(self) -> bool:
         """Whether the cell has figures to compare."""
-        return self.outcome == "OK" and self.repair_rate is not None and self.negative_flip_rate is not None
+        repairs = self.repair_rate is not None or self.n_wrong == 0
+        return self.outcome == "OK" and repairs and self.negative_flip_rate is not None
 
     @property
     def n_seeds(self) -> int:
@@ -272,6 +274,12 @@ class Subject:
     def ok(self) -> tuple[Cell, ...]:
         """Cells with figures."""
         return tuple(cell for cell in self.cells if cell.is_ok)
+
+    @property
+    def has_nothing_to_repair(self) -> bool:
+        """Whether the original fails on no test sample, so that there is no RR."""
+        known = [cell.n_wrong for cell in self.cells if cell.n_wrong is not None]
+        return bool(known) and max(known) == 0
 
     def cell(self, fixer: str) -> Cell | None:
         """The cell of one fixer, None when it wasn't run here."""
@@ -429,12 +437,13 @@ def _cell(
         n_wrong=row["n_wrong"],
         n_test=row["n_test"],
     )
-    if cell.outcome != "OK" or row["repair_rate"] is None or row["negative_flip_rate"] is None:
+    if cell.outcome != "OK" or row["negative_flip_rate"] is None:
         return cell
-    rates: dict[bootstrap.Metric, Interval] = {
-        "repair_rate": _rate(row["repair_rate"], row["n_wrong"]),
-        "negative_flip_rate": _rate(row["negative_flip_rate"], row["n_test"]),
-    }
+    rates: dict[bootstrap.Metric, Interval] = {"negative_flip_rate": _rate(row["negative_flip_rate"], row["n_test"])}
+    if row["repair_rate"] is not None:
+        rates["repair_rate"] = _rate(row["repair_rate"], row["n_wrong"])
+    elif cell.n_wrong != 0:
+        return cell
     if row["accuracy_fixed"] is not None:
         rates["accuracy"] = _rate(row["accuracy_fixed"], row["n_test"])
     if samples is not None and cell.fixer in samples.fixers and len(cell.ok_runs) > 1:
@@ -451,7 +460,7 @@ def _cell(
         cell,
         accuracy=rates.get("accuracy"),
         accuracy_rise=accuracy_rise,
-        repair_rate=rates["repair_rate"],
+        repair_rate=rates.get("repair_rate"),
         negative_flip_rate=rates["negative_flip_rate"],
         asr_original=row["asr_original"],
         asr=asr,
@@ -462,7 +471,7 @@ def _cell(
         aaod_rise=aaod_rise,
     )
     harms = _harms(cell)
-    return replace(cell, harms=harms, trade_off=_trade_off(rates["repair_rate"], harms))
+    return replace(cell, harms=harms, trade_off=_trade_off(cell.repair_rate, harms))
 
 
 def _rate(rate: float, n: float | None) -> Interval:
@@ -533,8 +542,8 @@ def _harms(cell: Cell) -> tuple[str, ...]:
     return tuple(harms)
 
 
-def _trade_off(repair_rate: Interval, harms: Sequence[str]) -> TradeOff:
-    if not _beyond(repair_rate.estimate, repair_rate.half_width):
+def _trade_off(repair_rate: Interval | None, harms: Sequence[str]) -> TradeOff:
+    if repair_rate is None or not _beyond(repair_rate.estimate, repair_rate.half_width):
         return "d"
     return "a" if not harms else "b" if len(harms) == 1 else "c"
 

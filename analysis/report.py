@@ -246,7 +246,7 @@ def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]
     n = len({cell.subject for cell in cells})
     if n == 1:
         warnings.append("One subject: nothing here says how the fixers would do on another model.")
-    few = sorted({(cell.subject, cell.n_wrong) for cell in cells if cell.n_wrong is not None and cell.n_wrong < 30})
+    few = sorted({(cell.subject, cell.n_wrong) for cell in cells if cell.n_wrong and cell.n_wrong < 30})
     for subject, n_wrong in few:
         warnings.append(f"{subject} has only {n_wrong} failures in its test split: every RR there is a rough figure.")
     without = [

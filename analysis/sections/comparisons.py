@@ -35,7 +35,8 @@ POLICIES: Final = ("complete", "own cells", "worst rank")
 
 def comparison(findings: Findings) -> Section:
     """Ranks over subjects, and tests within them."""
-    subjects = [subject for subject in findings.subjects if subject.cells]
+    # Where the original has no failure there is no RR to rank, and nobody's fault.
+    subjects = [subject for subject in findings.subjects if subject.cells and not subject.has_nothing_to_repair]
     blocks: list[Block] = [*_ranks(findings, subjects), *_tests(findings)]
     if not blocks:
         blocks.append(Paragraph("There is nothing to compare yet."))
@@ -67,7 +68,7 @@ def _ranks(findings: Findings, subjects: Sequence[Subject]) -> Iterable[Block]:
         "How cells without figures are treated decides the ranking, so three ways stand side by side. Own cells: the "
         "mean relative rank over the subjects where the fixer gave a usable model. Complete cases: the mean rank among "
         "fixers that gave one everywhere. Worst rank: a cell without figures is tied for the last rank of its subject. "
-        "All by RR, lower is better."
+        f"All by RR, lower is better.{_unranked(findings)}"
     )
     positions = [_positions(standing) for standing in standings]
     lines = [
@@ -143,6 +144,11 @@ def _ranks(findings: Findings, subjects: Sequence[Subject]) -> Iterable[Block]:
         )
     yield Plots(figures, wide=True)
     yield Paragraph(statement)
+
+
+def _unranked(findings: Findings) -> str:
+    names = [subject.name for subject in findings.subjects if subject.has_nothing_to_repair]
+    return f" Left out, because the original fails on no test sample: {words.some(names, 5)}." if names else ""
 
 
 def _positions(standing: dict[str, statistics.PolicyRank]) -> dict[str, int]:
@@ -229,14 +235,7 @@ def _test_table(subject: Subject, against: str) -> Table:
                 Value(_p(one.p_holm), sort=one.p_holm, small=f"unadjusted {_p(one.p)}"),
                 Value(words.fixed(one.only_first, 0), sort=one.only_first),
                 Value(words.fixed(one.only_second, 0), sort=one.only_second),
-                *(
-                    Value(
-                        signed(100 * d.estimate),
-                        small=f"{words.fixed(100 * d.low, 1)} to {words.fixed(100 * d.high, 1)}",
-                        sort=d.estimate,
-                    )
-                    for d in (one.accuracy, one.repair_rate, one.negative_flip_rate)
-                ),
+                *(_difference(d) for d in (one.accuracy, one.repair_rate, one.negative_flip_rate)),
             ]
         )
     return Table(
@@ -253,4 +252,15 @@ def _test_table(subject: Subject, against: str) -> Table:
             Column("NFR", "difference, points"),
         ],
         rows,
+    )
+
+
+def _difference(difference: Interval) -> Value:
+    """A difference in points with its interval; there is none of RR where the original has no failure."""
+    if math.isnan(difference.estimate):
+        return Value(MISSING, style="missing")
+    return Value(
+        signed(100 * difference.estimate),
+        small=f"{words.fixed(100 * difference.low, 1)} to {words.fixed(100 * difference.high, 1)}",
+        sort=difference.estimate,
     )

@@ -13,7 +13,7 @@ from analysis.document import (
 )
 from analysis.findings import Cell, Findings, Subject
 from analysis.schema import OUTCOMES
-from analysis.sections.values import MISSING
+from analysis.sections.values import MISSING, estimated
 
 if TYPE_CHECKING:
     pass
@@ -79,11 +79,12 @@ def _outcome_value(cell: Cell | None) -> Value:
         return Value(MISSING, style="missing")
     agree = cell.outcomes.get(cell.outcome, 0)
     share = f", {agree} of {cell.n_seeds} seeds" if agree < cell.n_seeds else ""
-    if cell.is_ok and cell.repair_rate and cell.negative_flip_rate:
+    if cell.is_ok and cell.negative_flip_rate:
+        rate = estimated(cell.repair_rate)
         return Value(
-            f"RR {words.fixed(100 * cell.repair_rate.estimate, 1)} %",
+            "no RR" if rate is None else f"RR {words.fixed(100 * rate, 1)} %",
             small=f"NFR {words.fixed(100 * cell.negative_flip_rate.estimate, 2)} %{share}",
-            sort=cell.repair_rate.estimate,
+            sort=rate,
             style="OK",
         )
     code = (cell.reason_code or "").replace("_", " ")

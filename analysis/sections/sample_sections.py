@@ -156,6 +156,8 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
             ("repair_rate", "RR by class, %", "benefit", "Failures", "n_wrong"),
             ("negative_flip_rate", "broken by class, % of the class", "harm", "Samples", "n_test"),
         ):
+            if not any(row[count] for row in own):
+                continue
             z = [[in_percent(value[f, c][column]) if (f, c) in value else None for c in shown] for f in fixers]
             name = f"class-{column.replace('_', '-')}-{identifier(subject.name)}"
             figures.append(

@@ -42,6 +42,8 @@ def seeds(findings: Findings) -> Section:
         figures = []
         for key, column, title in (("rr", "repair_rate", "RR"), ("nfr", "negative_flip_rate", "NFR")):
             cells = [cell for cell in subject.ok if cell.values(column)]
+            if not cells:
+                continue
             name = f"seeds-{key}-{identifier(subject.name)}"
             rows = [
                 [

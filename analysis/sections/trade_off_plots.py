@@ -50,13 +50,12 @@ def trade_offs(findings: Findings) -> Section:
             )
         ),
     ]
-    shown = [subject for subject in findings.detailed if subject.ok]
+    shown = [subject for subject in findings.detailed if any(cell.repair_rate for cell in subject.ok)]
     for index, subject in enumerate(shown):
         blocks.append(Fold(subject.name, [Plots(list(_trade_off_plots(subject)))], open=index < OPEN_SUBJECTS))
     if not shown:
-        return Section(
-            "trade-offs", "Trade-offs", [Paragraph("No fixer gave a usable model, so there is nothing to weigh.")]
-        )
+        text = "No fixer gave a usable model where the original fails, so there is nothing to weigh."
+        return Section("trade-offs", "Trade-offs", [Paragraph(text)])
     blocks.append(_trade_off_matrix(findings))
     blocks.append(
         Paragraph(
@@ -168,14 +167,14 @@ def _trade_off_matrix(findings: Findings) -> Table:
         cells = [cell for s in findings.subjects if (cell := s.cell(fixer)) is not None and cell.is_ok]
         if not cells:
             continue
-        classes = "".join(cell.trade_off or "" for cell in cells)
+        # A subject without failures has changes for the worse, and nothing to repair.
+        able = [cell for cell in cells if cell.repair_rate]
+        repairs = sum(cell.trade_off != "d" for cell in able)
+        classes = "".join(cell.trade_off or "" for cell in able)
         rows.append(
             [
                 fixer_value(cells[0]),
-                Value(
-                    str(sum(c.trade_off != "d" for c in cells)) + f" of {len(cells)}",
-                    sort=sum(c.trade_off != "d" for c in cells),
-                ),
+                Value(f"{repairs} of {len(able)}", sort=repairs),
                 count(cells, lambda c: c.negative_flip_rate),
                 count(cells, lambda c: c.asr_rise),
                 count(cells, lambda c: c.aaod_rise),

@@ -127,3 +127,52 @@ def test_who_is_recommended_with_seeds_that_gave_no_model_is_not_decided_and_say
     # The same without those seeds is decided, whatever became of the seeds of the runner-up.
     all_ = advise.advise(_study(tmp_path / "all", cells | {("s", "apricot"): runs}, **asr), "s")
     assert all_.is_decided and "usable" not in all_.lead and all_.to_json()["recommended"]["seeds_run"] == 3
+
+
+# --- an original without failures --------------------------------------------------------------------------------
+
+
+def _with_a_perfect_original(folder):
+    cells = {("perfect", f): [((), range(k)), ((), range(k))] for k, f in enumerate(("apricot", "arachne", "care"))}
+    for subject in ("s", "t"):
+        cells |= {(subject, f): [(range(30 * k), ())] * 2 for k, f in enumerate(("apricot", "arachne", "care"), 1)}
+    return _study(folder, cells, {"perfect": 0, "s": 400, "t": 400}, asr_original=0.5, asr_fixed=0.3, n_attacked=500)
+
+
+def test_where_the_original_fails_nowhere_there_is_nothing_to_repair_and_the_rest_is_shown(tmp_path):
+    folder = _with_a_perfect_original(tmp_path)
+    subject = _found(folder).subject("perfect")
+    cell = subject.cell("arachne")
+    assert cell.is_ok and cell.repair_rate is None and cell.trade_off == "d"
+    assert cell.accuracy.estimate == pytest.approx(0.999) and cell.negative_flip_rate.estimate == pytest.approx(0.001)
+    assert cell.asr_rise.estimate == pytest.approx(-0.2) and cell.seconds == 2
+    said = str(advise.advise(folder, "perfect"))
+    assert said == "perfect: The original fails on no test sample: there is nothing to repair."
+    assert advise.advise(folder, "perfect").chosen is None
+
+    text = _markdown(folder)
+    row = _row(text, "perfect: 0 failures (RR) among 1000 test samples", "AR")
+    assert [value.split(" (")[0] for value in row[2:7]] == ["99.90", "\u22120.10", "\u2013", "0.10", "30.00"]
+    assert "no RR (NFR 0.10 %)" in text and "only 0 failures" not in text and "nan" not in text
+    # The first figure of the difference of RR has no value, those beside it have.
+    assert _row(text, "perfect: each fixer against the original model", "AR")[5:7] == [
+        "\u22120.10 (\u22120.3 to 0.0)",
+        "\u2013",
+    ]
+    for form in report.FORMATS:
+        report.write_report(folder, tmp_path / form, form)
+
+
+def test_a_subject_without_failures_takes_nobody_out_of_the_ranks(tmp_path):
+    text = _markdown(_with_a_perfect_original(tmp_path))
+    assert "Left out, because the original fails on no test sample: perfect." in text
+    places = [_row(text, "Rank by RR under the three failure policies", f)[1] for f in ("CARE", "AR", "AP")]
+    assert places == ["1.00 (2 of 2)", "2.00 (2 of 2)", "3.00 (2 of 2)"]
+    assert _row(text, "On how many subjects each property", "CARE")[1] == "2 of 2"
+
+
+def test_fixers_that_all_work_on_an_original_without_failures_are_not_called_unusable(tmp_path):
+    folder = _study(tmp_path, {("s", f): [((), ())] for f in ("apricot", "care")}, 0)
+    text = _markdown(folder)
+    assert "gave no figures" not in text and "No fixer gave a usable model." not in text and "RR by class" not in text
+    assert "No fixer gave a usable model where the original fails, so there is nothing to weigh." in text
