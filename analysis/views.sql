@@ -25,7 +25,8 @@ WHERE stage = 'final';
 
 -- One row per fixer and subject over the seeds of `selected`, or over the trials of its adaptation where none of them
 -- is OK and so no final trial was run. Figures are means over the seeds that are OK; outcome is the most frequent one,
--- the worse of two that are equally frequent.
+-- the worse of two that are equally frequent. Reason and its code are of one trial: of the most frequent outcome that
+-- isn't OK, with the most frequent code and of these the most frequent sentence.
 CREATE OR REPLACE VIEW cells AS
 WITH adaptations AS (
     FROM latest
@@ -36,6 +37,25 @@ judged AS (
     FROM selected
     UNION ALL
     FROM adaptations ANTI JOIN selected USING (fixer, subject)
+),
+reasons AS (
+    SELECT subject, fixer, code, sentence
+    FROM (
+        SELECT
+            subject, fixer, outcome, reason_code AS code, reason AS sentence,
+            count(*) AS n,
+            sum(count(*)) OVER (PARTITION BY subject, fixer, outcome) AS n_of_outcome,
+            sum(count(*)) OVER (PARTITION BY subject, fixer, outcome, reason_code) AS n_of_code
+        FROM judged
+        WHERE outcome <> 'OK'
+        GROUP BY subject, fixer, outcome, reason_code, reason
+    )
+    QUALIFY row_number() OVER (
+        PARTITION BY subject, fixer
+        ORDER BY
+            n_of_outcome DESC, list_position(['FAILURE', 'CORRUPTED', 'UNADAPTABLE'], outcome) NULLS LAST,
+            code IS NULL, n_of_code DESC, code, sentence IS NULL, n DESC, sentence
+    ) = 1
 )
 SELECT
     subject,
@@ -57,8 +77,8 @@ SELECT
         WHEN n_unadaptable THEN 'UNADAPTABLE'
         ELSE 'OK'
     END AS outcome,
-    mode(reason_code ORDER BY reason_code) FILTER (outcome <> 'OK') AS reason_code,
-    mode(reason ORDER BY reason) FILTER (outcome <> 'OK') AS reason,
+    any_value(code) AS reason_code,
+    any_value(sentence) AS reason,
     coalesce(avg(accuracy_original ORDER BY trial_id) FILTER (outcome = 'OK'), avg(accuracy_original ORDER BY trial_id)) AS accuracy_original,
     avg(accuracy_fixed ORDER BY trial_id) FILTER (outcome = 'OK') AS accuracy_fixed,
     avg(repair_rate ORDER BY trial_id) FILTER (outcome = 'OK') AS repair_rate,
@@ -74,6 +94,7 @@ SELECT
     min(n_attacked) FILTER (outcome = 'OK') AS n_attacked,
     median(fix_seconds) FILTER (outcome = 'OK') AS fix_seconds
 FROM judged
+LEFT JOIN reasons USING (subject, fixer)
 GROUP BY subject, fixer;
 
 -- One row per set of hyper-parameters that a sweep tried, judged on valid. How much a fixer depends on them is how much

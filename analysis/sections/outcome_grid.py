@@ -12,7 +12,7 @@ from analysis.document import (
     Value,
 )
 from analysis.findings import Cell, Findings, Subject
-from analysis.schema import OUTCOMES
+from analysis.schema import OUTCOMES, Outcome
 from analysis.sections.values import MISSING, estimated
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _UNIT_NOTES: Final = {
     "CORRUPTED": "it finished, and test accuracy fell by more than the study allows",
     "OK": "everything else",
 }
+
+_WORST_FIRST: Final[tuple[Outcome, ...]] = ("FAILURE", "CORRUPTED", "UNADAPTABLE")
 
 
 def outcomes(findings: Findings) -> Section:
@@ -93,13 +95,18 @@ def _outcome_value(cell: Cell | None) -> Value:
     )
 
 
+def _unusable(cell: Cell) -> Outcome:
+    """Of which outcome its reason is: the most frequent one but OK, the worse of two, as in the view `cells`."""
+    others = [outcome for outcome in _WORST_FIRST if outcome in cell.outcomes]
+    return max(others, key=lambda outcome: cell.outcomes[outcome], default=cell.outcome)
+
+
 def _reasons(findings: Findings) -> Table | None:
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in findings.cells:
         # A cell that is OK in most seeds still has a reason for the others.
         if cell.reason:
-            worst = max((o for o in cell.outcomes if o != "OK"), key=lambda o: cell.outcomes[o], default=cell.outcome)
-            groups.setdefault((worst, cell.reason_code or "", cell.reason), []).append(cell)
+            groups.setdefault((_unusable(cell), cell.reason_code or "", cell.reason), []).append(cell)
     if not groups:
         return None
     rows = [

@@ -11,8 +11,8 @@
 -- column n_failure: seeds that didn't finish
 -- column n_unadaptable: seeds whose requirements weren't met
 -- column outcome: the most frequent outcome of the seeds, the worse of two that are equally frequent
--- column reason_code: most frequent reason of the seeds that aren't OK
--- column reason: the same as a sentence
+-- column reason_code: most frequent reason of the seeds with this outcome, or with the commonest other one where it is OK
+-- column reason: the same as a sentence, of one of these seeds
 -- column accuracy_original: accuracy of the original model on test [fraction]
 -- column accuracy_fixed: accuracy of the fixed model on test; higher is better [fraction]
 -- column repair_rate: RR, share of the failures that are repaired; higher is better [fraction]

@@ -19,8 +19,10 @@ from synthetic_study import write_study, write_table
 import analysis
 from analysis import warehouse
 from analysis.errors import ResultsError
+from analysis.findings import find
 from analysis.folder import _without_duplicates
 from analysis.schema import COLUMNS, SCHEMAS
+from analysis.sections import outcome_grid
 
 DATASETS = ("trials", "predictions", "curves", "subjects", "test_samples")
 
@@ -356,6 +358,41 @@ def test_a_fixer_without_final_trials_shows_why(tmp_path):
     cell = con.sql("SELECT stage, outcome, reason, n_seeds, accuracy_fixed FROM cells WHERE fixer = 'care'").fetchall()
     assert cell == [("adapt", "UNADAPTABLE", "Because.", 2, None)]
     assert con.sql("SELECT stage FROM cells WHERE fixer = 'apricot'").fetchall() == [("final",)]
+
+
+@pytest.mark.parametrize(
+    ("endings", "said"),
+    [
+        (
+            # The commonest sentence, code and outcome of all are those of other trials.
+            [("FAILURE", "exception", f"Step {i}.") for i in (3, 1, 2)]
+            + [("CORRUPTED", "accuracy_drop", "Fell.")] * 2
+            + [("FAILURE", "timeout", "Too long.")] * 2,
+            ("FAILURE", "exception", "Step 1."),
+        ),
+        (
+            [("OK", None, None)] * 3 + [("CORRUPTED", "accuracy_drop", "Fell."), ("UNADAPTABLE", "a", "Lacks it.")],
+            ("OK", "accuracy_drop", "Fell."),
+        ),
+        ([("OK", None, None)] * 2, ("OK", None, None)),
+        ([("FAILURE", None, None)] * 2 + [("FAILURE", "a", "Because.")], ("FAILURE", "a", "Because.")),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_reason_of_a_cell_is_of_one_trial_with_its_outcome(tmp_path, endings, said, turned):
+    study = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), seeds=(0,), adapt=0, n_test=20)
+    [base] = study.trials
+    for path in (study.folder / "trials").glob("*.parquet"):
+        path.unlink()
+    rows = [
+        base | {"trial_id": str(i), "seed": i, "outcome": outcome, "reason_code": code, "reason": reason}
+        for i, (outcome, code, reason) in enumerate(reversed(endings) if turned else endings)
+    ]
+    write_table(study.folder / "trials" / "all.parquet", "trials", rows)
+    con = analysis.open(study.folder)
+    assert con.sql("SELECT outcome, reason_code, reason FROM cells").fetchall() == [said]
+    [cell] = find(con).cells
+    assert outcome_grid._unusable(cell) == next((o for o, code, _ in endings if code == said[1]), "OK")
 
 
 def test_datasets_that_are_not_asked_for_are_not_touched(small):
