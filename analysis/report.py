@@ -249,18 +249,39 @@ def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]
     few = sorted({(cell.subject, cell.n_wrong) for cell in cells if cell.n_wrong and cell.n_wrong < 30})
     for subject, n_wrong in few:
         warnings.append(f"{subject} has only {n_wrong} failures in its test split: every RR there is a rough figure.")
-    without = [
-        f"{cell.abbreviation} on {subject.name}"
-        for subject in findings.subjects
-        for cell in subject.ok
-        if subject.samples is None or cell.fixer not in subject.samples.fixers
-    ]
-    if without and len(without) == sum(len(subject.ok) for subject in findings.subjects):
+    return [*warnings, *_unchecked(con, findings)]
+
+
+def _unchecked(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]:
+    """Whose figures no predictions confirm, and why."""
+    whole = {trial_id for trial_id, *_ in con.sql("FROM whole ORDER BY trial_id").fetchall()}
+    mixed: list[str] = []
+    contradicted: list[str] = []
+    without: list[str] = []
+    for subject in findings.subjects:
+        runs = [run for cell in subject.ok for run in cell.ok_runs]
+        # One set of images is compared: those of all fixers, or those of none.
+        if len({run.subject_fingerprint for run in runs}) > 1 and not whole.isdisjoint(run.trial_id for run in runs):
+            mixed.append(subject.name)
+            continue
+        for cell in subject.ok:
+            if subject.samples is None or cell.fixer not in subject.samples.fixers:
+                known = whole.issuperset(run.trial_id for run in cell.ok_runs)
+                (contradicted if known else without).append(f"{cell.abbreviation} on {subject.name}")
+    warnings = []
+    if mixed:
+        where = words.some(mixed, 5)
+        warnings.append(f"The fixers on {where} can't be compared by sample: they ran on different data.")
+    if contradicted:
+        why = "predictions don't fit the trials' rows or each other"
+        warnings.append(_some(contradicted, f"isn't compared by sample: {why}", f"aren't compared by sample: {why}"))
+    if without and not whole:
         warnings.append(
-            "No trial has predictions, so figures can't be recomputed and fixers can't be compared by sample."
+            "No trial that is OK has all its predictions, so figures can't be recomputed, and fixers can't be compared "
+            "by sample."
         )
     elif without:
-        warnings.append(_some(without, "has no predictions to check it by", "have no predictions to check them by"))
+        warnings.append(_some(without, "lacks predictions to check it by", "lack predictions to check them by"))
     return warnings
 
 

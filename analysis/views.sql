@@ -130,12 +130,26 @@ JOIN (SELECT trial_id, subject, fixer, seed FROM selected WHERE outcome = 'OK') 
 WHERE p.original <> p.fixed AND (p.fixed = p.label OR p.original = p.label);
 
 -- The trials in `selected` that are OK and have as many predictions as test samples. What is asked of the predictions is
--- asked of these trials: one that lacks some would pass for one that changes less.
+-- asked of these trials: one that lacks some would pass for one that changes less. Of a subject whose data were changed
+-- in between, only the trials on the data that most of them ran on, the newer of two: the same number is another sample
+-- in other data.
 CREATE OR REPLACE VIEW whole AS
 SELECT trial_id, subject, fixer, seed, subject_fingerprint, n_test, n_wrong, aaod_fixed
-FROM selected
-SEMI JOIN (SELECT trial_id, count(*) AS n_test FROM predictions GROUP BY trial_id) USING (trial_id, n_test)
-WHERE outcome = 'OK';
+FROM (
+    SELECT
+        *,
+        count(*) OVER alike AS n_alike,
+        max(run) OVER alike AS last_run,
+        max(started_at) OVER alike AS last_start
+    FROM selected
+    SEMI JOIN (SELECT trial_id, count(*) AS n_test FROM predictions GROUP BY trial_id) USING (trial_id, n_test)
+    WHERE outcome = 'OK'
+    WINDOW alike AS (PARTITION BY subject, subject_fingerprint)
+)
+QUALIFY rank() OVER (
+    PARTITION BY subject
+    ORDER BY n_alike DESC, last_run DESC NULLS LAST, last_start DESC NULLS LAST, subject_fingerprint
+) = 1;
 
 -- Counts and rates of every trial from its predictions alone, to be held against the trial's own row.
 CREATE OR REPLACE VIEW tallies AS

@@ -64,7 +64,7 @@ def complementarity(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Sec
             inner.append(_unique_table(subject, own, names))
         blocks.append(Fold(subject.name, inner, open=not blocks))
     if not blocks:
-        text = "This needs the predictions of at least two fixers on one subject."
+        text = "This needs all predictions of at least two fixers that are OK on the same data of a subject."
         return Section("complementarity", "Complementarity", [Paragraph(text)], ("complementarity", "unique_repairs"))
     lead = Paragraph(
         "Jaccard overlap of what two fixers repair, and of what they break: 100 means the same samples, 0 none in "
@@ -193,7 +193,7 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
             )
         blocks.append(Fold(subject.name, [Plots(figures, wide=True)], open=not blocks))
     if not blocks:
-        text = "This needs predictions of a fixer that gave a usable model, and there are none."
+        text = "This needs all predictions of a final trial that is OK, and there are none."
         return Section("classes", "Classes", [Paragraph(text)], ("per_class",))
     lead = Paragraph(
         "Means over the seeds. The intervals in the tables are Wilson's, of the class's images: another seed may "
@@ -230,7 +230,7 @@ def examples(findings: Findings, con: "duckdb.DuckDBPyConnection", results: Path
         galleries = []
         for kind, title in titles.items():
             own = [row for row in rows.get(subject.name, []) if row["kind"] == kind]
-            folder = results / "examples" / str(subject.info.get("fingerprint")) if results else None
+            folder = results / "examples" if results else None
             if own:
                 galleries.append(Gallery(title, [Example(_picture(folder, row), _story(row)) for row in own]))
         if galleries:
@@ -254,7 +254,7 @@ def _story(row: Mapping[str, Any]) -> str:
 
 def _picture(folder: Path | None, row: Mapping[str, Any]) -> str:
     """A small PNG as a data URI; empty when there is none."""
-    path = folder / f"{int(row['sample_id'])}.png" if folder else None
+    path = folder / str(row["subject_fingerprint"]) / f"{int(row['sample_id'])}.png" if folder else None
     if path is None or not path.is_file() or path.stat().st_size > _LARGEST_PICTURE:
         return ""
     content = path.read_bytes()

@@ -130,6 +130,14 @@ findings AS (
     HAVING max(accuracy_original) - min(accuracy_original) > 0.000001
     UNION ALL
     SELECT
+        'error', 'data', subject, NULL, NULL, 1, count(DISTINCT subject_fingerprint),
+        'Its final trials ran on different data, splits or original weights, so its fixers can''t be compared.'
+    FROM selected
+    WHERE accuracy_original IS NOT NULL
+    GROUP BY subject
+    HAVING count(DISTINCT subject_fingerprint) > 1
+    UNION ALL
+    SELECT
         'warning', 'superseded', subject, fixer, NULL, count(DISTINCT (stage, params, seed)), count(*),
         'Some trials were repeated with other code or data; the newest counts.'
     FROM trials

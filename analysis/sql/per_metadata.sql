@@ -5,7 +5,7 @@
 -- column fixer: registry name of the approach
 -- column metadata: what is said of the samples, such as tissue or age
 -- column value: what is said of these; null where it isn't known
--- column n_ok: seeds that are OK; the figures are means over these [trials]
+-- column n_ok: seeds that are OK and have all predictions; the figures are means over these [trials]
 -- column n_test: test samples of this value [samples]
 -- column n_wrong: of these, samples the original gets wrong [samples]
 -- column n_repaired: of those, samples the fixed model gets right; higher is better [samples]
@@ -14,17 +14,18 @@
 -- column negative_flip_rate: n_broken / n_test of the value; lower is better [fraction]
 -- column accuracy_original: accuracy of the original on these samples; higher is better [fraction]
 -- column accuracy_fixed: accuracy of the fixed model on these samples; higher is better [fraction]
-WITH fixers AS (
+WITH judged AS MATERIALIZED (
+    FROM whole
+),
+fixers AS (
     SELECT subject, fixer, count(*) AS n_ok
-    FROM selected
-    WHERE outcome = 'OK' AND n_repaired IS NOT NULL
+    FROM judged
     GROUP BY subject, fixer
 ),
--- Label and original prediction are the same in every trial of a subject, so one trial has them.
+-- Label and original prediction are the same in every trial of a subject, so one that is whole has them.
 subject_trials AS (
     SELECT subject, min(trial_id) AS trial_id, arg_min(subject_fingerprint, trial_id) AS subject_fingerprint
-    FROM selected
-    WHERE outcome = 'OK' AND n_repaired IS NOT NULL
+    FROM judged
     GROUP BY subject
 ),
 facts AS MATERIALIZED (
@@ -48,6 +49,7 @@ changed AS (
         count(*) FILTER (c.repaired) AS repairs,
         count(*) FILTER (c.broken) AS breaks
     FROM changes AS c
+    SEMI JOIN judged USING (trial_id)
     JOIN facts AS f USING (subject, sample_id)
     GROUP BY c.subject, c.fixer, f.metadata, f.value
 )

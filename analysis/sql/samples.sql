@@ -2,6 +2,7 @@
 -- reads: trials, predictions
 -- parameter per_kind = 12: samples per subject and kind
 -- column subject: subject
+-- column subject_fingerprint: of the subject's data, splits and original
 -- column kind: repaired, broken or never repaired
 -- column position: 1 is the clearest example of its kind
 -- column sample_id: position in the subject's test split
@@ -35,7 +36,7 @@ failing AS (
     JOIN (
         SELECT subject_number, min(trial_id) AS trial_id
         FROM judged
-        GROUP BY subject_number, subject_fingerprint
+        GROUP BY subject_number
     ) AS j USING (trial_id)
     WHERE p.original <> p.label
 ),
@@ -62,9 +63,9 @@ credited AS (
     GROUP BY subject_number, sample_id, label, original
 )
 SELECT
-    s.subject, c.kind, c.position, c.sample_id, c.label, c.original, s.n_trials, c.n_repaired, c.n_broken,
+    s.subject, s.subject_fingerprint, c.kind, c.position, c.sample_id, c.label, c.original, s.n_trials, c.n_repaired, c.n_broken,
     coalesce(f.fixers, []) AS fixers
 FROM chosen AS c
-JOIN (SELECT DISTINCT subject_number, subject, n_trials FROM judged) AS s USING (subject_number)
+JOIN (SELECT DISTINCT subject_number, subject, subject_fingerprint, n_trials FROM judged) AS s USING (subject_number)
 LEFT JOIN credited AS f USING (subject_number, sample_id, label, original)
 ORDER BY s.subject, c.kind, c.position;

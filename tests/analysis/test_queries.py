@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic_study import FIXERS, brute_force, write_study, write_table
+from synthetic_study import FIXERS, Study, brute_force, write_study, write_table
 
 import analysis
 from analysis import commands, findings, report, sections
+from analysis.advise import advise
 from analysis.errors import QueryError
 from analysis.queries import parse
 from analysis.sections import sweep_sections
@@ -282,7 +284,8 @@ def test_samples(con, study):
 
 
 OF_PREDICTIONS = (
-    "per_class", "per_group", "samples", "complementarity", "unique_repairs", "seed_agreement", "group_samples",
+    "per_class", "per_group", "per_metadata", "samples", "complementarity", "unique_repairs", "seed_agreement",
+    "group_samples",
 )  # fmt: skip
 
 
@@ -638,6 +641,54 @@ def test_trials_judged_on_other_samples_are_drift(tmp_path, change):
     [row] = rows(analysis.open(study.folder), "baseline_drift")
     assert row["n_references"] == 2
     assert row["has_drifted"]
+
+
+@pytest.fixture(scope="module", params=["most", "newest"])
+def mixed(request, tmp_path_factory):
+    """A subject whose data were changed: what ran on the data that count, alone and with what ran on the others."""
+    folder = tmp_path_factory.mktemp("mixed")
+    counting = write_study(folder / "counting", fixers=("care", "arachne"), random_seed=1, **MIXED)
+    # More of them, or as many and later.
+    others, run = (("apricot",), 3) if request.param == "most" else (("apricot", "three_m_dnn"), 1)
+    other = write_study(folder / "other", fixers=others, **MIXED)
+    both = Study(folder / "both")
+    for made, fingerprint, number in ((other, "other", run), (counting, "counting", 2)):
+        made.subjects[0]["fingerprint"] = fingerprint
+        made.test_samples = {fingerprint: made.test_samples["fp-digits-s"]}
+        for sample in made.test_samples[fingerprint]:
+            sample["subject_fingerprint"] = fingerprint
+        for row in made.trials:
+            row |= {"subject_fingerprint": fingerprint, "run": number}
+        for name in ("subjects", "trials", "predictions", "test_samples"):
+            shutil.rmtree(made.folder / name)
+            held, new = getattr(both, name), getattr(made, name)
+            held.update(new) if isinstance(held, dict) else held.extend(new)
+    return counting.write(), both.write()
+
+
+MIXED = {"subjects": ("digits-s",), "seeds": (0,), "n_test": 60, "adapt": 0, "outcomes": {}}
+
+
+def test_samples_of_two_versions_of_the_data_are_not_joined(mixed):
+    counting, both = mixed
+    with analysis.open(counting.folder) as alone, analysis.open(both.folder) as together:
+        for name in set(OF_PREDICTIONS) - {"group_samples"}:
+            assert rows(alone, name), name
+            assert rows(together, name) == rows(alone, name), name
+        assert {row["subject_fingerprint"] for row in rows(together, "samples")} == {"counting"}
+
+
+def test_trials_on_different_data_are_an_error_and_said(mixed, tmp_path):
+    _, both = mixed
+    said = "Its final trials ran on different data, splits or original weights, so its fixers can't be compared."
+    with analysis.open(both.folder) as con:
+        [found] = [row for row in rows(con, "integrity") if row["check"] == "data"]
+        assert (found["severity"], found["subject"], found["found"], found["detail"]) == ("error", "digits-s", 2, said)
+    assert said in str(advise(both.folder, ""))
+    page = report.write_report(both.folder, tmp_path / "page.md", "md").read_text()
+    assert said in page
+    assert "The fixers on digits-s can't be compared by sample: they ran on different data." in page
+    assert "predictions to check" not in page and "all its predictions" not in page
 
 
 def test_baseline_drift(study, tmp_path):

@@ -231,7 +231,9 @@ def test_predictions_that_contradict_their_row_are_not_used(write_study, tmp_pat
         subject = find(con).subjects[0]
     assert "apricot" not in subject.samples.fixers
     assert subject.cell("apricot").is_ok
-    assert "Not to be trusted" in _text(_page(broken.folder, tmp_path))
+    text = _text(_page(broken.folder, tmp_path))
+    assert "Not to be trusted" in text
+    assert "AP on digits isn't compared by sample: predictions don't fit the trials' rows or each other." in text
 
 
 def test_ranks_of_the_report_equal_the_query(write_study, tmp_path):
@@ -424,7 +426,7 @@ def test_numbers_of_the_published_study(published, tmp_path):
     assert "Friedman chi-square 22.10, p 0.0024" in text
     assert "5 subjects are too few" in text
     assert "Not to be trusted: hybridrepair on cifar10, reassure on cifar10" in text
-    assert "No trial has predictions" in text
+    assert "No trial that is OK has all its predictions, so" in text
 
 
 def test_pictures_are_shown_and_can_be_left_out(write_study, tmp_path):
