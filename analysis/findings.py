@@ -551,9 +551,8 @@ def _trade_off(repair_rate: Interval | None, harms: Sequence[str]) -> TradeOff:
 def _with_dominators(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Cells by level, then best RR first, then those without figures; each with how many dominate it."""
     ok = [cell for cell in cells if cell.is_ok]
-    # Sums over seeds leave digits that aren't information, and would break ties.
-    points = [(-round(_value(c.repair_rate), 12), round(_value(c.negative_flip_rate), 12)) for c in ok]
-    count = statistics.dominated_by(points)
+    points = [tuple(statistics.comparable(_value(rate)) for rate in (c.repair_rate, c.negative_flip_rate)) for c in ok]
+    count = statistics.dominated_by([(-repaired, broken) for repaired, broken in points])
     dominated = {cell.fixer: int(n) for cell, n in zip(ok, count, strict=True)}
     known = [replace(cell, dominators=dominated.get(cell.fixer, 0)) for cell in cells]
     return tuple(
@@ -562,7 +561,7 @@ def _with_dominators(cells: Sequence[Cell]) -> tuple[Cell, ...]:
             key=lambda c: (
                 level_order(c.level),
                 not c.is_ok,
-                -_value(c.repair_rate),
+                -statistics.comparable(_value(c.repair_rate)),
                 OUTCOMES.index(c.outcome),
                 c.fixer,
             ),

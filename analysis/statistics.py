@@ -122,6 +122,11 @@ def ranks(values: ArrayLike, *, higher_is_better: bool) -> Floats:
     return np.asarray(less + (equal + 1) / 2)
 
 
+def comparable(figure: float) -> float:
+    """A figure as it is ranked: sums over seeds leave digits that aren't information, and would break ties."""
+    return round(figure, 12)
+
+
 class Friedman(NamedTuple):
     """Friedman's test over complete blocks.
 

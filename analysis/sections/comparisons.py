@@ -49,7 +49,8 @@ def _scores(findings: Findings, subjects: Sequence[Subject], column: str) -> dic
         if cell is None or not cell.is_ok:
             return None
         value = getattr(cell, column)
-        return value.estimate if isinstance(value, Interval) else value
+        figure = value.estimate if isinstance(value, Interval) else value
+        return None if figure is None else statistics.comparable(figure)
 
     return {fixer: [score(subject, fixer) for subject in subjects] for fixer, _, _ in findings.fixers}
 
@@ -184,7 +185,8 @@ def _across(findings: Findings, subjects: Sequence[Subject], complete: dict[str,
             )
     said = f"Over the {len(complete)} complete cases: " + "; ".join(sentences) + "." if sentences else ""
     if len(complete) < 3:
-        said = f"Only {len(complete)} fixers gave a usable model on every subject; a critical difference needs 3."
+        few = f"Only {len(complete)} fixer{'s' if len(complete) > 1 else ''}" if complete else "No fixer"
+        said = f"{few} gave a usable model on every subject; a critical difference needs 3."
     if n < 6:
         return said + (
             f" {n} subjects are too few for a claim about pairs of fixers: with 5, no two-sided signed-rank test can "

@@ -80,7 +80,8 @@ def _trade_off_plots(subject: Subject) -> Iterable[Plot]:
         known = [(cell, x) for cell in subject.ok if (x := harm(cell)) is not None and cell.repair_rate]
         if not known:
             continue
-        dominators = statistics.dominated_by([(-or_zero(estimated(cell.repair_rate)), x.estimate) for cell, x in known])
+        rates = [(-or_zero(estimated(cell.repair_rate)), x.estimate) for cell, x in known]
+        dominators = statistics.dominated_by([tuple(map(statistics.comparable, pair)) for pair in rates])
         points = [
             plots.Point(
                 cell.abbreviation,

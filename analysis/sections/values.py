@@ -53,7 +53,7 @@ def shades(cells: Sequence[Cell], value: Callable[[Cell], float | None], *, high
     known = [(cell.fixer, found) for cell in cells if (found := value(cell)) is not None and not math.isnan(found)]
     if len(known) < 2:
         return {}
-    ranks = statistics.ranks([v for _, v in known], higher_is_better=higher)
+    ranks = statistics.ranks([statistics.comparable(v) for _, v in known], higher_is_better=higher)
     result = {}
     for (fixer, _), rank in zip(known, ranks, strict=True):
         quarter = math.ceil(4 * rank / len(known))

@@ -3,12 +3,16 @@
 -- column metric: accuracy, repair_rate, negative_flip_rate, asr, aaod or fix_seconds
 -- column policy: own: each over the subjects where it is OK; complete: only fixers OK on all; worst: not OK ties last
 -- column fixer: registry name of the approach
--- column n_subjects: subjects in the mean [subjects]
--- column n_missing: subjects with the metric where the fixer is not OK [subjects]
+-- column n_subjects: subjects in the mean; none whose original has no failure [subjects]
+-- column n_missing: subjects where the fixer is not OK, of those with the metric and those where no fixer is OK [subjects]
 -- column mean_rank: mean of the ranks within subjects, ties share the mean rank; lower is better
 -- column mean_relative_rank: mean of rank / number of fixers ranked on the subject; lower is better [fraction]
 -- column place: by mean_rank within metric and policy (own: by mean_relative_rank); 1 is best
-WITH long AS (
+WITH repairable AS (
+    FROM cells
+    QUALIFY max(n_wrong) OVER (PARTITION BY subject) IS DISTINCT FROM 0
+),
+long AS (
     -- cost: lower is better, for every metric. ASR and AAOD as their rise, since the originals differ.
     SELECT subject, fixer, metric, round(cost, 12) AS cost
     FROM (
@@ -20,14 +24,21 @@ WITH long AS (
             asr_fixed - asr_original AS asr,
             aaod_fixed - aaod_original AS aaod,
             fix_seconds
-        FROM cells
+        FROM repairable
         WHERE outcome = 'OK'
     )
     UNPIVOT (cost FOR metric IN (accuracy, repair_rate, negative_flip_rate, asr, aaod, fix_seconds))
 ),
 grid AS (
     SELECT s.metric, s.subject, f.fixer, long.cost
-    FROM (SELECT DISTINCT metric, subject FROM long) AS s
+    FROM (
+        SELECT DISTINCT metric, subject FROM long
+        UNION ALL
+        -- Where no fixer is OK all are missing alike, but for AAOD: nothing says whether the subject has groups.
+        SELECT m.metric, n.subject
+        FROM (SELECT DISTINCT metric FROM long WHERE metric <> 'aaod') AS m
+        CROSS JOIN (SELECT subject FROM repairable GROUP BY subject HAVING count(*) FILTER (outcome = 'OK') = 0) AS n
+    ) AS s
     CROSS JOIN (SELECT DISTINCT fixer FROM cells) AS f
     LEFT JOIN long USING (metric, subject, fixer)
 ),

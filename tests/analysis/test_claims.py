@@ -1,5 +1,7 @@
 """What the page claims of cells that are awkward to claim anything of: few OK seeds, ties, nothing to repair."""
 
+import re
+
 import numpy as np
 import pytest
 from synthetic_study import FIXERS, Study, brute_force
@@ -176,3 +178,70 @@ def test_fixers_that_all_work_on_an_original_without_failures_are_not_called_unu
     text = _markdown(folder)
     assert "gave no figures" not in text and "No fixer gave a usable model." not in text and "RR by class" not in text
     assert "No fixer gave a usable model where the original fails, so there is nothing to weigh." in text
+
+
+# --- ranks of the page and of the queries ------------------------------------------------------------------------
+
+
+def _ranks_of_the_page_and_of_the_query(folder):
+    """Per policy and fixer by abbreviation; the page has two decimals."""
+    columns = {"complete": "mean_rank", "own": "mean_relative_rank", "worst": "mean_rank"}
+    with analysis.open(folder) as con:
+        rows = [row for row in analysis.run(con, "rank_groups").to_pylist() if row["metric"] == "repair_rate"]
+    query = {(row["policy"], FIXERS[row["fixer"]][0]): f"{row[columns[row['policy']]]:.2f}" for row in rows}
+    text = _markdown(folder)
+    page = {}
+    for abbreviation in {FIXERS[row["fixer"]][0] for row in rows}:
+        said = _row(text, "Rank by RR under the three failure policies", abbreviation)[1:]
+        page |= {(policy, abbreviation): value.split(" ")[0] for policy, value in zip(columns, said, strict=True)}
+    return {key: value for key, value in page.items() if value != "\u2013"}, query
+
+
+def test_rates_that_differ_by_the_order_of_a_sum_are_tied_everywhere(tmp_path):
+    repaired = {"apricot": (1, 6, 2), "arachne": (1, 2, 6), "care": (0, 0, 0)}
+    cells = {
+        (subject, fixer): [(range(n), range(1)) for n in ns] for subject in "rst" for fixer, ns in repaired.items()
+    }
+    folder = _study(tmp_path, cells, 60)
+    with analysis.open(folder) as con:
+        first, second = (row["repair_rate"] for row in analysis.run(con, "cells").to_pylist()[:2])
+        front = {row["fixer"] for row in analysis.run(con, "pareto_front").to_pylist() if row["on_front"]}
+    # The means of these three are not the same number.
+    assert first != second and first == pytest.approx(second)
+    page, query = _ranks_of_the_page_and_of_the_query(folder)
+    assert page == query and page["complete", "AP"] == page["complete", "AR"] == "1.50"
+    text = _markdown(folder)
+    assert front == {"apricot", "arachne"}
+    assert {_row(text, "s: RR against NFR.\n", f)[-1].rstrip(" |") for f in ("AP", "AR")} == {"front"}
+    html = report.write_report(folder, tmp_path / "page.html").read_text(encoding="utf-8")
+    rates = re.findall(r'<td class="n ([^"]*)" data-sort="5\.0"', html)
+    assert rates and set(rates) == {"r3 best"}
+
+
+def test_changes_of_asr_that_differ_by_rounding_are_tied_on_the_front(tmp_path):
+    cells = {("s", fixer): [(range(20), ())] for fixer in ("apricot", "arachne")}
+    made = _study(tmp_path, cells, 60, asr_original=0.3, asr_fixed=0.1, n_attacked=500)
+    _study(tmp_path, {("s", "arachne"): [(range(20), ())]}, 60, asr_original=0.4, asr_fixed=0.2, n_attacked=500)
+    cells = {cell.fixer: cell for cell in _found(made).cells}
+    assert cells["apricot"].asr_rise.estimate != cells["arachne"].asr_rise.estimate == pytest.approx(-0.2)
+    text = _markdown(made)
+    assert {_row(text, "s: RR against the change of ASR.\n", f)[-1].rstrip(" |") for f in ("AP", "AR")} == {"front"}
+
+
+@pytest.mark.parametrize("original_fails", [True, False])
+def test_a_subject_where_nobody_is_ok_counts_on_the_page_as_in_the_query(tmp_path, original_fails):
+    repaired = {"apricot": 30, "arachne": 20, "care": 10}
+    cells = {(subject, fixer): [(range(n), ())] for subject in "rs" for fixer, n in repaired.items()}
+    cells |= {("bad", fixer): ["FAILURE"] if original_fails else [((), ())] for fixer in repaired}
+    folder = _study(tmp_path, cells, {"r": 60, "s": 60, "bad": 0})
+    page, query = _ranks_of_the_page_and_of_the_query(folder)
+    assert page == query
+    if original_fails:
+        assert {policy for policy, _ in query} == {"own", "worst"}, "nobody is OK on all subjects"
+        assert [page["worst", f] for f in ("AP", "AR", "CARE")] == ["1.33", "2.00", "2.67"]
+        assert "No fixer gave a usable model on every subject; a critical difference needs 3." in _markdown(folder)
+    else:
+        assert [page["complete", f] for f in ("AP", "AR", "CARE")] == ["1.00", "2.00", "3.00"]
+    with analysis.open(folder) as con:
+        missing = {row["metric"]: row["n_missing"] for row in analysis.run(con, "rank_groups").to_pylist()}
+    assert set(missing.values()) == {int(original_fails)}
