@@ -184,7 +184,7 @@ def _lead(subject: Subject, chosen: Verdict | None, rejected: Sequence[Verdict])
             return use
         return f"{use} It may meet the limits, but the data cannot decide: it {conjunction(chosen.doubts)}."
     if not subject.cells:
-        return "No final trial has been run on this subject yet."
+        return "No fixer has been run on this subject yet."
     if subject.has_nothing_to_repair:
         return "The original fails on no test sample: there is nothing to repair."
     if not subject.ok:

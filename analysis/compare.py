@@ -165,11 +165,8 @@ def compare(results_a: str | Path, results_b: str | Path) -> StudyComparison:
         _pair(subject, fixer, cells[0].get((subject, fixer)), cells[1].get((subject, fixer)))
         for subject, fixer in sorted(cells[0].keys() | cells[1].keys())
     )
-    folders = (str(results_a), str(results_b))
-    names = (first.study or folders[0], second.study or folders[1])
-    if names[0] == names[1]:
-        names = folders
-    return StudyComparison(*names, pairs, (*_notes(first, second, names, pairs), *doubts))
+    names = (first.study or str(results_a), second.study or str(results_b))
+    return StudyComparison(*names, pairs, (*_notes(first, second, pairs), *doubts))
 
 
 def _pair(subject: str, fixer: str, first: Cell | None, second: Cell | None) -> Pair:
@@ -184,7 +181,7 @@ def _pair(subject: str, fixer: str, first: Cell | None, second: Cell | None) -> 
     return Pair(subject, fixer, first, second, repair_rate, negative_flip_rate, change)
 
 
-def _notes(first: Findings, second: Findings, names: tuple[str, str], pairs: tuple[Pair, ...]) -> list[str]:
+def _notes(first: Findings, second: Findings, pairs: tuple[Pair, ...]) -> list[str]:
     notes = []
     prints: list[Mapping[str, Any]] = [{s.name: s.info.get("fingerprint") for s in f.subjects} for f in (first, second)]
     common = sorted(prints[0].keys() & prints[1].keys())
@@ -196,14 +193,13 @@ def _notes(first: Findings, second: Findings, names: tuple[str, str], pairs: tup
             f"{words.conjunction(other)}: the data, splits or original weights are not the same in both studies, so "
             "compare changes and not figures."
         )
-    for side, name in enumerate(names):
+    for side, name in enumerate((first.study, second.study)):
         alone = sorted(prints[side].keys() - prints[1 - side].keys())
         if alone and common:
             notes.append(f"Only {name} has {words.conjunction(alone)}.")
     both = [pair for pair in pairs if pair.first and pair.second]
-    agree, same = (sum(pair.verdict == verdict for pair in both) for verdict in ("agrees", "same outcome"))
-    rest = f", and {same} {'has' if same == 1 else 'have'} the same outcome and no intervals" if same else ""
-    notes.append(f"{len(both)} cells are in both studies; {agree} of them agree within their intervals{rest}.")
+    agree = sum(pair.verdict in ("agrees", "same outcome") for pair in both)
+    notes.append(f"{len(both)} cells are in both studies; {agree} of them agree within their intervals.")
     return notes
 
 

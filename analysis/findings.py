@@ -163,11 +163,6 @@ class Cell:
         found = (getattr(run, name) for run in self.ok_runs)
         return [float(value) for value in found if value is not None]
 
-    def ended(self, name: str) -> list[float]:
-        """What was measured of one column over the fixes that ended, those that ruined the model among them."""
-        found = (getattr(run, name) for run in self.runs if run.outcome in ("OK", "CORRUPTED"))
-        return [float(value) for value in found if value is not None]
-
     @property
     def seconds(self) -> float | None:
         """Median time of the fix."""

@@ -159,7 +159,7 @@ def build(
     advices = [advise.decide(subject) for subject in (*findings.detailed, *others)]
     answers = [_answer(advice) for advice in advices]
     if not answers:
-        answers = [Answer("this study", "No final trial has finished yet.", ("fixstudy run adds trials.",), (), False)]
+        answers = [Answer("this study", "No trial has finished yet.", ("fixstudy run adds trials.",), (), False)]
     return Document(
         title=findings.study or "fixstudy",
         facts=_facts(findings),

@@ -30,9 +30,9 @@ def efficiency(findings: Findings) -> Section:
     """Time and memory."""
     blocks: list[Block] = [
         Paragraph(
-            "Time of the fix alone, without loading, evaluation and waiting: median over the fixes that ended, those "
-            "that ruined the model among them, bars from the fastest to the slowest, log axis. An arrow marks runs "
-            "that the time limit cut off: they would have taken longer. Memory is the largest amount held while fixing."
+            "Time of the fix alone, without loading, evaluation and waiting: median over seeds, bars from the fastest "
+            "to the slowest, log axis. An arrow marks runs that the time limit cut off: they would have taken longer. "
+            "Memory is the largest amount held while fixing."
         ),
         Legend((*LEVEL_LEGEND, ("arrow", plots.HARM, "cut off by the time limit"))),
     ]
@@ -58,12 +58,8 @@ def _repaired_per_hour(cell: Cell) -> float | None:
 
 def _timed(subject: Subject) -> list[Cell]:
     """Cells with a fix that ended or was cut off, the fastest first: how soon the others failed is no cost."""
-    timed = (cell for cell in subject.cells if cell.ended("fix_seconds") or _cut_off(cell))
-    return sorted(timed, key=lambda cell: (_median(cell.ended("fix_seconds"), math.inf), cell.fixer))
-
-
-def _median(values: list[float], without: float) -> float:
-    return float(np.median(values)) if values else without
+    timed = (cell for cell in subject.cells if cell.values("fix_seconds") or _cut_off(cell))
+    return sorted(timed, key=lambda cell: (cell.seconds if cell.seconds is not None else math.inf, cell.fixer))
 
 
 def _cut_off(cell: Cell) -> float | None:
@@ -77,14 +73,14 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
     name = f"time-{identifier(subject.name)}"
     rows = []
     for cell in timed:
-        measured, evaluate = cell.ended("fix_seconds"), cell.ended("evaluate_seconds")
-        median = _median(measured, 0.0)
+        measured = cell.values("fix_seconds")
+        evaluate = cell.values("evaluate_seconds")
         cut = _cut_off(cell)
         per_hour = _repaired_per_hour(cell)
         rows.append(
             [
                 fixer_value(cell),
-                Value(words.seconds(median), sort=median) if median else Value(MISSING),
+                Value(words.seconds(cell.seconds), sort=cell.seconds) if cell.seconds else Value(MISSING),
                 Value(f"{words.seconds(min(measured))} to {words.seconds(max(measured))}")
                 if measured
                 else Value(MISSING),
@@ -100,7 +96,7 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
         f"{subject.name}: time to fix",
         "Fastest on top.",
         plots.costs(
-            [plots.Cost(cell.abbreviation, cell.level, cell.ended("fix_seconds"), _cut_off(cell)) for cell in timed],
+            [plots.Cost(cell.abbreviation, cell.level, cell.values("fix_seconds"), _cut_off(cell)) for cell in timed],
             "time of one fix",
             unit="seconds",
         ),
@@ -110,7 +106,7 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
             [
                 Column("Fixer", numeric=False),
                 Column("Median"),
-                Column("Range", numeric=False),
+                Column("Range", "over seeds", numeric=False),
                 Column("Cut off"),
                 Column("Evaluation", "median"),
                 Column("Repaired", "images per hour of fixing", first="descending"),

@@ -26,11 +26,7 @@ def seeds(findings: Findings) -> Section:
     """How much the seeds differ."""
     shown = [s for s in findings.detailed if any(len(cell.ok_runs) > 1 for cell in s.ok)]
     if not shown:
-        several = any(len(cell.runs) > 1 for subject in findings.detailed for cell in subject.cells)
-        if several:
-            text = "No fixer gave a usable model with more than one seed, so there is no spread to show."
-        else:
-            text = "One seed per fixer: how much another run would differ is not known; add seeds to the study."
+        text = "One seed per fixer: how much another run would differ is not known. Add seeds to the study to learn it."
         return Section("seeds", "Seeds", [Paragraph(text)], ("runs",))
     blocks: list[Block] = [
         Paragraph(

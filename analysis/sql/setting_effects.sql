@@ -6,7 +6,6 @@
 -- column value: the value looked at, as JSON
 -- column instead_of: its value in the configuration that does best on valid, as JSON
 -- column n_pairs: pairs of trials that are OK, of one seed, and differ in nothing else [pairs]
--- column n_seeds: seeds among them [seeds]
 -- column repair_rate: mean RR with this value - mean RR with the other; below 0 it repairs less [fraction]
 -- column repair_rate_low: smallest difference over the pairs [fraction]
 -- column repair_rate_high: largest difference over the pairs [fraction]
@@ -56,7 +55,6 @@ pairs AS (
 SELECT
     pairs.fixer, pairs.subject, pairs.parameter, pairs.value, pairs.instead_of,
     count(*) AS n_pairs,
-    count(DISTINCT this.seed) AS n_seeds,
     avg(this.repair_rate - other.repair_rate ORDER BY this.seed) AS repair_rate,
     min(this.repair_rate - other.repair_rate) AS repair_rate_low,
     max(this.repair_rate - other.repair_rate) AS repair_rate_high,

@@ -236,7 +236,7 @@ def test_limits_decide():
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        ([], "No final trial has been run"),
+        ([], "No fixer has been run"),
         ([_cell("a", 0, 0, outcome="FAILURE", reason="It ran out of memory.")], "no fixer gave a usable model"),
         ([_cell("a", 0.005, 0.0)], "no fixer repairs more"),
         ([_cell("a", 0.5, 0.2)], "no fixer stays within the limits"),

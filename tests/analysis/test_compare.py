@@ -99,11 +99,3 @@ def test_figures_that_contradict_themselves_are_named(study, tmp_path):
 def test_a_study_is_not_compared_with_itself(study):
     with pytest.raises(UserError, match="two different"):
         compare(study.folder, study.folder)
-
-
-def test_studies_of_one_name_are_told_apart_by_their_folders(write_study, tmp_path):
-    first = write_study(tmp_path / "a", subjects=("digits", "more"), fixers=("apricot",)).folder
-    second = write_study(tmp_path / "b", subjects=("digits",), fixers=("apricot",)).folder
-    result = compare(first, second)
-    assert (result.first, result.second) == (str(first), str(second))
-    assert f"Only {first} has more." in result.notes
