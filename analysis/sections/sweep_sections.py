@@ -150,10 +150,11 @@ def settings(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
             Column("Subject", numeric=False),
             Column("Setting", numeric=False),
             Column("Instead of", numeric=False),
-            Column("RR", "points, range over seeds", first="ascending"),
+            Column("RR", "points, range over pairs", first="ascending"),
             Column("NFR", "points"),
             Column("ACC", "points"),
             Column("Seeds"),
+            Column("Pairs"),
             Column("In words", numeric=False, wide=True),
         ],
         [
@@ -169,6 +170,7 @@ def settings(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
                 ),
                 Value(words.number(100 * row["negative_flip_rate"]), sort=row["negative_flip_rate"]),
                 Value(words.number(100 * row["accuracy"]), sort=row["accuracy"]),
+                Value(str(row["n_seeds"]), sort=row["n_seeds"]),
                 Value(str(row["n_pairs"]), sort=row["n_pairs"]),
                 Value(_worth(row)),
             ]
@@ -177,7 +179,8 @@ def settings(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
     )
     lead = Paragraph(
         "Where a study has several values of a hyper-parameter, trials that differ in it alone are compared pair by "
-        "pair. In an ablation the setting switches the approach's core step off: what it loses, the step is worth."
+        "pair; in a grid a seed has one pair for each choice of the others. In an ablation the setting switches the "
+        "approach's core step off: what it loses, the step is worth."
     )
     return Section("settings", "Settings", [lead, _folded(table, shown)], ("setting_effects",))
 
@@ -189,10 +192,11 @@ def _folded(table: Table, subjects: Collection[str]) -> Block:
 
 def _worth(row: Mapping[str, Any]) -> str:
     low, high = row["repair_rate_low"], row["repair_rate_high"]
-    if row["n_pairs"] < 2:
+    if row["n_seeds"] < 2:
         return "one seed says nothing of chance"
     if low == high == 0:
         return "no difference with any seed"
     if low <= 0 <= high:
-        return "no difference shown: the seeds disagree on its sign"
+        who = "seeds" if row["n_pairs"] == row["n_seeds"] else "pairs"
+        return f"no difference shown: the {who} disagree on its sign"
     return "repairs less with every seed" if high < 0 else "repairs more with every seed"

@@ -5,7 +5,8 @@
 -- column parameter: hyper-parameter with more than one value among final trials
 -- column value: the value looked at, as JSON
 -- column instead_of: its value in the configuration that does best on valid, as JSON
--- column n_pairs: pairs of trials that are OK, of one seed, and differ in nothing else [pairs]
+-- column n_seeds: different seeds of the pairs; a difference of one seed may be chance
+-- column n_pairs: pairs of trials that are OK, of one seed, and differ in nothing else; in a grid several per seed [pairs]
 -- column repair_rate: mean RR with this value - mean RR with the other; below 0 it repairs less [fraction]
 -- column repair_rate_low: smallest difference over the pairs [fraction]
 -- column repair_rate_high: largest difference over the pairs [fraction]
@@ -54,6 +55,7 @@ pairs AS (
 )
 SELECT
     pairs.fixer, pairs.subject, pairs.parameter, pairs.value, pairs.instead_of,
+    count(DISTINCT this.seed) AS n_seeds,
     count(*) AS n_pairs,
     avg(this.repair_rate - other.repair_rate ORDER BY this.seed) AS repair_rate,
     min(this.repair_rate - other.repair_rate) AS repair_rate_low,

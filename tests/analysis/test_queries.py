@@ -480,7 +480,7 @@ def test_one_setting_against_the_other_seed_by_seed(tmp_path):
     found = {(r["parameter"], r["value"]): r for r in rows(analysis.open(written.folder), "setting_effects")}
     assert found.keys() == {("step", "false"), ("rate", "2")}
     step = found["step", "false"]
-    assert (step["instead_of"], step["n_pairs"]) == ("true", 3)
+    assert (step["instead_of"], step["n_seeds"], step["n_pairs"]) == ("true", 3, 3)
     differences = [(0.4 + s / 20) - (0.5 + s / 10) for s in range(3)]
     assert step["repair_rate"] == pytest.approx(sum(differences) / 3)
     assert (step["repair_rate_low"], step["repair_rate_high"]) == pytest.approx((min(differences), max(differences)))
@@ -490,18 +490,48 @@ def test_one_setting_against_the_other_seed_by_seed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "pairs", "said"),
+    ("low", "high", "seeds", "pairs", "said"),
     [
-        (-0.2, 0.1, 3, "no difference shown: the seeds disagree on its sign"),
-        (-0.2, 0.0, 3, "no difference shown: the seeds disagree on its sign"),
-        (0.0, 0.0, 3, "no difference with any seed"),
-        (0.1, 0.2, 3, "repairs more with every seed"),
-        (-0.2, -0.1, 3, "repairs less with every seed"),
-        (0.1, 0.1, 1, "one seed says nothing of chance"),
+        (-0.2, 0.1, 3, 3, "no difference shown: the seeds disagree on its sign"),
+        (-0.2, 0.0, 3, 3, "no difference shown: the seeds disagree on its sign"),
+        (-0.2, 0.1, 3, 6, "no difference shown: the pairs disagree on its sign"),
+        (0.0, 0.0, 3, 3, "no difference with any seed"),
+        (0.1, 0.2, 3, 3, "repairs more with every seed"),
+        (-0.2, -0.1, 3, 6, "repairs less with every seed"),
+        (0.1, 0.1, 1, 1, "one seed says nothing of chance"),
+        (0.1, 0.2, 1, 2, "one seed says nothing of chance"),
     ],
 )
-def test_no_difference_is_claimed_where_seeds_disagree(low, high, pairs, said):
-    assert sweep_sections._worth({"repair_rate_low": low, "repair_rate_high": high, "n_pairs": pairs}) == said
+def test_no_difference_is_claimed_where_seeds_disagree(low, high, seeds, pairs, said):
+    row = {"repair_rate_low": low, "repair_rate_high": high, "n_seeds": seeds, "n_pairs": pairs}
+    assert sweep_sections._worth(row) == said
+
+
+def test_pairs_of_a_grid_are_no_seeds(tmp_path):
+    """Two by two settings and one seed: every setting has two pairs."""
+    written = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), seeds=(0,), adapt=0, n_test=50)
+    [base] = written.trials
+    for path in (written.folder / "trials").glob("*.parquet"):
+        path.unlink()
+    table = [
+        base
+        | {"trial_id": f"{a}{b}", "params": json.dumps({"a": a, "b": b}), "outcome": "OK", "accuracy_fixed": 0.9}
+        | {
+            "repair_rate": 0.5 - a / 10 - b / 50,
+            "negative_flip_rate": 0.01,
+            "accuracy_valid_fixed": 0.9 - a / 10 - b / 50,
+        }
+        for a, b in itertools.product((1, 2), (1, 2))
+    ]
+    write_table(written.folder / "trials" / "all.parquet", "trials", table)
+    found = rows(analysis.open(written.folder), "setting_effects")
+    assert [(r["parameter"], r["value"], r["n_seeds"], r["n_pairs"]) for r in found] == [
+        ("a", "2", 1, 2),
+        ("b", "2", 1, 2),
+    ]
+    page = report.write_report(written.folder, tmp_path / "page.md", "md").read_text()
+    assert "| 1 | 2 | one seed says nothing of chance |" in page
+    assert "with every seed" not in page
 
 
 def test_progress_with_and_without_a_plan(study, tmp_path):
