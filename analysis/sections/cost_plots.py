@@ -1,7 +1,7 @@
 """Time and memory."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,9 +30,9 @@ def efficiency(findings: Findings) -> Section:
     """Time and memory."""
     blocks: list[Block] = [
         Paragraph(
-            "Time of the fix alone, without loading, evaluation and waiting: median over seeds, bars from the fastest "
-            "to the slowest, log axis. An arrow marks runs that the time limit cut off: they would have taken longer. "
-            "Memory is the largest amount held while fixing."
+            "Time of the fix alone, without loading, evaluation and waiting: median over the seeds whose fix ended, "
+            "with a usable model or a ruined one; bars from the fastest to the slowest, log axis. An arrow marks runs "
+            "that the time limit cut off: they would have taken longer. Memory is the largest amount held while fixing."
         ),
         Legend((*LEVEL_LEGEND, ("arrow", plots.HARM, "cut off by the time limit"))),
     ]
@@ -40,7 +40,10 @@ def efficiency(findings: Findings) -> Section:
     for index, subject in enumerate(shown):
         blocks.append(Fold(subject.name, [Plots(list(_cost_plots(subject)), wide=True)], open=index < OPEN_SUBJECTS))
     if not shown:
-        return Section("efficiency", "Time and memory", [Paragraph("No fix ended, so none was timed.")])
+        text = "No fix ended, so none was timed."
+        if any(run.outcome in ("OK", "CORRUPTED") for cell in findings.cells for run in cell.runs):
+            text = "Fixes ended, but their times are not in the results."
+        return Section("efficiency", "Time and memory", [Paragraph(text)])
     return Section("efficiency", "Time and memory", blocks, ("cells", "runs"))
 
 
@@ -56,10 +59,25 @@ def _repaired_per_hour(cell: Cell) -> float | None:
     return 3600 * sum(repaired) / total if repaired and total else None
 
 
+def _measured(cell: Cell, column: str) -> list[float]:
+    """A column over the fixes that ended and were timed, OK or CORRUPTED, as the query `efficiency` has it."""
+    ended = (run for run in cell.runs if run.outcome in ("OK", "CORRUPTED") and run.reason_code != "timeout")
+    found = (getattr(run, column) for run in ended if run.fix_seconds is not None)
+    return [float(value) for value in found if value is not None]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None
+
+
 def _timed(subject: Subject) -> list[Cell]:
     """Cells with a fix that ended or was cut off, the fastest first: how soon the others failed is no cost."""
-    timed = (cell for cell in subject.cells if cell.values("fix_seconds") or _cut_off(cell))
-    return sorted(timed, key=lambda cell: (cell.seconds if cell.seconds is not None else math.inf, cell.fixer))
+
+    def place(cell: Cell) -> tuple[float, str]:
+        seconds = _median(_measured(cell, "fix_seconds"))
+        return math.inf if seconds is None else seconds, cell.fixer
+
+    return sorted((c for c in subject.cells if _measured(c, "fix_seconds") or _cut_off(c)), key=place)
 
 
 def _cut_off(cell: Cell) -> float | None:
@@ -73,21 +91,19 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
     name = f"time-{identifier(subject.name)}"
     rows = []
     for cell in timed:
-        measured = cell.values("fix_seconds")
-        evaluate = cell.values("evaluate_seconds")
+        measured = _measured(cell, "fix_seconds")
+        seconds, evaluate = _median(measured), _median(_measured(cell, "evaluate_seconds"))
         cut = _cut_off(cell)
         per_hour = _repaired_per_hour(cell)
         rows.append(
             [
                 fixer_value(cell),
-                Value(words.seconds(cell.seconds), sort=cell.seconds) if cell.seconds else Value(MISSING),
+                Value(MISSING) if seconds is None else Value(words.seconds(seconds), sort=seconds),
                 Value(f"{words.seconds(min(measured))} to {words.seconds(max(measured))}")
                 if measured
                 else Value(MISSING),
                 Value(f"more than {words.seconds(cut)}", sort=cut) if cut else Value(""),
-                Value(words.seconds(float(np.median(evaluate))), sort=float(np.median(evaluate)))
-                if evaluate
-                else Value(MISSING),
+                Value(MISSING) if evaluate is None else Value(words.seconds(evaluate), sort=evaluate),
                 Value(MISSING) if per_hour is None else Value(words.number(per_hour), sort=per_hour),
             ]
         )
@@ -96,7 +112,10 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
         f"{subject.name}: time to fix",
         "Fastest on top.",
         plots.costs(
-            [plots.Cost(cell.abbreviation, cell.level, cell.values("fix_seconds"), _cut_off(cell)) for cell in timed],
+            [
+                plots.Cost(cell.abbreviation, cell.level, _measured(cell, "fix_seconds"), _cut_off(cell))
+                for cell in timed
+            ],
             "time of one fix",
             unit="seconds",
         ),
@@ -117,7 +136,7 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
     memory: list[tuple[str, str]] = [("peak_device_bytes", "GPU memory"), ("peak_host_bytes", "host memory")]
     for column, title in memory:
         held = sorted(
-            ((max(cell.values(column)), cell) for cell in subject.cells if cell.values(column)),
+            ((max(_measured(cell, column)), cell) for cell in subject.cells if _measured(cell, column)),
             key=lambda pair: (pair[0], pair[1].fixer),
         )
         if not held:
@@ -130,7 +149,7 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
             f"{subject.name}: peak {title}",
             f"Smallest on top.{note}",
             plots.costs(
-                [plots.Cost(cell.abbreviation, cell.level, cell.values(column)) for _, cell in held],
+                [plots.Cost(cell.abbreviation, cell.level, _measured(cell, column)) for _, cell in held],
                 f"peak {title}",
                 unit="bytes",
             ),

@@ -317,15 +317,56 @@ def test_times_of_the_page_are_those_of_the_query(study, findings):
             assert found == pytest.approx(rows[cell.subject, cell.fixer]["repaired_per_hour"])
 
 
-def test_fixes_that_ended_badly_have_no_time_but_those_cut_off_have(write_study, tmp_path):
-    outcomes = {("apricot", "digits", 0): "CORRUPTED", ("arachne", "digits", 0): "FAILURE"}
-    folder = write_study(tmp_path / "s", subjects=("digits",), seeds=(0,), outcomes=outcomes).folder
-    with analysis.open(folder) as con:
+def test_fixes_that_did_not_end_have_no_time_but_those_cut_off_have(write_study, tmp_path):
+    outcomes = {("apricot", "digits", 0): "FAILURE", ("arachne", "digits", 0): "FAILURE"}
+    made = write_study(tmp_path / "s", subjects=("digits",), seeds=(0,), outcomes=outcomes)
+    for row in made.trials:
+        if row["fixer"] == "apricot" and row["outcome"] == "FAILURE":
+            made.write_trial(row | {"reason_code": "exception"})
+    with analysis.open(made.folder) as con:
         subject = find(con).subject("digits")
     assert all(run.fix_seconds for cell in subject.cells for run in cell.runs)
     timed = cost_plots._timed(subject)
     assert {cell.fixer for cell in subject.cells} - {cell.fixer for cell in timed} == {"apricot"}
     assert timed[-1].fixer == "arachne", "nobody knows how long it would have taken"
+
+
+def test_times_and_memory_on_the_page_are_those_of_sql(write_study, tmp_path):
+    """Of fixes that ended, though some ruined the model: they took their time all the same."""
+    ends = ("OK", "OK", "CORRUPTED", "CORRUPTED", "FAILURE")
+    outcomes = {("apricot", "digits", seed): end for seed, end in enumerate(ends)}
+    outcomes |= {("arachne", "digits", seed): "CORRUPTED" for seed in range(5)}
+    fixers = ("apricot", "arachne")
+    made = write_study(tmp_path / "s", subjects=("digits",), fixers=fixers, seeds=range(5), adapt=0, outcomes=outcomes)
+    for row in made.trials:
+        # The one that was cut off held most.
+        row["peak_host_bytes"] = (1 + row["seed"]) * 10**9
+    made.write()
+    with analysis.open(made.folder) as con:
+        rows = {row["fixer"]: row for row in analysis.run(con, "efficiency").to_pylist()}
+        subject = find(con).subject("digits")
+    assert [rows[fixer]["n_timed"] for fixer in fixers] == [4, 5]
+    assert {cell.fixer for cell in cost_plots._timed(subject)} == set(fixers)
+    for cell in subject.cells:
+        row, seconds = rows[cell.fixer], cost_plots._measured(cell, "fix_seconds")
+        assert len(seconds) == row["n_timed"]
+        assert np.median(seconds) == pytest.approx(row["fix_seconds_median"])
+        assert (min(seconds), max(seconds)) == (row["fix_seconds_min"], row["fix_seconds_max"])
+        assert max(cost_plots._measured(cell, "peak_host_bytes")) == row["peak_host_bytes"]
+        assert cost_plots._cut_off(cell) == row["censored_seconds"]
+    assert "No fix ended" not in _page(made.folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [("FAILURE", "No fix ended, so none was timed."), ("OK", "Fixes ended, but their times are not in the results.")],
+)
+def test_why_nothing_was_timed(write_study, tmp_path, outcome, said):
+    outcomes = {("care", "digits", 0): outcome}
+    made = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), seeds=(0,), adapt=0, outcomes=outcomes)
+    for row in made.trials:
+        made.write_trial(row | {"fix_seconds": None})
+    assert said in _text(_page(made.folder, tmp_path))
 
 
 def test_every_trial_is_in_the_appendix(study, page):
