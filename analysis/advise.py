@@ -184,6 +184,8 @@ def _lead(subject: Subject, chosen: Verdict | None, rejected: Sequence[Verdict])
             return use
         return f"{use} It may meet the limits, but the data cannot decide: it {conjunction(chosen.doubts)}."
     if not subject.cells:
+        if subject.is_adapting:
+            return "No final trial has finished on this subject yet; so far there is only adaptation."
         return "No fixer has been run on this subject yet."
     if subject.has_nothing_to_repair:
         return "The original fails on no test sample: there is nothing to repair."

@@ -1,6 +1,7 @@
 """Two studies side by side: ours and the published one, before and after a change, one machine and another."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,15 +159,26 @@ def compare(results_a: str | Path, results_b: str | Path) -> StudyComparison:
         with open_results(results) as con:
             found.append(find(con))
             errors = [problem for problem in trust.problems(con) if problem.is_error]
-        doubts += [f"{found[-1].study or results}: {sentence}" for sentence in trust.sentences(errors)]
+        doubts.append(trust.sentences(errors))
     first, second = found
+    names = _names(first, second, results_a, results_b)
     cells = [{(cell.subject, cell.fixer): cell for cell in findings.cells} for findings in found]
     pairs = tuple(
         _pair(subject, fixer, cells[0].get((subject, fixer)), cells[1].get((subject, fixer)))
         for subject, fixer in sorted(cells[0].keys() | cells[1].keys())
     )
-    names = (first.study or str(results_a), second.study or str(results_b))
-    return StudyComparison(*names, pairs, (*_notes(first, second, pairs), *doubts))
+    said = [f"{name}: {sentence}" for name, sentences in zip(names, doubts, strict=True) for sentence in sentences]
+    return StudyComparison(*names, pairs, (*_notes(first, second, names, pairs), *said))
+
+
+def _names(first: Findings, second: Findings, *results: str | Path) -> tuple[str, str]:
+    """The names of the studies; of their folders, where the studies have the same."""
+    paths = (str(results[0]), str(results[1]))
+    folders = (Path(paths[0]).name, Path(paths[1]).name)
+    for a, b in ((first.study or paths[0], second.study or paths[1]), folders):
+        if a and b and a != b:
+            return a, b
+    return paths
 
 
 def _pair(subject: str, fixer: str, first: Cell | None, second: Cell | None) -> Pair:
@@ -181,7 +193,7 @@ def _pair(subject: str, fixer: str, first: Cell | None, second: Cell | None) -> 
     return Pair(subject, fixer, first, second, repair_rate, negative_flip_rate, change)
 
 
-def _notes(first: Findings, second: Findings, pairs: tuple[Pair, ...]) -> list[str]:
+def _notes(first: Findings, second: Findings, names: tuple[str, str], pairs: tuple[Pair, ...]) -> list[str]:
     notes = []
     prints: list[Mapping[str, Any]] = [{s.name: s.info.get("fingerprint") for s in f.subjects} for f in (first, second)]
     common = sorted(prints[0].keys() & prints[1].keys())
@@ -193,13 +205,19 @@ def _notes(first: Findings, second: Findings, pairs: tuple[Pair, ...]) -> list[s
             f"{words.conjunction(other)}: the data, splits or original weights are not the same in both studies, so "
             "compare changes and not figures."
         )
-    for side, name in enumerate((first.study, second.study)):
+    for side, name in enumerate(names):
         alone = sorted(prints[side].keys() - prints[1 - side].keys())
         if alone and common:
             notes.append(f"Only {name} has {words.conjunction(alone)}.")
     both = [pair for pair in pairs if pair.first and pair.second]
-    agree = sum(pair.verdict in ("agrees", "same outcome") for pair in both)
-    notes.append(f"{len(both)} cells are in both studies; {agree} of them agree within their intervals.")
+    verdicts = Counter(pair.verdict for pair in both)
+    said = [f"{len(both)} cells are in both studies"]
+    # Without figures nothing agrees, and nothing disagrees either.
+    if len(both) > verdicts["same outcome"]:
+        said.append(f"{verdicts['agrees']} of them agree within their intervals")
+    if n := verdicts["same outcome"]:
+        said.append(f"{n} {'has' if n == 1 else 'have'} the same outcome and no intervals to compare")
+    notes.append(f"{'; '.join(said)}.")
     return notes
 
 

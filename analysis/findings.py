@@ -264,6 +264,8 @@ class Subject:
     info: Mapping[str, Any]
     cells: tuple[Cell, ...]
     samples: Samples | None = field(default=None, repr=False, compare=False)
+    is_adapting: bool = False
+    """Whether there are trials of its adaptation, known only where there are no cells."""
 
     @property
     def ok(self) -> tuple[Cell, ...]:
@@ -359,6 +361,13 @@ class Findings:
         return self.overview["study"] or ""
 
     @property
+    def nothing_yet(self) -> str:
+        """Why there are no cells, as a sentence."""
+        if self.overview["n_trials"]:
+            return "No final trial has finished yet; so far there is only adaptation."
+        return "No trial has finished yet."
+
+    @property
     def cells(self) -> tuple[Cell, ...]:
         """All cells."""
         return tuple(cell for subject in self.subjects for cell in subject.cells)
@@ -406,9 +415,12 @@ def find(con: "duckdb.DuckDBPyConnection") -> Findings:
         own = tuple(runs[index] for index in by_place.get((row["subject"], row["fixer"]), ()))
         cell = _cell(row, own, samples.get(row["subject"]), drawn.get((row["subject"], row["fixer"])))
         grouped.setdefault(row["subject"], []).append(cell)
+    adapting: set[str] = set()
+    if not all(grouped.values()):
+        adapting = {row["subject"] for row in answer(con, "adaptation_sensitivity").to_pylist()}
     subjects = tuple(
-        Subject(name, info.get(name, {}), _with_dominators(grouped[name]), samples.get(name))
-        for name in sorted(grouped)
+        Subject(name, info.get(name, {}), _with_dominators(cells), samples.get(name), not cells and name in adapting)
+        for name, cells in sorted(grouped.items())
     )
     return Findings(answer(con, "overview").to_pylist()[0], subjects)
 

@@ -164,7 +164,7 @@ def latex(findings: Findings, problems: Sequence[trust.Problem] = ()) -> str:
     """
     comments = [f"% {' '.join(sentence.split())}" for sentence in trust.sentences(problems)]
     if not findings.cells:
-        return "\n".join([*comments, "% No trial has finished yet.", ""])
+        return "\n".join([*comments, f"% {findings.nothing_yet}", ""])
     errors = [problem for problem in problems if problem.is_error]
     parts = [
         "% Needs \\usepackage{booktabs,graphicx}. C corrupted, F failure, U unadaptable.",

@@ -159,7 +159,7 @@ def build(
     advices = [advise.decide(subject) for subject in (*findings.detailed, *others)]
     answers = [_answer(advice) for advice in advices]
     if not answers:
-        answers = [Answer("this study", "No trial has finished yet.", ("fixstudy run adds trials.",), (), False)]
+        answers = [Answer("this study", findings.nothing_yet, ("fixstudy run adds trials.",), (), False)]
     return Document(
         title=findings.study or "fixstudy",
         facts=_facts(findings),
@@ -220,10 +220,10 @@ def _facts(findings: Findings) -> list[str]:
         return f"{n:,} {noun}{'' if n == 1 else 's'}".replace(",", "\u202f")
 
     facts = [
-        count(len(findings.fixers), "fixer"),
+        count(overview["n_fixers"], "fixer"),
         count(len(findings.subjects), "subject"),
         count(overview["n_trials"], "trial"),
-        count(overview["n_seeds"], "seed"),
+        *([count(overview["n_seeds"], "seed")] if findings.cells else []),
     ]
     first, last = overview["first_day"], overview["last_day"]
     if first:
@@ -241,7 +241,7 @@ def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]
         warnings.append(
             _some(stale, "ran with more than one version of its code", "ran with more than one version each")
         )
-    if cells and all(len(cell.runs) <= 1 for cell in cells):
+    if any(cell.is_ok for cell in cells) and all(len(cell.runs) <= 1 for cell in cells):
         warnings.append("One seed per fixer: intervals cover the test images, not what another run would give.")
     n = len({cell.subject for cell in cells})
     if n == 1:

@@ -40,7 +40,7 @@ def efficiency(findings: Findings) -> Section:
     for index, subject in enumerate(shown):
         blocks.append(Fold(subject.name, [Plots(list(_cost_plots(subject)), wide=True)], open=index < OPEN_SUBJECTS))
     if not shown:
-        text = "No fix ended, so none was timed."
+        text = "No fix ended, so none was timed." if findings.cells else findings.nothing_yet
         if any(run.outcome in ("OK", "CORRUPTED") for cell in findings.cells for run in cell.runs):
             text = "Fixes ended, but their times are not in the results."
         return Section("efficiency", "Time and memory", [Paragraph(text)])

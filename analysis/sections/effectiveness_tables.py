@@ -40,7 +40,7 @@ def effectiveness(findings: Findings) -> Section:
     blocks += [table for _, table in tables[:UNFOLDED]]
     blocks += [Fold(name, [table], open=False) for name, table in tables[UNFOLDED:]]
     if not tables:
-        blocks = [Paragraph("No trial has finished yet.")]
+        blocks = [Paragraph(findings.nothing_yet)]
     return Section("effectiveness", "Effectiveness", blocks, QUERIES)
 
 

@@ -61,7 +61,7 @@ def outcomes(findings: Findings) -> Section:
         if reasons := _reasons(findings):
             blocks.append(reasons)
     else:
-        blocks.append(Paragraph("No trial has finished yet, so there is nothing to compare."))
+        blocks.append(Paragraph(f"{findings.nothing_yet} There is nothing to compare."))
     return Section("outcomes", "Outcomes", blocks, ("cells",))
 
 

@@ -26,8 +26,7 @@ def seeds(findings: Findings) -> Section:
     """How much the seeds differ."""
     shown = [s for s in findings.detailed if any(len(cell.ok_runs) > 1 for cell in s.ok)]
     if not shown:
-        text = "One seed per fixer: how much another run would differ is not known. Add seeds to the study to learn it."
-        return Section("seeds", "Seeds", [Paragraph(text)], ("runs",))
+        return Section("seeds", "Seeds", [Paragraph(_unknown(findings))], ("runs",))
     blocks: list[Block] = [
         Paragraph(
             "One mark per seed, so that the spread of a fixer can be compared with the distance to the next one."
@@ -79,3 +78,13 @@ def seeds(findings: Findings) -> Section:
             )
         blocks.append(Fold(subject.name, [Plots(figures, wide=True)], open=index < 1))
     return Section("seeds", "Seeds", blocks, ("cells", "runs"))
+
+
+def _unknown(findings: Findings) -> str:
+    """Why there is no spread to show."""
+    cells = [cell for subject in findings.detailed for cell in subject.cells]
+    if not cells:
+        return findings.nothing_yet
+    if any(len(cell.runs) > 1 for cell in cells):
+        return "No fixer with figures has two seeds that are OK, so how much another run would differ is not known."
+    return "One seed per fixer: how much another run would differ is not known. Add seeds to the study to learn it."

@@ -9,8 +9,8 @@
 -- column n_corrupted: seeds that ruined the accuracy [trials]
 -- column n_failure: seeds that didn't finish [trials]
 -- column n_unadaptable: seeds whose subject lacks what the fixer requires [trials]
--- column reason_code: most frequent reason of the seeds that aren't OK, for machines
--- column reason: most frequent reason of the seeds that aren't OK, as a sentence
+-- column reason_code: most frequent reason of the seeds with this outcome, or with the commonest other one where it is OK
+-- column reason: the same as a sentence, of one of these seeds
 SELECT
     subject, fixer, level, outcome, n_seeds, n_ok, n_corrupted, n_failure, n_unadaptable, reason_code, reason
 FROM cells

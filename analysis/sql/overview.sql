@@ -2,6 +2,7 @@
 -- reads: trials
 -- column study: name of the study, or the names of several
 -- column n_trials: trials, adaptation included [trials]
+-- column n_fixers: different fixers, also those of which there is only adaptation
 -- column n_seeds: different seeds of the final trials
 -- column first_day: day of the first trial, UTC
 -- column last_day: day of the last trial, UTC
@@ -14,6 +15,7 @@
 SELECT
     string_agg(DISTINCT study, ', ' ORDER BY study) AS study,
     count(*) AS n_trials,
+    count(DISTINCT fixer) AS n_fixers,
     count(DISTINCT seed) FILTER (stage = 'final') AS n_seeds,
     strftime(min(started_at), '%Y-%m-%d') AS first_day,
     strftime(max(started_at), '%Y-%m-%d') AS last_day,

@@ -56,6 +56,34 @@ def test_the_page_has_the_figures_of_both_studies_side_by_side(study, other):
     assert "Only other has new." in result.notes
 
 
+def test_the_same_failure_is_no_agreement(write_study, tmp_path):
+    """Two studies of one name, which their folders tell apart, or where these are alike the whole paths."""
+    outcomes = {("apricot", "digits", 0): "FAILURE", ("care", "digits", 0): "CORRUPTED"}
+    folders = [
+        write_study(tmp_path / path, subjects=subjects, fixers=fixers, seeds=(0,), outcomes=outcomes).folder
+        for path, subjects, fixers in (
+            ("a/mine", ("digits", "alone"), ("apricot", "care")),
+            ("a/other", ("digits",), ("apricot", "care")),
+            ("b/other", ("digits",), ("apricot", "care", "arachne")),
+        )
+    ]
+    result = compare(folders[0], folders[1])
+    assert (result.first, result.second) == ("mine", "other")
+    assert result.notes == (
+        "Only mine has alone.",
+        "2 cells are in both studies; 2 have the same outcome and no intervals to compare.",
+    )
+    result = compare(*folders[1:])
+    assert (result.first, result.second) == (str(folders[1]), str(folders[2]))
+    outcomes.clear()
+    worked = write_study(tmp_path / "worked", subjects=("digits",), fixers=("care",), seeds=(0,), outcomes=outcomes)
+    again = write_study(tmp_path / "again", subjects=("digits",), fixers=("care",), seeds=(0,), outcomes=outcomes)
+    assert (
+        "1 cells are in both studies; 1 of them agree within their intervals."
+        in compare(worked.folder, again.folder).notes
+    )
+
+
 def test_studies_in_which_nothing_worked_have_their_outcomes_side_by_side(write_study, tmp_path):
     folders = []
     for name, outcome in (("a", "FAILURE"), ("b", "UNADAPTABLE")):

@@ -748,6 +748,36 @@ def test_a_subject_without_trials(write_study, tmp_path):
     assert "No fixer has been run on this subject yet." in _text(_page(folder, tmp_path))
 
 
+def test_a_study_that_has_only_adapted_so_far(write_study, tmp_path):
+    folder = write_study(tmp_path / "s", subjects=("digits",), fixers=("care", "apricot"), seeds=(), outcomes={}).folder
+    text = _text(_page(folder, tmp_path))
+    assert "No final trial has finished on this subject yet; so far there is only adaptation." in text
+    assert text.count("No final trial has finished yet; so far there is only adaptation.") == 4
+    assert "2 fixers" in text and "6 trials" in text
+    for false in ("No fixer has been run", "No trial has finished", "0 seeds", "One seed per fixer", "No fix ended"):
+        assert false not in text
+    assert "only adaptation" in report.write_report(folder, tmp_path / "x", "latex").read_text()
+    assert "only adaptation" in str(advise_module.advise(folder, ""))
+
+
+def test_why_there_is_nothing_of_seeds_and_classes(write_study, tmp_path):
+    """Several seeds, none of them OK, of which those that are CORRUPTED have predictions."""
+    fixers, seeds = ("apricot", "care"), (0, 1, 2)
+    outcomes = {("apricot", "digits", s): "CORRUPTED" for s in seeds} | {
+        ("care", "digits", s): "FAILURE" for s in seeds
+    }
+    made = write_study(tmp_path / "s", subjects=("digits",), fixers=fixers, seeds=seeds, adapt=0, outcomes=outcomes)
+    assert len(made.predictions) == 3
+    text = _text(_page(made.folder, tmp_path))
+    assert "No fixer with figures has two seeds that are OK" in text
+    assert "This needs all predictions of a final trial that is OK, and there are none." in text
+    assert "One seed per fixer" not in text
+    single = write_study(tmp_path / "one", subjects=("digits",), fixers=fixers, seeds=(0,), outcomes={}).folder
+    text = _text(_page(single, tmp_path))
+    assert "One seed per fixer: how much another run would differ" in text
+    assert "One seed per fixer: intervals cover" in text
+
+
 @pytest.mark.parametrize("outcome", ["FAILURE", "UNADAPTABLE", "CORRUPTED"])
 def test_a_study_with_nothing_usable(write_study, tmp_path, outcome):
     fixers = ("apricot", "arachne", "care")
