@@ -54,7 +54,8 @@ def trade_offs(findings: Findings) -> Section:
     for index, subject in enumerate(shown):
         blocks.append(Fold(subject.name, [Plots(list(_trade_off_plots(subject)))], open=index < OPEN_SUBJECTS))
     if not shown:
-        text = "No fixer gave a usable model where the original fails, so there is nothing to weigh."
+        none = "No fixer gave a usable model where the original fails, so there is nothing to weigh."
+        text = none if findings.cells else findings.nothing_yet
         return Section("trade-offs", "Trade-offs", [Paragraph(text)])
     blocks.append(_trade_off_matrix(findings))
     blocks.append(
