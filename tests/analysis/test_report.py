@@ -752,7 +752,7 @@ def test_a_study_that_has_only_adapted_so_far(write_study, tmp_path):
     folder = write_study(tmp_path / "s", subjects=("digits",), fixers=("care", "apricot"), seeds=(), outcomes={}).folder
     text = _text(_page(folder, tmp_path))
     assert "No final trial has finished on this subject yet; so far there is only adaptation." in text
-    assert text.count("No final trial has finished yet; so far there is only adaptation.") == 4
+    assert text.count("No final trial has finished yet; so far there is only adaptation.") == 5
     assert "2 fixers" in text and "6 trials" in text
     for false in ("No fixer has been run", "No trial has finished", "0 seeds", "One seed per fixer", "No fix ended"):
         assert false not in text
