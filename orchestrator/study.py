@@ -37,11 +37,12 @@ def _seconds(value: object) -> object:
         try:
             return units.seconds(value)
         except UserError:
-            raise ValueError("must be seconds or a number with s, m, h or d, such as 10m") from None
+            days = units.LONGEST_TIME // 86400
+            raise ValueError(f"must be seconds or a number with s, m, h or d, such as 10m, up to {days}d") from None
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=units.LONGEST_TIME)]
 
 
 def _size(value: object) -> object:
@@ -471,10 +472,17 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
         raise UserError(f"{source}, line {_line(root, ('preset',))}: no approach has a preset '{study.preset}'{known}")
     entries: list[FixerEntry] = []
     for index, entry in enumerate(study.fixers):
+        where = f"{source}, line {_line(root, ('fixers', index))}"
         try:
-            entries += study.expand(entry)
+            expanded = study.expand(entry)
         except fixers.FixerError as error:
-            raise UserError(f"{source}, line {_line(root, ('fixers', index))}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
+        swept = {other.name for other in entries if other.adapt}
+        for one in expanded:
+            # A trial of both would end in one of them, and the other would wait for it for ever.
+            if one.adapt and one.name in swept:
+                raise UserError(f"{where}: '{one.name}' has two sweeps; put the second into a study of its own.")
+        entries += expanded
     study = study.model_copy(update={"fixers": entries, "plugins": plugins})
     locations: list[Location] = [("subjects", index) for index in range(len(study.subjects))]
     locations += [("attack", "epsilon", name) for name in (study.attack.epsilon if study.attack else ())]

@@ -6,21 +6,26 @@ from orchestrator.errors import UserError
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SUFFIXES = frozenset(_SECONDS)
+LONGEST_TIME = 3650 * 86400
+"""Seconds; timers take no endless ones."""
 
 
 def seconds(text: str) -> float:
     """Seconds from 90, 90s, 10m, 2h or 1d.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is none of these, or longer than :data:`LONGEST_TIME`.
     """
     stripped = text.strip()
     try:
-        if stripped[-1:] in _SECONDS:
-            return float(stripped[:-1]) * _SECONDS[stripped[-1]]
-        return float(stripped)
+        factor = _SECONDS.get(stripped[-1:])
+        found = float(stripped) if factor is None else float(stripped[:-1]) * factor
     except ValueError:
         raise UserError(f"A time is written 90, 90s, 10m, 2h or 1d, but got '{text}'.") from None
+    # NaN isn't at most anything.
+    if not found <= LONGEST_TIME:
+        raise UserError(f"A time is at most {LONGEST_TIME // 86400} days, but got '{text}'.")
+    return found
 
 
 def size(text: str) -> int:
@@ -34,7 +39,7 @@ def size(text: str) -> int:
         if match is None:
             raise ValueError(text)
         return int(float(match[1]) * (1024 if match[3] else 1000) ** (" KMGT".index(match[2] or " ")))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f"A size is written 4GiB, 500MB or 1000000, but got '{text}'.") from None
 
 

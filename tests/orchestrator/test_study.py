@@ -49,6 +49,12 @@ def good(rest, fixers="[arachne]", subjects="[digits]"):
             "line 5: there is no field 'fixers.0.prams'; did you mean 'params'?",
         ),
         (good("time_limit: soon"), "line 4: 'time_limit' must be seconds"),
+        (good("time_limit: .inf"), "line 4: 'time_limit' input should be less than or equal to 315360000"),
+        (good("time_limit: infd"), "line 4: 'time_limit' must be seconds or a number with s, m, h or d, such as 10m"),
+        (
+            good("", fixers="\n  - {name: finetune, adapt: {}}\n  - {name: finetune, adapt: {search: random}}"),
+            "line 5: 'finetune' has two sweeps; put the second into a study of its own.",
+        ),
         (good("resources: {cpu: 0}"), "line 4: 'resources.cpu'"),
         (good("", subjects="[digits, digits]"), "line 2: 'subjects' has the subject 'digits' twice"),
         (good("seeds: [1, 1]"), "line 4: 'seeds' has a seed twice"),
