@@ -14,7 +14,7 @@ def seconds(text: str) -> float:
     """Seconds from 90, 90s, 10m, 2h or 1d.
 
     Raises:
-        UserError: it is none of these, or longer than :data:`LONGEST_TIME`.
+        UserError: it is none of these, not positive, or longer than :data:`LONGEST_TIME`.
     """
     stripped = text.strip()
     try:
@@ -22,9 +22,9 @@ def seconds(text: str) -> float:
         found = float(stripped) if factor is None else float(stripped[:-1]) * factor
     except ValueError:
         raise UserError(f"A time is written 90, 90s, 10m, 2h or 1d, but got '{text}'.") from None
-    # NaN isn't at most anything.
-    if not found <= LONGEST_TIME:
-        raise UserError(f"A time is at most {LONGEST_TIME // 86400} days, but got '{text}'.")
+    # NaN is in no range.
+    if not 0 < found <= LONGEST_TIME:
+        raise UserError(f"A time is more than 0 and at most {LONGEST_TIME // 86400} days, but got '{text}'.")
     return found
 
 

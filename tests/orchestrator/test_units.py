@@ -13,9 +13,9 @@ def test_times(text, expected):
     assert units.seconds(text) == expected
 
 
-@pytest.mark.parametrize("text", ["inf", "infd", "nan", "1e10", "3651d"])
+@pytest.mark.parametrize("text", ["0", "-5", "inf", "infd", "nan", "1e10", "3651d"])
 def test_a_time_that_no_timer_takes_is_refused(text):
-    with pytest.raises(UserError, match="A time is at most 3650 days"):
+    with pytest.raises(UserError, match="A time is more than 0 and at most 3650 days"):
         units.seconds(text)
 
 
