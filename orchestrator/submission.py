@@ -5,8 +5,10 @@ where they are. What the job says is followed, and it goes on without whoever fo
 """
 
 import asyncio
+import hashlib
 import importlib.util
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -25,7 +27,7 @@ import yaml
 
 from orchestrator.errors import UserError
 from orchestrator.study import load_study
-from orchestrator.subjects.local_files import PACKAGES, external_data, module_files
+from orchestrator.subjects.local_files import PACKAGES, external_data, module_files, place
 from orchestrator.subjects.targets import is_target
 
 MOST_BYTES: Final = 200_000_000
@@ -98,22 +100,24 @@ def pack(study: Path, target: Path, most_bytes: int = MOST_BYTES) -> str:
     _pack_version(target)
     text = study.read_text(encoding="utf-8")
     files = dict(local_files(text, study))
-    # Relative paths stay what they are, those that lead upwards too.
-    inside = [path for given, path in files.items() if not Path(given).is_absolute()]
-    root = _common_folder([study.resolve(), *inside])
+    # Relative paths stay what they are, those that lead upwards and links too.
+    study = Path(os.path.normpath(study.absolute()))
+    inside = {given: Path(os.path.normpath(study.parent / given)) for given in files if _lies_beside(given)}
+    root = _common_folder([study, *inside.values()])
+    up = Path(*[".."] * len(study.parent.relative_to(root).parts))
     for given, path in files.items():
-        if Path(given).is_absolute():
-            place = Path("outside") / f"{len(given)}-{path.name}"
-            up = Path(*[".."] * len(study.resolve().parent.relative_to(root).parts))
-            text = _replaced(text, given, str(up / place))
+        if given in inside:
+            packed = inside[given].relative_to(root)
         else:
-            place = path.relative_to(root)
-        _copy(path, target / "study" / place)
-    packed = Path("study") / study.resolve().relative_to(root)
-    (target / packed).parent.mkdir(parents=True, exist_ok=True)
-    (target / packed).write_text(text, encoding="utf-8")
+            # Files of one folder stay together: an ONNX file finds its weights by their name.
+            packed = Path("outside") / hashlib.sha256(bytes(path.parent)).hexdigest()[:8] / path.name
+            text = _replaced(text, given, str(up / packed))
+        _copy(path, target / "study" / packed)
+    place_of_study = Path("study") / study.relative_to(root)
+    (target / place_of_study).parent.mkdir(parents=True, exist_ok=True)
+    (target / place_of_study).write_text(text, encoding="utf-8")
     _check_size(target, most_bytes)
-    return str(packed)
+    return str(place_of_study)
 
 
 def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
@@ -128,7 +132,7 @@ def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
         if not isinstance(subject, Mapping):
             continue
         data = subject.get("data")
-        if data is not None and not is_target(data) and not Path(data).is_absolute():
+        if data is not None and not is_target(data) and _lies_beside(data):
             raise UserError(
                 f"The data {data} of subject {subject['name']} lie beside the study file, and data don't travel: put "
                 "them where every node sees them and give the absolute path."
@@ -138,12 +142,17 @@ def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
             if key in subject and is_target(subject[key]):
                 named += module_files(subject[key].partition(":")[0], folder)
     for given in dict.fromkeys(named):
-        path = (folder / given).resolve()
+        path = place(folder, given)
         if not path.is_file():
             raise UserError(f"There is no file {path}, which {study} names.")
         yield given, path
         if path.suffix == ".onnx":
             yield from ((str(Path(given).parent / name), path.parent / name) for name in external_data(path))
+
+
+def _lies_beside(given: str) -> bool:
+    """Whether a path of a study file starts in its folder; ~ and variables of the environment lead elsewhere."""
+    return not Path(given).is_absolute() and not given.startswith(("~", "$"))
 
 
 def _pack_version(target: Path) -> None:

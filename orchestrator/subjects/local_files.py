@@ -1,12 +1,21 @@
-"""Files of the user's that a study needs but for data: modules with what they import, and what an ONNX file names."""
+"""Files of the user's that a study needs: where they are, modules with what they import, what an ONNX file names."""
 
 import ast
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 PACKAGES: Final = ("fixers", "orchestrator", "analysis")
 """This project's own, which no folder of the user's stands in for."""
+
+
+def place(folder: Path, given: str) -> Path:
+    """Where a path points that a subject names: from the study file's folder, with ~ and variables of the environment.
+
+    A variable that isn't set is left as it is.
+    """
+    return (folder / Path(os.path.expandvars(given)).expanduser()).resolve()
 
 
 def module_files(module: str, folder: Path) -> dict[str, Path]:

@@ -29,6 +29,7 @@ from orchestrator.errors import UserError
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.corruption import CorruptedData, Corruption, Kind
+from orchestrator.subjects.local_files import place
 from orchestrator.subjects.own_data import OwnData, SplitOrigin
 from orchestrator.subjects.parity import PARITY_INPUTS, Parity
 from orchestrator.subjects.splits import SPLIT_NAMES, SplitName
@@ -171,7 +172,7 @@ def _uncorrupted(
     if own.model is None or own.splits is None:
         raise UserError(f"Subject {own.name} needs 'model' and 'splits' beside its data; see docs/subjects.md.")
     data = OwnData(
-        location=own.data if is_target(own.data) else str(_path(base_dir, own.data)),
+        location=own.data if is_target(own.data) else str(place(base_dir, own.data)),
         function_dir=base_dir if is_target(own.data) else None,
         origins=tuple(own.splits.origins().items()),
         seed=own.splits.seed,
@@ -458,12 +459,8 @@ def _validated(spec: Mapping[str, Any]) -> OwnSubject:
         raise UserError(f"Subject {name}: {where}: {first['msg']}.") from error
 
 
-def _path(base_dir: Path, text: str) -> Path:
-    return (base_dir / Path(os.path.expandvars(text)).expanduser()).resolve()
-
-
 def _existing(base_dir: Path, text: str, name: str) -> Path:
-    path = _path(base_dir, text)
+    path = place(base_dir, text)
     if not path.is_file():
         raise UserError(f"There is no file {path}, which subject {name} names; check the path{_unset(text)}.")
     return path

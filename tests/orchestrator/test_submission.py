@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import yaml
 
 from orchestrator import submission
 from orchestrator.errors import UserError
@@ -99,6 +100,38 @@ def test_a_file_with_an_absolute_path_is_found_again(tmp_path):
     ((given,),) = [[line.split("'")[1] for line in packed.read_text().splitlines() if line.startswith("plugins")]]
     assert not Path(given).is_absolute()
     assert (packed.parent / given).read_text() == "x = 1"
+
+
+@pytest.mark.parametrize(
+    "given", ["{folder}/model.onnx", "$MODELS/model.onnx", "${{MODELS}}/model.onnx", "~/model.onnx"]
+)
+def test_a_model_outside_travels_with_its_weights_however_its_place_is_written(tmp_path, monkeypatch, given):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    onnx_with_outside_weights(folder / "model.onnx")
+    monkeypatch.setenv("MODELS", str(folder))
+    monkeypatch.setenv("HOME", str(folder))
+    model = given.format(folder=folder)
+    study = write_study(tmp_path / "studies", f"subjects: [{{name: a, model: '{model}', data: $DATA/a.parquet}}]\n")
+    target = tmp_path / "packed"
+    target.mkdir()
+    packed = target / pack(study, target)
+    (subject,) = yaml.safe_load(packed.read_text())["subjects"]
+    found = packed.parent / subject["model"]
+    assert found.resolve().is_relative_to(target)
+    assert onnx.load(found).graph.initializer[0].raw_data == bytes(16)
+    assert subject["data"] == "$DATA/a.parquet"
+
+
+def test_a_linked_model_is_where_the_study_file_says(tmp_path):
+    (tmp_path / "store").mkdir()
+    onnx_with_outside_weights(tmp_path / "store" / "model.onnx")
+    study = write_study(tmp_path / "studies", "subjects: [{name: a, model: net.onnx, data: /data/a.parquet}]\n")
+    (study.parent / "net.onnx").symlink_to(tmp_path / "store" / "model.onnx")
+    target = tmp_path / "packed"
+    target.mkdir()
+    packed = target / pack(study, target)
+    assert onnx.load(packed.parent / "net.onnx").graph.initializer[0].raw_data == bytes(16)
 
 
 def test_the_packed_code_runs_where_nothing_is_installed(tmp_path):
