@@ -18,7 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject
 from orchestrator.objectives import Figures
 from orchestrator.store import Store
-from orchestrator.study import FixerEntry, Study, TrialSpec, configurations, trial_specs
+from orchestrator.study import FixerEntry, Study, TrialSpec, trial_specs
 from orchestrator.sweeps import Choice, Setup, Sweep, make_sweep
 
 
@@ -33,7 +33,8 @@ class Cell:
     adapt: tuple[TrialSpec, ...]
     """Trials of the sweep that are known before any of them runs; empty without adaptation."""
     final: tuple[TrialSpec, ...]
-    """Trials whose settings are known already; those of an adaptation follow from its sweep."""
+    """Trials whose settings are known already, but for those that an earlier cell has; those of an adaptation follow
+    from its sweep."""
     n_final: int
     n_adapt: int = 0
     """Trials of the sweep at most; those that are certain, when time limits it."""
@@ -52,6 +53,11 @@ class Plan:
         """Trials of the whole study, those of adaptations included."""
         return sum(cell.n_adapt + cell.n_final for cell in self.cells)
 
+    @property
+    def planned_without_sweeps_finals(self) -> int:
+        """The same without the final trials of configurations that sweeps have yet to choose."""
+        return sum(cell.n_adapt + len(cell.final) for cell in self.cells)
+
 
 def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterable[str]) -> Plan:
     """What the study means for its loaded subjects.
@@ -67,22 +73,19 @@ def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterabl
                 "the same ones; leave one out, or run it as a study of its own."
             )
     cells = []
+    taken: set[str] = set()
     for entry in study.fixers:
         for name, subject in subjects.items():
             unmet = fixers.get(entry.name).unmet(subject.facts)
-            adapting = entry.adapt is not None and unmet is None
-            adapt, n_adapt = _known_ahead(Setup(study, entry, name, subject.fingerprint)) if adapting else ((), 0)
-            cells.append(
-                Cell(
-                    entry,
-                    name,
-                    unmet,
-                    adapt=adapt,
-                    final=() if adapting else tuple(trial_specs(study, entry, name, subject.fingerprint, "final")),
-                    n_final=len(study.seeds) * (1 if adapting else len(configurations(entry))),
-                    n_adapt=n_adapt,
-                )
-            )
+            if entry.adapt is not None and unmet is None:
+                adapt, n_adapt = _known_ahead(Setup(study, entry, name, subject.fingerprint))
+                cells.append(Cell(entry, name, unmet, adapt, final=(), n_final=len(study.seeds), n_adapt=n_adapt))
+                continue
+            specs = trial_specs(study, entry, name, subject.fingerprint, "final")
+            final = tuple(spec for spec in specs if spec.trial_id not in taken)
+            taken.update(spec.trial_id for spec in final)
+            if final:
+                cells.append(Cell(entry, name, unmet, adapt=(), final=final, n_final=len(final)))
     return Plan(tuple(cells), frozenset(done))
 
 
@@ -179,11 +182,13 @@ class TrialQueue:
         self._others = _Party()
         self._turn = 0
         self.unplanned = 0
-        """By how many trials finished sweeps fell short of the plan, which has the most that there may be; negative
-        for those that time limits."""
+        """By how many trials finished sweeps fell short of the plan, which has the most that there may be and takes
+        what they choose for trials of their own; negative for those that time limits."""
         waiting = [spec for cell in cells for spec in cell.final if spec.trial_id not in self._done]
         self._waiting = deque(sorted(waiting, key=cost, reverse=True))
-        before = {spec.trial_id for cell in plan.cells for spec in (*cell.adapt, *cell.final)} & plan.done
+        planned = {spec.trial_id for cell in plan.cells for spec in (*cell.adapt, *cell.final)}
+        self._planned_anyway = frozenset(planned)
+        before = planned & plan.done
         before.update(*(party.sweep.results for party in self._sweeps if party.sweep is not None))
         self.done_before = len(before)
         """Trials that had a row when the queue was made, those of the sweeps as far as they are known by then."""
@@ -272,8 +277,10 @@ class TrialQueue:
             chosen = trial_specs(
                 self._study, cell.entry, cell.subject, fingerprint, "final", [json.loads(choice.best.params)]
             )
-            ready = [spec for spec in chosen if spec.trial_id not in self._done]
-            self.done_before += len(chosen) - len(ready)
+            own = [spec for spec in chosen if spec.trial_id not in self._planned_anyway]
+            self.unplanned += len(chosen) - len(own)
+            ready = [spec for spec in own if spec.trial_id not in self._done]
+            self.done_before += len(own) - len(ready)
             self._waiting.extend(ready)
             self.reorder()
 

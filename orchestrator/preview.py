@@ -19,7 +19,8 @@ from orchestrator.subjects.roots import DataRoot
 from orchestrator.subjects.subject import SubjectData, SubjectDefinition
 from orchestrator.units import duration
 
-UNTRAINED = "untrained"
+_UNTRAINED = "untrained-{}"
+"""In place of a fingerprint; every subject has its own."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _untrained(definition: SubjectDefinition, data: SubjectData, history: bool) 
     facts = definition.facts(data=data, has_history=history)
     sizes = {f"n_{name}": len(split) for name, split in data.splits().items()}
     row = {**sizes, "n_parameters": sum(parameter.numel() for parameter in facts.model.parameters())}
-    return LoadedSubject(definition, UNTRAINED, row, facts, {})
+    return LoadedSubject(definition, _UNTRAINED.format(definition.name), row, facts, {})
 
 
 def print_preview(view: Preview, console: Console | None = None) -> None:
@@ -100,7 +101,7 @@ def print_preview(view: Preview, console: Console | None = None) -> None:
     ]
     seconds, unknown = estimate(waiting, view.cost, lanes=1)
     for name, subject in view.subjects.items():
-        if subject.fingerprint == UNTRAINED:
+        if subject.fingerprint == _UNTRAINED.format(name):
             console.print(f"The original model of {name} isn't in the results yet; run loads or trains it first.")
     if seconds:
         console.print(f"What ran before says: about {duration(seconds)} of work on one lane for the trials left.")

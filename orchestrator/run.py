@@ -122,21 +122,20 @@ def run_study(
                     sightings: list[Sighting] = ask(run.monitor.running.remote, [], patience=0)
                     return [sighting for sighting in sightings if sighting.trial_id not in rows]
 
-                run.on_plan = lambda plan, done: shown.planned(plan.planned, done, running)
+                run.on_plan = lambda planned, done: shown.planned(planned, done, running)
             try:
                 with upkeep:
                     run.run()
             finally:
                 if display is not None:
                     display.ended()
-            planned = run.plan.planned if run.plan else 0
             loads: dict[str, int] = ask(run.monitor.loads.remote, {})
         if study.keep_models == "best":
             keep_best_models(store)
         # Workers of a driver that was killed may have written on for a moment after this one began.
         store.tidy()
         store.compact()
-    return Summary(store.uri, planned, len(rows), count_outcomes(store), time.monotonic() - began, loads)
+    return Summary(store.uri, run.planned, len(rows), count_outcomes(store), time.monotonic() - began, loads)
 
 
 def count_outcomes(store: Store) -> dict[str, int]:

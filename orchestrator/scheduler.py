@@ -183,7 +183,7 @@ class StudyRun:
         stopping: what `fixstudy stop` has asked for.
         on_row: told of each row as it appears: trial id, outcome, reason code.
         on_event: told in a sentence what is going on.
-        on_plan: told the plan and how many of its trials are done already.
+        on_plan: told how many trials there are, as far as that is known, and how many of them are done already.
     """
 
     study: Study
@@ -194,7 +194,7 @@ class StudyRun:
     stopping: Stopping
     on_row: Callable[[str, str, str | None], None] = lambda trial_id, outcome, reason: None
     on_event: Callable[[str], None] = lambda sentence: None
-    on_plan: Callable[[Plan, int], None] = lambda plan, done: None
+    on_plan: Callable[[int, int], None] = lambda planned, done: None
     joined: bool = True
     """Whether Ray runs on other machines too, which may lack files of this one."""
     luggage: Luggage = field(default_factory=Luggage)
@@ -206,7 +206,8 @@ class StudyRun:
     subjects: dict[str, LoadedSubject] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
     """Subjects that no node holds any more; they are loaded again before the next trial."""
-    plan: Plan | None = None
+    planned: int = 0
+    """Trials of this run with those that are done already: at most, until all sweeps have ended."""
     cost: CostModel = field(init=False)
     """Of trials, from those that have run."""
     packing: Packing = field(default_factory=Packing)
@@ -271,30 +272,31 @@ class StudyRun:
     def _run(self) -> None:
         self.on_event("loading subjects, training missing originals")
         references = self.load_subjects()
-        plan = self.plan = self._without_failures(make_plan(self.study, self.subjects, self.store.done()))
-        self._note_plan(plan.planned)
+        plan = self._without_failures(make_plan(self.study, self.subjects, self.store.done()))
         self.number = 1 + max((row["run"] or 0 for row in self.store.rows(["run"])), default=0)
         if others := outdated(plan, self.store).total():
             self.on_event(f"{others} rows are of other code of their approach: they stay, and their trials run again")
         figures = figures_on_valid(self.store) if any(entry.adapt for entry in self.study.fixers) else {}
         self.cost = CostModel(self.store, self.subjects)
         queue = TrialQueue(self.study, plan, self.subjects, figures, self.cost, self._chosen, final=self.final)
-        self.on_plan(plan, queue.done_before)
+        self._note_plan(plan, queue)
+        self.on_plan(self.planned, queue.done_before)
         self._store_unadaptable(plan)
         if not queue.exhausted:
             self.on_event(f"running {queue.left} trials")
             with self.stopping.of(Flight(queue, self.monitor)):
                 self._tune(queue, references)
         forget(self.store)
-        if queue.unplanned:
-            self._note_plan(plan.planned - queue.unplanned)
+        self._note_plan(plan, queue)
         if self.study.pictures and self.final:
             pictures.draw(references, self.store, self.luggage, self.cache_dir, self.on_event)
 
-    def _note_plan(self, planned: int) -> None:
+    def _note_plan(self, plan: Plan, queue: TrialQueue) -> None:
         """Leave the number of trials for those who only read; that of one sweep alone isn't the study's."""
+        planned = plan.planned if self.final else plan.planned_without_sweeps_finals
+        self.planned = planned - queue.unplanned
         if self.final:
-            self.store.write_bytes("plan.json", json.dumps({"planned": planned}).encode())
+            self.store.write_bytes("plan.json", json.dumps({"planned": self.planned}).encode())
 
     def _without_failures(self, plan: Plan) -> Plan:
         """The plan after what failed and may pass was set aside, if that is wanted."""

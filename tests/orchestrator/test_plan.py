@@ -12,7 +12,7 @@ from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject
 from orchestrator.objectives import Figures
 from orchestrator.plan import CostModel, Plan, TrialQueue, estimate, make_plan, outdated
-from orchestrator.preview import Preview, print_preview
+from orchestrator.preview import Preview, preview, print_preview
 from orchestrator.store import Store
 from orchestrator.study import Adaptation, FixerEntry, Study
 from orchestrator.subjects.catalogue import resolve
@@ -50,6 +50,49 @@ def test_every_trial_comes_once_and_the_expensive_first(subjects):
     assert len(order) == len({spec.trial_id for spec in order}) == plan.planned == 8
     costs = [len(spec.fixer) + spec.seed for spec in order]
     assert costs == sorted(costs, reverse=True)
+
+
+def test_a_trial_that_two_entries_name_is_one_trial(subjects):
+    entries = study(
+        FixerEntry(name="finetune", grid={"epochs": [1, 20]}),
+        FixerEntry(name="finetune", params={"epochs": 20}),
+        FixerEntry(name="finetune", params={"epochs": 2}),
+    )
+    plan = make_plan(entries, subjects, done=())
+    assert plan.planned == 2 * 2 * 3
+    order = drain(TrialQueue(entries, plan, subjects, {}, lambda spec: 0.0))
+    assert len(order) == len({spec.trial_id for spec in order}) == plan.planned
+
+
+@pytest.mark.parametrize("already", [0, 1, 2])
+def test_what_a_sweep_chooses_may_be_in_the_plan_already(subjects, already):
+    """The sweep chooses alpha 1, which another entry runs in any case; nothing runs twice, and the counts are true."""
+    only = {"digits": subjects["digits"]}
+    sweep = FixerEntry(name="arachne", adapt=Adaptation(space={"alpha": [1.0, 2.0]}))
+    entries = study(sweep, FixerEntry(name="arachne", params={"alpha": 1.0}))
+    before = make_plan(entries, only, ())
+    scores = {
+        spec.trial_id: Figures("OK", float(json.loads(spec.params)["alpha"] == 1.0)) for spec in before.cells[0].adapt
+    }
+    done = {*scores, *(spec.trial_id for spec in before.cells[1].final[:already])}
+    plan = make_plan(entries, only, done)
+    queue = TrialQueue(entries, plan, only, scores, lambda spec: 0.0)
+    assert [spec.trial_id for spec in drain(queue)] == [spec.trial_id for spec in before.cells[1].final[already:]]
+    assert queue.exhausted
+    assert queue.done_before == len(done)
+    assert plan.planned - queue.unplanned == len(scores) + 2
+
+
+def test_a_plan_before_any_original_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("FIXSTUDY_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "study.yaml"
+    file.write_text("study: fresh\nsubjects: [digits, digits-s]\nfixers: [finetune]\n")
+    text = io.StringIO()
+    print_preview(preview(file, results=str(tmp_path / "results")), Console(file=text, width=200))
+    assert "Study fresh: 2 trials" in text.getvalue()
+    for name in ("digits", "digits-s"):
+        assert f"The original model of {name} isn't in the results yet" in text.getvalue()
+    assert not (tmp_path / "results").exists()
 
 
 def test_two_names_of_one_subject_are_refused(subjects):
