@@ -20,14 +20,15 @@ seed and from results alone, and not from the order in which trials happen to fi
   starts again, which costs up to 45 % more (with a reduction of three) than going on from a checkpoint.
 
 A budget of trials is kept exactly. A budget of time is compared with the sum over the rows (fix and evaluation); how
-far the sweep gets depends on the machine then, and which configurations come in which order does not.
+far the sweep gets depends on the machine then, and which configurations come in which order does not. Rows that exist
+cost no time, so trials that were in flight when the time was up belong to the sweep whenever it is asked again.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import fixers
 from orchestrator import space
@@ -113,6 +114,8 @@ class Sweep(ABC):
         self._known = known
         self._seen: set[str] = set()
         self._ready: TrialSpec | None = None
+        self._has_ended = False
+        """Whether there was a trial for which no time was left."""
         self._look_ahead()
 
     @property
@@ -138,8 +141,8 @@ class Sweep(ABC):
     def tell(self, trial_id: str, figures: Figures) -> None:
         """A trial that was asked for has its row."""
         self.results[trial_id] = figures
-        if self._time_is_up():
-            self._ready = None
+        if self._ready is not None and self._time_is_up():
+            self._ready, self._has_ended = None, True
         self._look_ahead()
 
     def known_ahead(self) -> Iterator[TrialSpec]:
@@ -167,7 +170,7 @@ class Sweep(ABC):
 
     def _look_ahead(self) -> None:
         most = self.setup.adapt.most_trials
-        while self._ready is None and (most is None or len(self.trials) < most) and not self._time_is_up():
+        while self._ready is None and not self._has_ended and (most is None or len(self.trials) < most):
             setting = self._next()
             if setting is None:
                 return
@@ -179,6 +182,8 @@ class Sweep(ABC):
             if spec.trial_id in self._known:
                 self.trials.append(spec)
                 self.results[spec.trial_id] = self._known[spec.trial_id]
+            elif self._time_is_up():
+                self._has_ended = True
             else:
                 self._ready = spec
 
@@ -289,6 +294,15 @@ class _Listed(Sweep):
         return next(self._settings, None)
 
 
+class _Coming(NamedTuple):
+    """A configuration that may be next on a rung."""
+
+    rung: int
+    setting: Mapping[str, Any]
+    survivor: str | None = None
+    """Trial on the rung below, of which it is the promotion; None for one that is drawn."""
+
+
 class _Halving(Sweep):
     """Successive halving; every rung of a configuration is a trial of its own."""
 
@@ -304,7 +318,9 @@ class _Halving(Sweep):
         self._setting_of: dict[str, Mapping[str, Any]] = {}
         self._rung_of: dict[str, int] = {}
         self._promoted: set[str] = set()
-        self._coming: tuple[int, Mapping[str, Any]] = 0, {}
+        self._drawn: Mapping[str, Any] | None = None
+        """The next configuration of the lowest rung, until it is taken."""
+        self._coming = _Coming(0, {})
         super().__init__(setup, known)
 
     def planned(self, ahead: int) -> int:
@@ -313,24 +329,38 @@ class _Halving(Sweep):
         return space.trials_of(ahead, len(self._rungs), self._reduction)
 
     def _next(self) -> Mapping[str, Any] | None:
-        coming = self._promotion() or self._drawn()
-        if coming is None:
+        options = [*self._promotions(), *self._draw()]
+        if not options:
             return None
-        self._coming = coming
-        rung, setting = coming
+        # What has a row first: it takes no time, and a sweep that time has ended comes to the same end again.
+        self._coming = next((option for option in options if self._is_known(option)), options[0])
+        rung, setting, survivor = self._coming
+        if survivor is None:
+            self._drawn = None
+        else:
+            self._promoted.add(survivor)
+        return self._on(rung, setting)
+
+    def _on(self, rung: int, setting: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**setting, self._effort: self._rungs[rung]}
 
-    def _drawn(self) -> tuple[int, Mapping[str, Any]] | None:
-        may_draw = self._most_drawn is None or len(self._on_rung[0]) < self._most_drawn
-        setting = next(self._settings, None) if may_draw else None
-        return None if setting is None else (0, setting)
+    def _is_known(self, option: _Coming) -> bool:
+        spec = self.setup.spec(self._on(option.rung, option.setting)) if self._known else None
+        return spec is not None and spec.trial_id in self._known
 
-    def _promotion(self) -> tuple[int, Mapping[str, Any]] | None:
+    def _draw(self) -> Iterator[_Coming]:
+        """The configuration that is drawn next, if there is one."""
+        if self._drawn is None and (self._most_drawn is None or len(self._on_rung[0]) < self._most_drawn):
+            self._drawn = next(self._settings, None)
+        if self._drawn is not None:
+            yield _Coming(0, self._drawn)
+
+    def _promotions(self) -> Iterator[_Coming]:
+        """The configurations that may go on now, the highest rung first."""
         for rung in reversed(range(len(self._rungs) - 1)):
             survivor = self._promotion_from(rung)
             if survivor is not None:
-                return rung + 1, self._setting_of[survivor.trial_id]
-        return None
+                yield _Coming(rung + 1, self._setting_of[survivor.trial_id], survivor.trial_id)
 
     def _promotion_from(self, rung: int) -> TrialSpec | None:
         """The configuration that goes on from a rung now."""
@@ -342,9 +372,7 @@ class _Halving(Sweep):
                 return None
             fit = [s for s in known if s.trial_id not in self._promoted and self.results[s.trial_id].is_measured]
             if fit:
-                best = max(fit, key=self._standing)
-                self._promoted.add(best.trial_id)
-                return best
+                return max(fit, key=self._standing)
             self._on_rung[rung + 1].append(None)
 
     def _standing(self, spec: TrialSpec) -> tuple[bool, float]:
@@ -352,11 +380,11 @@ class _Halving(Sweep):
         return figures.is_acceptable, self.setup.adapt.aim.score(figures) or 0.0
 
     def _spec(self, setting: Mapping[str, Any]) -> TrialSpec | None:
-        spec, (rung, _) = super()._spec(setting), self._coming
-        return None if spec is None else replace(spec, short_rung=rung < len(self._rungs) - 1)
+        spec = super()._spec(setting)
+        return None if spec is None else replace(spec, short_rung=self._coming.rung < len(self._rungs) - 1)
 
     def _named(self, spec: TrialSpec | None) -> None:
-        rung, setting = self._coming
+        rung, setting, _ = self._coming
         is_new = spec is not None and spec.trial_id not in self._seen
         if rung == 0 and not is_new:
             return

@@ -180,6 +180,18 @@ def test_no_trial_starts_when_the_time_is_up(search, seconds, workers, chance):
     assert len(sweep.trials) * 4 >= seconds or sweep.is_finished
 
 
+@pytest.mark.parametrize("search", [{"search": "grid"}, {"search": "random"}, {"search": "asha"}, *SUGGESTED])
+@settings(max_examples=12)
+@given(seconds=st.integers(1, 80), workers=st.integers(1, 6), chance=ORDERS)
+def test_a_sweep_that_time_has_ended_is_the_same_when_it_is_asked_again(search, seconds, workers, chance):
+    of = setup(budget=f"{seconds}s", **search)
+    first = run(make_sweep(of, {}), chance, workers=workers)
+    again = make_sweep(of, dict(first.results))
+    assert again.is_finished
+    assert set(trials(again)) == set(trials(first))
+    assert again.choose() == first.choose()
+
+
 def test_trials_that_died_use_up_the_time_too():
     sweep = run(make_sweep(setup(budget="2h"), {}), workers=1, judge=lambda spec: Figures("FAILURE"))
     assert len(sweep.trials) == 2, "each may have taken the hour that is the limit"
