@@ -8,7 +8,7 @@ machine that is less busy, or larger; and what was cancelled never had its chanc
 from typing import Final
 
 from orchestrator.outcomes import ReasonCode
-from orchestrator.plan import Plan
+from orchestrator.plan import Cell, Plan
 from orchestrator.store import Store
 
 MAY_PASS: Final = frozenset(
@@ -34,11 +34,15 @@ def failures_that_may_pass(plan: Plan, store: Store) -> frozenset[str]:
     """Trials of a plan whose row is a FAILURE that may pass.
 
     Rows that the plan wouldn't run again (of earlier code, data or settings) stay where they are. The final trials of
-    an adaptation follow from its sweep and aren't in the plan yet; they are known by their fixer, subject and code.
+    an adaptation follow from its sweep and aren't in the plan yet, nor are all trials of a sweep that looks at results
+    or that time limits; they are known by their fixer, subject and code.
     """
     planned = {spec.trial_id for cell in plan.cells for spec in (*cell.adapt, *cell.final)}
-    adapting = {
-        (spec.fixer, spec.subject_fingerprint, spec.code_version) for cell in plan.cells for spec in cell.adapt[:1]
+    following = {
+        (stage, spec.fixer, spec.subject_fingerprint, spec.code_version)
+        for cell in plan.cells
+        for spec in cell.adapt[:1]
+        for stage in ("final", *(() if _is_known_ahead(cell) else ("adapt",)))
     }
     columns = ["outcome", "reason_code", "phase", "stage", "fixer", "subject_fingerprint", "code_version"]
     return frozenset(
@@ -48,9 +52,12 @@ def failures_that_may_pass(plan: Plan, store: Store) -> frozenset[str]:
         and may_pass(row["reason_code"], row["phase"])
         and (
             row["trial_id"] in planned
-            or (
-                row["stage"] == "final"
-                and (row["fixer"], row["subject_fingerprint"], row["code_version"]) in adapting
-            )
+            or (row["stage"], row["fixer"], row["subject_fingerprint"], row["code_version"]) in following
         )
-    )  # fmt: skip
+    )
+
+
+def _is_known_ahead(cell: Cell) -> bool:
+    """Whether all trials of its sweep are in the plan."""
+    limited_by_time = cell.entry.adapt is not None and cell.entry.adapt.most_trials is None
+    return len(cell.adapt) == cell.n_adapt and not limited_by_time

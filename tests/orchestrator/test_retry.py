@@ -164,3 +164,27 @@ def test_only_failures_of_the_plan_that_may_pass_run_again(tmp_path, subjects):
     failed("chosen-by-the-sweep", "cancelled")
     failed("point-of-an-earlier-sweep", "cancelled", stage="adapt")
     assert failures_that_may_pass(plan, store) == {of_arachne[0].trial_id, sweep.trial_id, "chosen-by-the-sweep"}
+
+
+@pytest.mark.parametrize(
+    ("adapt", "run_again"),
+    [
+        ({"search": "optuna", "budget": 12}, True),
+        ({"search": "asha", "budget": 12}, True),
+        ({"budget": "2h"}, True),
+        ({"search": "random", "budget": 12}, False),
+    ],
+)
+def test_trials_that_a_sweep_comes_up_with_later_run_again(tmp_path, subjects, adapt, run_again):
+    """The last is known ahead as a whole, so what it doesn't name is of an earlier sweep."""
+    entries = Study(study="t", subjects=["digits"], fixers=[FixerEntry(name="arachne", adapt=adapt)])
+    plan = make_plan(entries, subjects, ())
+    store = Store(tmp_path)
+    store.create()
+    known = plan.cells[0].adapt[0]
+    identity = {"fixer": known.fixer, "subject_fingerprint": known.subject_fingerprint}
+    for trial_id, code in (("later", known.code_version), ("of other code", "0ld")):
+        write(
+            store, trial_id, "FAILURE", reason_code="timeout", phase="fix", stage="adapt", code_version=code, **identity
+        )
+    assert failures_that_may_pass(plan, store) == ({"later"} if run_again else set())
