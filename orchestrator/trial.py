@@ -216,6 +216,8 @@ def run_trial(
         # The one place that catches broadly: whatever a fixer raises becomes a row, and the study goes on.
         verdict = outcomes.judge_exception(error, phase)
         row |= {name: None for name in _MEASURED if name in row}
+        # Of a model that wasn't judged to the end.
+        record.predictions = None
         row |= {"phase": phase, **peak_memory(device)}
         row.setdefault("fix_seconds", time.monotonic() - begin if phase == "fix" else None)
         record.device_broken = outcomes.is_device_broken(error)

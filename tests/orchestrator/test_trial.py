@@ -9,6 +9,7 @@ import pytest
 
 import fixers
 from fixers import registry
+from orchestrator import trial
 from orchestrator.study import TrialSpec
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
@@ -59,6 +60,18 @@ def test_a_trial_of_a_sweep_is_judged_on_valid_alone(run):
     assert record.row.get("accuracy_fixed") is None
     assert record.predictions is None
     assert record.state is None
+
+
+def test_a_failed_trial_leaves_no_predictions(run, monkeypatch):
+    def no_room(*args, **kwargs):
+        raise MemoryError("no room for valid")
+
+    # After the test split was judged.
+    monkeypatch.setattr(trial, "_judge_on_valid", no_room)
+    record = run("finetune")
+    assert (record.row["outcome"], record.row["reason_code"]) == ("FAILURE", "host_oom")
+    assert record.row["accuracy_fixed"] is None
+    assert record.predictions is None
 
 
 def test_the_row_adds_up(run):
