@@ -110,6 +110,7 @@ def run_study(
                 stopping,
                 on_row=on_row,
                 final=only is None and not profile,
+                records_choices=not profile,
                 retry_failures=retry_failures,
                 show_in=show_in or {},
                 joined=session.joins(address),
@@ -149,8 +150,9 @@ def count_outcomes(store: Store) -> dict[str, int]:
 def keep_best_models(store: Store) -> None:
     """Delete the fixed models that aren't the best of their fixer and subject, judged on valid."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in store.rows(["fixer", "subject", "outcome", "accuracy_valid_fixed"]):
-        if row["outcome"] != "OK" or row["accuracy_valid_fixed"] is None:
+    for row in store.rows(["fixer", "subject", "stage", "outcome", "accuracy_valid_fixed"]):
+        # Trials of a sweep have no model, and one may be as good as the final trial that repeats it.
+        if row["stage"] != "final" or row["outcome"] != "OK" or row["accuracy_valid_fixed"] is None:
             continue
         key = row["fixer"], row["subject"]
         # Ties go to the smaller id, so that every call keeps the same one.

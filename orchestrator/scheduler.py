@@ -216,6 +216,8 @@ class StudyRun:
     """Of this run: larger than that of every row before it."""
     final: bool = True
     """Whether final trials run; without them only adaptations do."""
+    records_choices: bool = True
+    """Whether what a sweep chose is recorded; a sweep of one trial, for its measurements, chooses nothing."""
     retry_failures: bool = False
     """Whether trials that failed for reasons that may pass run again."""
     show_in: Mapping[str, str | None] = field(default_factory=dict)
@@ -400,6 +402,8 @@ class StudyRun:
                     self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
 
     def _chosen(self, cell: Cell, choice: Choice) -> None:
+        if not self.records_choices:
+            return
         content = json.dumps(record(cell.entry, cell.subject, choice), indent=1)
         self.store.write_bytes(record_name(cell.entry.name, cell.subject), content.encode())
 

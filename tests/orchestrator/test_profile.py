@@ -49,11 +49,12 @@ def test_successive_halving_is_measured_by_a_whole_trial(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_profile_shows_what_trials_take_and_run_does_not_repeat_them(tmp_path):
+def test_profile_shows_what_trials_take_and_run_does_not_repeat_them_nor_forget_its_choice(tmp_path):
     plugin = Path(__file__).parents[2] / "examples" / "misbehaving_fixers.py"
     study, results = tmp_path / "study.yaml", tmp_path / "results"
     study.write_text(
-        f"study: profiled\nsubjects: [digits]\nplugins: ['{plugin}']\nfixers: [does_nothing, runs_out_of_memory_once]\n"
+        f"study: profiled\nsubjects: [digits]\nplugins: ['{plugin}']\n\n"
+        "fixers: [does_nothing, runs_out_of_memory_once, {name: arachne, preset: quick, adapt: {budget: 2}}]\n"
         "seeds: 2\nattack: none\nkeep_models: none\npictures: false\n"
     )
 
@@ -66,5 +67,9 @@ def test_profile_shows_what_trials_take_and_run_does_not_repeat_them(tmp_path):
     shown = call("profile")
     for word in ("fixer", "peak_host_bytes", "cores", "does_nothing", "runs_out_of_memory_once"):
         assert word in shown
-    assert len(list((results / "trials").glob("*.parquet"))) == 2
-    assert "2 of 4 trials ran" in call("run")
+    assert len(list((results / "trials").glob("*.parquet"))) == 3
+    assert not list(results.glob("adaptation-*.json")), "one trial is no choice"
+    assert "5 of 8 trials ran" in call("run")
+    record = (results / "adaptation-arachne-digits.json").read_bytes()
+    call("profile")
+    assert (results / "adaptation-arachne-digits.json").read_bytes() == record

@@ -202,8 +202,12 @@ def test_the_best_model_of_each_fixer_and_subject_is_kept(tmp_path):
     for number, (fixer, score, outcome) in enumerate(
         [("a", 0.5, "OK"), ("a", 0.7, "OK"), ("a", 0.9, "CORRUPTED"), ("b", 0.1, "OK")]
     ):
-        trial = write(store, number, fixer=fixer, subject="s", accuracy_valid_fixed=score, outcome=outcome)
+        known = {"fixer": fixer, "subject": "s", "accuracy_valid_fixed": score}
+        trial = write(store, number, stage="final", outcome=outcome, **known)
         store.write_bytes(f"models/{trial}.safetensors", b"weights")
+        # The trial of a sweep that chose it, which has no model.
+        write(store, 100 - number, stage="adapt", **known)
+        write(store, -1 - number, stage="adapt", **known)
     keep_best_models(store)
     assert store.model_ids() == {"trial0001", "trial0003"}
 
