@@ -23,7 +23,7 @@ from fixers.fixer import Fixer, suggest
 LEVELS = ("model_level", "layer_level", "neuron_level")
 ENTRY_POINTS = "fixstudy.fixers"
 # Changing these can't change what a fix computes, so results stay valid.
-_NEUTRAL_MODULES = {"fixers.fixer", "fixers.registry", "fixers.requirements", "fixers.cache", "fixers.errors"}
+_NEUTRAL_MODULES = {"fixers", "fixers.fixer", "fixers.registry", "fixers.requirements", "fixers.cache", "fixers.errors"}
 
 _PLUGIN_NAME = re.compile(r"^fixstudy_plugin_[0-9a-f]{8}_")
 
@@ -129,12 +129,13 @@ def _defined_in(module_name: str) -> Iterator[type[Fixer]]:
 def code_version(fixer: type[Fixer]) -> str:
     """A hash of the code that determines what a fix computes: 12 hexadecimal digits.
 
-    Covers the approach's module and the modules of this package that it imports, directly or not; comments,
-    docstrings and formatting don't count. It is part of a trial's identity: results of changed code are never taken
-    for results of the new code.
+    Covers the approach's module and what it imports, directly or not, of this package and of the one that it is in
+    itself; comments, docstrings and formatting don't count. It is part of a trial's identity: results of changed code
+    are never taken for results of the new code.
     """
     sources: dict[str, str] = {}
     waiting = [fixer.__module__]
+    ours = {"fixers", fixer.__module__.partition(".")[0]}
     while waiting:
         name = waiting.pop()
         if name in sources or name in _NEUTRAL_MODULES:
@@ -144,7 +145,10 @@ def code_version(fixer: type[Fixer]) -> str:
         if path is None:
             continue
         sources[name], imports = _parsed(Path(path).read_text(encoding="utf-8"))
-        waiting += [imported for imported in imports if _is_ours(imported)]
+        package = name if hasattr(module, "__path__") else name.rpartition(".")[0]
+        # A single file is in no package, so its relative imports fail before anybody asks.
+        absolute = (importlib.util.resolve_name(item, package) if package else item for item in imports)
+        waiting += [item for item in absolute if item.partition(".")[0] in ours and _is_module(item)]
     # Where a plug-in's file lies says nothing about what it computes.
     texts = {_PLUGIN_NAME.sub("", name): text for name, text in sources.items()}
     code = "\n".join(f"{name}\n{texts[name]}" for name in sorted(texts))
@@ -158,9 +162,7 @@ def _parsed(source: str) -> tuple[str, tuple[str, ...]]:
     return _bare_code(tree), tuple(_imports(tree))
 
 
-def _is_ours(name: str) -> bool:
-    if not name.startswith("fixers."):
-        return False
+def _is_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
@@ -169,12 +171,15 @@ def _is_ours(name: str) -> bool:
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
+    """Names as in ``import``, relative ones with their dots; of objects as well as of modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            if node.module:
+                yield source
+            yield from (f"{source}{'.' if node.module else ''}{alias.name}" for alias in node.names)
 
 
 def _bare_code(tree: ast.Module) -> str:

@@ -1,4 +1,6 @@
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +97,30 @@ def test_the_code_version_covers_helper_modules(tmp_path, monkeypatch):
     registry.code_version.cache_clear()
     assert registry.code_version(arachne) != version
     registry.code_version.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "line", ["from ours.core import STEP", "from .core import STEP", "from . import core", "import ours.core"]
+)
+def test_the_code_version_covers_what_a_plug_in_imports_of_its_own_package(tmp_path, monkeypatch, line):
+    """Each package is imported anew, as in another process."""
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "ours"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "far.py").write_text("")
+    path = Path(write(package))
+    path.write_text(path.read_text().replace("from torch import nn", f"from torch import nn\n{line}"))
+
+    def version(core, far):
+        (package / "core.py").write_text(f"from . import far\nSTEP = {core}\n")
+        (package / "far.py").write_text(f"FAR = {far}\n")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "ours"]:
+            del sys.modules[name]
+        registry._registered.pop("mine", None)
+        registry.load("ours.mine")
+        return registry.code_version(fixers.get("mine"))
+
+    first = version(core=1, far=1)
+    assert version(core=1, far=1) == first
+    assert len({first, version(core=2, far=1), version(core=1, far=2)}) == 3
