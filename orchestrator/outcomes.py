@@ -4,6 +4,7 @@ Four outcomes, no fifth. Whatever happens to a trial (an exception, a killed wor
 with a reason code for machines and a sentence for people; a lost node is nobody's outcome, the trial runs again.
 """
 
+import re
 import traceback
 from dataclasses import dataclass
 from enum import StrEnum
@@ -173,6 +174,7 @@ def judge_nonfinite(parameter: str) -> Verdict:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    # Ray colours what it says of other processes.
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

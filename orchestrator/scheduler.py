@@ -370,7 +370,8 @@ class StudyRun:
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, Exception):
             # Raised outside run_trial: storing the row failed, or the subject couldn't be mapped.
             return outcomes.judge_exception(cause, seen.phase if seen else "load")
-        if seen is not None and seen.seconds > self.study.time_limit and seen.phase == "fix":
+        by_ray = isinstance(error, ray.exceptions.OutOfMemoryError)
+        if seen is not None and seen.seconds > self.study.time_limit and seen.phase == "fix" and not by_ray:
             return outcomes.judge_killed_by_watchdog(seen.phase, seen.seconds)
         kills = oom_kills() - seen.oom_kills if seen is not None and _is_here(seen) else 0
         return outcomes.judge_dead_worker(error, seen.phase if seen else None, kills)

@@ -488,8 +488,17 @@ def _table(dataset: DatasetName, columns: Mapping[str, Any]) -> pa.Table:
     if unknown:
         raise ValueError(f"The schema of {dataset} has no column {', '.join(sorted(unknown))}.")
     length = len(next(iter(columns.values())))
-    arrays = [pa.array(columns.get(f.name, [None] * length), f.type, from_pandas=True) for f in schema]
+    values = {f.name: columns.get(f.name, [None] * length) for f in schema}
+    arrays = [
+        pa.array(map(_utf8, values[f.name]) if f.type == pa.string() else values[f.name], f.type, from_pandas=True)
+        for f in schema
+    ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _utf8(text: str | None) -> str | None:
+    """A text with escapes for what UTF-8 can't hold: file names that Linux takes and Python hands on as surrogates."""
+    return text if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _parquet(table: pa.Table) -> pa.Buffer:

@@ -424,6 +424,13 @@ class _Curves:
         self.columns: dict[str, list[Any]] = {"step": [], "metric": [], "value": [], "seconds": []}
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take what was reported.
+
+        Raises:
+            ValueError: the step is too large for a column of whole numbers.
+        """
+        if abs(step) >= 2**63:
+            raise ValueError(f"A step that a fixer reports must fit into 64 bits, but got {step}.")
         seconds = time.monotonic() - self._start
         for metric, value in figures.items():
             if len(self.columns["step"]) < MOST_CURVE_POINTS:

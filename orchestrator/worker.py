@@ -133,7 +133,12 @@ class TrialWorker(tune.Trainable):
         self._watchdog.disarm()
         record.row["log_tail"] = self._log.text(CHARACTERS_WHEN_OK if record.row["outcome"] == "OK" else CHARACTERS)
         record.row |= {"run": self._context.run, **self._given}
-        self._store(record)
+        try:
+            self._store(record)
+        except Exception:
+            # Whoever judges what is raised here asks where that was.
+            ray.get(self._tell("store"))
+            raise
         if record.device_broken:
             raise DeviceBrokenError(f"The device failed in trial {self._spec.trial_id}; its row is stored.")
         return {
@@ -191,8 +196,12 @@ class TrialWorker(tune.Trainable):
             # The limit is the fixer's; evaluating takes what it takes, but not for ever.
             limit = max(limit, LIMIT_OF_OTHER_PHASES)
         self._watchdog.arm(limit + grace(limit))
+        self._tell(phase)
+
+    def _tell(self, phase: Phase) -> ray.ObjectRef[None]:
+        """Tell the monitor which phase this is."""
         spec = self._spec
-        self._context.monitor.phase.remote(
+        told: ray.ObjectRef[None] = self._context.monitor.phase.remote(
             Sighting(
                 trial_id=spec.trial_id,
                 label=f"{spec.fixer} on {spec.subject}, seed {spec.seed}",
@@ -204,6 +213,7 @@ class TrialWorker(tune.Trainable):
                 streams=self._streams,
             )
         )
+        return told
 
     def _progress(self, step: int, figures: Mapping[str, float]) -> None:
         if time.monotonic() - self._last_progress > SECONDS_BETWEEN_PROGRESS:

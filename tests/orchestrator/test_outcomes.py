@@ -1,6 +1,7 @@
 import copy
 import inspect
 import pickle  # noqa: TID251  # Ray pickles exceptions, so the test does.
+from unittest.mock import Mock
 
 import pytest
 import ray.exceptions
@@ -8,9 +9,11 @@ import torch
 
 import analysis.errors
 import fixers.errors
-from orchestrator import outcomes
+from orchestrator import outcomes, scheduler
 from orchestrator.evaluation.robustness import AttackError
+from orchestrator.monitor import Sighting
 from orchestrator.outcomes import ReasonCode
+from orchestrator.scheduler import StudyRun
 from orchestrator.worker import DeviceBrokenError
 
 
@@ -47,6 +50,21 @@ def test_an_exception_is_classified_by_its_type(error, code):
 def test_a_dead_worker_is_classified_by_evidence(error, kills, code):
     verdict = outcomes.judge_dead_worker(error, "fix", kills)
     assert (verdict.outcome, verdict.reason_code) == ("FAILURE", code)
+
+
+@pytest.mark.parametrize("seconds", [599.0, 601.0])
+def test_what_rays_memory_monitor_kills_ran_out_of_memory_at_any_time(tmp_path, monkeypatch, seconds):
+    """Between a trial's time limit and the end that the watchdog makes, too."""
+    monkeypatch.setattr(scheduler, "_is_here", lambda seen: False)
+    run = StudyRun(Mock(time_limit=600.0), {}, Mock(), None, tmp_path, Mock())
+    seen = Sighting("t1", "mine on digits", "fix", "node", pid=1, oom_kills=0, seconds=seconds)
+    verdict = run._judge_lost_trial(ray.exceptions.OutOfMemoryError("the node was low on memory"), seen)
+    assert verdict.reason_code == "host_oom"
+
+
+def test_colours_of_ray_are_no_part_of_a_reason():
+    verdict = outcomes.judge_exception(ValueError("\x1b[36mray::step()\x1b[39m failed"), "fix")
+    assert verdict.reason == "ValueError during fix: ray::step() failed"
 
 
 def test_the_two_errors_called_out_of_memory_are_told_apart():

@@ -212,6 +212,15 @@ def test_the_best_model_of_each_fixer_and_subject_is_kept(tmp_path):
     assert store.model_ids() == {"trial0001", "trial0003"}
 
 
+def test_a_text_that_utf8_cannot_hold_is_escaped(tmp_path):
+    """A log line may name a file whose name isn't UTF-8; the row is worth more than the letter."""
+    store = Store(tmp_path)
+    store.create()
+    trial = write(store, 0, log_tail=os.fsdecode(b"no caf\xe9.png"), reason="a caf\u00e9")
+    row = store.row(trial, ["log_tail", "reason"])
+    assert (row["log_tail"], row["reason"]) == ("no caf\\udce9.png", "a caf\u00e9")
+
+
 def test_metadata_names_version_and_units(tmp_path):
     store = Store(tmp_path)
     store.create()
