@@ -143,7 +143,7 @@ def _tells_of_stop() -> Iterator[None]:
     try:
         yield
     except StudyStoppedError:
-        click.echo("fixstudy: stopped by `fixstudy stop`; the same command goes on where this one ended.", err=True)
+        click.echo("fixstudy: stopped as asked; the same command goes on where this one ended.", err=True)
         sys.exit(130)
 
 

@@ -10,9 +10,10 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Final, Protocol
 
 from orchestrator import sole_driver
@@ -97,8 +98,11 @@ class Stopping:
         interval: seconds between two looks; by the kind of storage when not given.
     """
 
-    def __init__(self, store: Store, interval: float | None = None) -> None:
+    def __init__(
+        self, store: Store, interval: float | None = None, on_event: Callable[[str], None] = lambda sentence: None
+    ) -> None:
         self._store = store
+        self._on_event = on_event
         remote = store.local_path is None
         self._interval = interval or (SECONDS_BETWEEN_REMOTE_LOOKS if remote else SECONDS_BETWEEN_LOOKS)
         self._study: RunningStudy | None = None
@@ -132,6 +136,31 @@ class Stopping:
                 thread.join()
 
     @contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """Take Ctrl-C and SIGTERM, with which Slurm, systemd and Kubernetes end a process, for a wish to stop.
+
+        A second one ends the driver at once. To be entered when Ray runs: it handles SIGTERM by printing a stack.
+        """
+        if not self._can_interrupt:
+            yield
+            return
+        # What a script starts in the background ignores Ctrl-C.
+        heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._heed) for number in heeded}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+        if self._study is None:
+            self._interrupt()
+
+    @contextmanager
     def of(self, study: RunningStudy) -> Iterator[None]:
         """Stop this study's trials one by one, rather than the driver at once, until the block ends."""
         self._study = study
@@ -149,7 +178,8 @@ class Stopping:
             study = self._study
             if study is not None and (self.stopped or self.cancelled):
                 self._end_trials(study)
-                if self.stopped:
+                if self.stopped and self._can_interrupt:
+                    self._on_event("stopping; what is in flight runs again when the study goes on")
                     # Tune would start the trials that it was given ahead of time, one after another.
                     self._interrupt()
 

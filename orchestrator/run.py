@@ -78,14 +78,14 @@ def run_study(
     store.create()
     if display is not None:
         store.wait_when_full(display.event, functools.partial(display.event, "there is space again; the study goes on"))
-    stopping = Stopping(store)
     told: Callable[[str], None] = display.event if display is not None else lambda sentence: None
+    stopping = Stopping(store, on_event=told)
     with sole_driver(store, on_wait=told), stopping.listening():
         session.freeze(study, Path(path), store)
         store.tidy()
         if display is not None:
             display.event("starting Ray" if address is None else f"joining Ray at {address}")
-        with session.ray_running(address) as dashboard:
+        with session.ray_running(address) as dashboard, stopping.heeding_signals():
             if dashboard is not None and display is not None:
                 display.dashboard(f"http://{dashboard}")
 

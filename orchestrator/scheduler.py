@@ -433,6 +433,8 @@ class StudyRun:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * lanes)
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(NEVER)
+        # It would wait for the trials in flight, without a word.
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
         wave = max(TRIALS_PER_WAVE, TRIALS_PER_LANE * lanes)
         while not queue.exhausted:
             if self.lost:

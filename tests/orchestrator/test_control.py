@@ -1,13 +1,13 @@
 """`fixstudy stop`: through the results folder, to a driver that looks there."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -103,6 +103,40 @@ def test_a_driver_that_is_still_loading_is_cut_short(store, started):
         asking.start()
         time.sleep(20)
     asking.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("is_running", [False, True], ids=["loading", "running"])
+def test_ctrl_c_and_termination_are_a_wish_to_stop(store, is_running, number):
+    study, said = Study(), []
+    stopping = Stopping(store, interval=0.02, on_event=said.append)
+    before = signal.getsignal(number)
+    running = stopping.of(study) if is_running else nullcontext()
+    with pytest.raises(StudyStoppedError), stopping.listening(), stopping.heeding_signals(), running:
+        signal.raise_signal(number)
+        time.sleep(20)
+    assert sorted(study.ended) == (["abc1", "abd2"] if is_running else [])
+    assert len(said) == is_running
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_it_at_once(store):
+    stopping = Stopping(store, interval=20)
+    with pytest.raises(StudyStoppedError), stopping.listening(), stopping.heeding_signals(), stopping.of(Study()):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(20)
+
+
+def test_what_ignores_ctrl_c_goes_on_ignoring_it(store):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stopping = Stopping(store, interval=0.02)
+        with stopping.listening(), stopping.heeding_signals():
+            signal.raise_signal(signal.SIGINT)
+        assert not stopping.stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_stays_ctrl_c(store):
@@ -245,7 +279,7 @@ def test_a_study_is_stopped_and_goes_on(tmp_path, shared_cache):
     assert (said.returncode, said.stderr) == (0, "")
     assert "1 running trial with it" in said.stdout
     assert first.wait(PATIENCE) == 130, log.read_text()
-    assert "stopped by `fixstudy stop`" in log.read_text()
+    assert "stopped as asked" in log.read_text()
     assert len(rows()) == 5
     assert "No `fixstudy run` is working" in stop().stderr
 
@@ -256,5 +290,13 @@ def test_a_study_is_stopped_and_goes_on(tmp_path, shared_cache):
     assert {path.name[:20] for path in (results / "retried/trials").iterdir()} >= {one, *(r["trial_id"] for r in died)}
     second.send_signal(signal.SIGINT)
     assert second.wait(PATIENCE) == 130, log.read_text()
-    assert os.fspath(results) not in log.read_text() or "goes on" in log.read_text()
+    assert "stopping; what is in flight runs again" in log.read_text()
+    assert "stopped as asked; the same command goes on" in log.read_text()
     assert other not in {row["trial_id"] for row in rows()}
+
+    third = driver()
+    wait(lambda: len(flying()) == 2, third)
+    third.send_signal(signal.SIGTERM)
+    assert third.wait(PATIENCE) == 130, log.read_text()
+    assert "stopped as asked" in log.read_text()
+    assert "SIGTERM" not in log.read_text(), "Ray's handler prints a stack"
