@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import (
@@ -55,6 +55,11 @@ def _size(value: object) -> object:
 
 
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+"""A whole number that a row can hold, and torch takes."""
+MOST_SEEDS: Final = 1_000_000
+"""Of a study that gives their number; more is a seed itself, meant as a list."""
 
 
 class _Model(BaseModel):
@@ -180,7 +185,7 @@ class Attack(_Model):
 
     samples: int = Field(default=500, ge=1)
     steps: int = Field(default=40, ge=1)
-    seed: int = 0
+    seed: Seed = 0
     epsilon: dict[str, float] = {}
     """Radius by subject, on inputs in [0, 1]; the subject's own when not given."""
 
@@ -191,7 +196,7 @@ class Study(_Model):
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     subjects: list[Any] = Field(min_length=1)
     fixers: list[FixerEntry] = Field(min_length=1)
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     preset: str | None = None
     """Preset of every fixer that has it and doesn't name one itself."""
     resources: Resources = Resources()
@@ -210,6 +215,8 @@ class Study(_Model):
     @classmethod
     def _count_of_seeds(cls, value: object) -> object:
         if isinstance(value, int) and not isinstance(value, bool):
+            if value > MOST_SEEDS:
+                raise ValueError(f"is a number of seeds, {MOST_SEEDS} at most; write one seed as a list, [{value}]")
             return list(range(value))
         return value
 

@@ -302,6 +302,12 @@ def test_optuna_beats_chance_where_there_is_something_to_learn():
     assert mean("optuna") > mean("random") + 0.1
 
 
+@pytest.mark.parametrize("search", SUGGESTED)
+@pytest.mark.parametrize("seed", [-1, 2**63 - 1])
+def test_any_seed_of_a_study_suits_optuna(seed, search):
+    assert trials(run(make_sweep(setup(seed=seed, budget=6, **search), {})))
+
+
 def test_a_suggestion_knows_all_but_the_latest_results():
     """Results that the sampler may not know yet must not change what it suggests, and those it may know must."""
 
