@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import objectives, space, units
+from orchestrator import objectives, space, units, yaml_text
 from orchestrator.errors import UserError
 
 Location = tuple[int | str, ...]
@@ -454,12 +454,7 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
     from fixers import registry
     from fixers.fixer import suggest
 
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{source}, line {line}: this isn't valid YAML ({error.problem}).") from error
+    data, root = yaml_text.read(text, source)
     if not isinstance(data, dict) or root is None:
         raise UserError(f"{source}: a study file is a mapping with study, subjects and fixers; see examples/.")
     try:

@@ -65,6 +65,13 @@ def good(rest, fixers="[arachne]", subjects="[digits]"):
         ("study: ../evil\nsubjects: [digits]\nfixers: [arachne]", "line 1: 'study'"),
         ("subjects: [digits]\nfixers: [arachne]", "the field 'study' is missing"),
         ("study: a\nsubjects: [digits]\nfixers: [arachne", "this isn't valid YAML"),
+        (good('preset: "a\x07"'), "line 4: this isn't valid YAML (the character 0x07 may not be in it; delete it)"),
+        (good("seeds: 2024-13-01"), "line 4: this isn't valid YAML ('2024-13-01' is no timestamp; quote it"),
+        (good("seeds: !!int foo"), "line 4: this isn't valid YAML ('foo' is no int;"),
+        (good("seeds: [!!int '']"), "line 4: this isn't valid YAML ('' is no int;"),
+        (good("time_limit: !!float x"), "line 4: this isn't valid YAML ('x' is no float;"),
+        (good("pictures: !!bool foo"), "line 4: this isn't valid YAML ('foo' is no bool;"),
+        (good("study: !!timestamp foo"), "line 4: this isn't valid YAML ('foo' is no timestamp;"),
         ("- a list", "a study file is a mapping"),
         (
             good("", fixers="\n  - name: arachne\n    params: {alpha: 1}\n    grid: {alpha: [1, 2]}"),
