@@ -8,6 +8,19 @@ from orchestrator.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        before: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            # Several merge keys (<<) all count; of other equal keys PyYAML takes the last one without a word.
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            first = before.setdefault((key.tag, key.value), key)
+            if first is not key:
+                problem = f"'{key.value}' is in line {first.start_mark.line + 1} already; keep one of them"
+                raise yaml.composer.ComposerError(problem=problem, problem_mark=key.start_mark)
+        return node
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)

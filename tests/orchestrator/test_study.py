@@ -71,7 +71,12 @@ def good(rest, fixers="[arachne]", subjects="[digits]"):
         (good("seeds: [!!int '']"), "line 4: this isn't valid YAML ('' is no int;"),
         (good("time_limit: !!float x"), "line 4: this isn't valid YAML ('x' is no float;"),
         (good("pictures: !!bool foo"), "line 4: this isn't valid YAML ('foo' is no bool;"),
-        (good("study: !!timestamp foo"), "line 4: this isn't valid YAML ('foo' is no timestamp;"),
+        (good("preset: !!timestamp foo"), "line 4: this isn't valid YAML ('foo' is no timestamp;"),
+        (good("fixers: [apricot]"), "line 4: this isn't valid YAML ('fixers' is in line 3 already; keep one of them)"),
+        (
+            good("", fixers="\n  - name: arachne\n    params:\n      alpha: 1\n      'alpha': 2"),
+            "line 7: this isn't valid YAML ('alpha' is in line 6 already;",
+        ),
         ("- a list", "a study file is a mapping"),
         (
             good("", fixers="\n  - name: arachne\n    params: {alpha: 1}\n    grid: {alpha: [1, 2]}"),
@@ -105,6 +110,20 @@ def test_short_forms_mean_what_they_say(tmp_path):
     assert study.time_limit == 7200
     assert study.attack is None
     assert study.fixers == [FixerEntry(name="arachne", preset="quick")]
+
+
+def test_merge_keys_may_be_overruled(tmp_path):
+    text = """
+    study: a
+    subjects: [digits]
+    fixers:
+      - &first {name: arachne, preset: quick, params: {alpha: 1}}
+      - &second {<<: *first, params: {alpha: 2}}
+      - {<<: *second, params: {alpha: 3}}
+    """
+    study = parse(text, tmp_path)
+    assert [entry.params["alpha"] for entry in study.fixers] == [1, 2, 3]
+    assert {entry.preset for entry in study.fixers} == {"quick"}
 
 
 def test_all_means_every_fixer_that_isnt_named_itself(tmp_path):

@@ -477,6 +477,7 @@ def test_what_cannot_work_is_said_in_one_sentence(change: dict[str, Any], compla
     ("text", "complaint"),
     [
         ("name: a\nmodel: [", "line 2: this isn't valid YAML"),
+        ("subject:\n  name: a\n  name: b", "line 3: this isn't valid YAML ('name' is in line 2 already"),
         ("name: a\nmodel: 'b\x07'", "line 2: this isn't valid YAML (the character 0x07"),
         ("name: a\nsplits:\n  seed: 2024-13-01", "line 3: this isn't valid YAML ('2024-13-01' is no timestamp"),
     ],
