@@ -33,9 +33,10 @@ Stage = Literal["adapt", "final"]
 
 
 def _seconds(value: object) -> object:
-    if isinstance(value, str):
+    # Python takes true for 1.
+    if isinstance(value, (str, bool)):
         try:
-            return units.seconds(value)
+            return units.seconds(str(value))
         except UserError:
             days = units.LONGEST_TIME // 86400
             raise ValueError(f"must be seconds or a number with s, m, h or d, such as 10m, up to {days}d") from None
@@ -137,7 +138,7 @@ class FixerEntry(_Model):
     name: str
     preset: str | None = None
     params: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     adapt: Adaptation | None = None
 
     @model_validator(mode="before")
@@ -186,7 +187,7 @@ class Attack(_Model):
     samples: int = Field(default=500, ge=1)
     steps: int = Field(default=40, ge=1)
     seed: Seed = 0
-    epsilon: dict[str, float] = {}
+    epsilon: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     """Radius by subject, on inputs in [0, 1]; the subject's own when not given."""
 
 

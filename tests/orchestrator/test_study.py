@@ -49,6 +49,14 @@ def good(rest, fixers="[arachne]", subjects="[digits]"):
             "line 5: there is no field 'fixers.0.prams'; did you mean 'params'?",
         ),
         (good("time_limit: soon"), "line 4: 'time_limit' must be seconds"),
+        (good("time_limit: true"), "line 4: 'time_limit' must be seconds or a number with s, m, h or d, such as 10m"),
+        (good("attack: {epsilon: {digits: -1}}"), "line 4: 'attack.epsilon.digits' input should be greater than 0"),
+        (good("attack: {epsilon: {digits: .nan}}"), "line 4: 'attack.epsilon.digits' input should be"),
+        (good("attack: {epsilon: {digits: .inf}}"), "line 4: 'attack.epsilon.digits' input should be a finite number"),
+        (
+            good("", fixers="\n  - name: finetune\n    grid: {epochs: []}"),
+            "line 5: 'fixers.0.grid.epochs' list should have at least 1 item after validation, not 0",
+        ),
         (good("time_limit: .inf"), "line 4: 'time_limit' input should be less than or equal to 315360000"),
         (good("time_limit: infd"), "line 4: 'time_limit' must be seconds or a number with s, m, h or d, such as 10m"),
         (

@@ -464,6 +464,8 @@ def test_torchvision_weights_for_densenet(tmp_path: Path) -> None:
         ({"data": None}, "there is no dataset 'mine'"),
         ({"name": "a/b"}, "name: String should match pattern"),
         ({"sensitive": {"column": "race", "groups": ["one"]}}, "must be two groups"),
+        ({"epsilon": float("nan")}, "epsilon: Input should be"),
+        ({"epsilon": float("inf")}, "epsilon: Input should be a finite number"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(change: dict[str, Any], complaint: str, tmp_path: Path) -> None:
