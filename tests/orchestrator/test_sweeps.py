@@ -626,6 +626,20 @@ def test_the_adapted_study_goes_beside_its_source(source, tmp_path):
         adaptation.check_target(source, tmp_path / "elsewhere" / "adapted.yaml")
 
 
+def test_a_target_that_cannot_be_written_is_refused_before_the_sweep(source, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"folder can't be written \(Is a directory\); mend that or give --write"):
+        adaptation.check_target(source, tmp_path / "folder")
+    with pytest.raises(UserError, match=r"can't be written \(File name too long\)"):
+        adaptation.check_target(source, tmp_path / f"{'a' * 300}.yaml")
+    before = sorted(tmp_path.iterdir())
+    adaptation.check_target(source, tmp_path / "new.yaml")
+    assert sorted(tmp_path.iterdir()) == before, "looking leaves nothing behind"
+    (tmp_path / "old.yaml").write_text("kept")
+    adaptation.check_target(source, tmp_path / "old.yaml")
+    assert (tmp_path / "old.yaml").read_text() == "kept"
+
+
 def test_a_sweep_without_a_record_says_why(tmp_path):
     store = Store(tmp_path)
     store.create()
