@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
@@ -50,17 +51,41 @@ def load(source: str) -> None:
         source: path of a ``.py`` file, or the name of an importable module.
 
     Raises:
-        UnknownFixerError: there is no such file or module, or no approach in it.
+        UnknownFixerError: there is no such file or module, it fails, no approach is in it, or a name is taken.
     """
+    is_file = source.endswith(".py")
+    if not is_file and not all(source.split(".")):
+        raise UnknownFixerError(f"The plug-in '{source}' is neither a file ending in .py nor the name of a module.")
     try:
-        module = _import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-    except (FileNotFoundError, ModuleNotFoundError) as error:
-        raise UnknownFixerError(f"The plug-in {source} can't be loaded: {error}.") from error
+        module = _import_file(Path(source)) if is_file else importlib.import_module(source)
+    # Anything may happen in it, and its exit must not become ours.
+    except (Exception, SystemExit) as error:
+        raise UnknownFixerError(f"The plug-in {source} can't be loaded: {_cause(error)}.") from error
     found = list(_defined_in(module.__name__))
     if not found:
         raise UnknownFixerError(f"The plug-in {source} defines no subclass of fixers.Fixer.")
     for fixer in found:
-        register(fixer)
+        try:
+            register(fixer)
+        except ValueError as error:
+            raise UnknownFixerError(f"The plug-in {source} can't be loaded: {error}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What importing failed with: as it says itself, or where the module's own code led to it."""
+    lines = str(error).strip().splitlines() or [""]
+    message = lines[0].rstrip(".")
+    own = (
+        (frame, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] != "importlib" and frame.f_globals is not globals()
+    )
+    frame, line = next(own, (None, 0))
+    if isinstance(error, (FileNotFoundError, ModuleNotFoundError)) and frame is None:
+        return message
+    # A SyntaxError says its file and line itself.
+    place = "" if frame is None else f" ({Path(frame.f_code.co_filename).name}, line {line})"
+    return f"{type(error).__name__}{message and ': '}{message}{place}"
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -72,7 +97,12 @@ def _import_file(path: Path) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         # Dataclasses look their module up while the class is being made.
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            # Half of it must not pass for all of it the next time.
+            del sys.modules[name]
+            raise
     return sys.modules[name]
 
 

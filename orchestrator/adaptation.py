@@ -144,7 +144,7 @@ def write_study(source: str | Path, target: str | Path, found: Mapping[str, Any]
         found: from :func:`chosen`.
 
     Raises:
-        UserError: the target would be the source, or lies elsewhere.
+        UserError: the target would be the source, lies elsewhere, or can't be written.
     """
     check_target(source, target)
     data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
@@ -167,10 +167,20 @@ def check_target(source: str | Path, target: str | Path) -> None:
     """Refuse a place for :func:`write_study` before hours are spent.
 
     Raises:
-        UserError: the target would be the source, or lies elsewhere.
+        UserError: the target would be the source, lies elsewhere, or can't be written.
     """
     before, after = Path(source).resolve(), Path(target).resolve()
     if before == after:
         raise UserError(f"{target} is the study file itself; give --write another name.")
     if before.parent != after.parent:
         raise UserError(f"Paths in a study file start in its folder: write the adapted one into {before.parent}, too.")
+    try:
+        existed = after.exists()
+        # Only opening a file tells whether it can be written: permissions say nothing of a full or read-only disk.
+        after.open("a").close()
+        if not existed:
+            after.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{target} can't be written ({error.strerror}); mend that or give --write another name."
+        ) from error

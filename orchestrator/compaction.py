@@ -12,7 +12,7 @@ import heapq
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from analysis.folder import TRIAL_IDS_KEY
+from analysis.folder import TRIAL_IDS_KEY, first_line
 from analysis.schema import SCHEMAS, DatasetName
+from orchestrator.storage import StorageError
 
 ROWS_PER_GROUP: Final = 131_072
 """Where a row group ends, at the next trial; DuckDB gives each thread one."""
@@ -76,6 +77,7 @@ def merge(sources: Sources, keys: Mapping[str, Key], new_file: Callable[[], str]
 
     Raises:
         FileNotFoundError: a source is gone.
+        StorageError: a single file is damaged.
         OSError: reading or writing failed; files not yielded are incomplete.
     """
     # Equal keys come in the order of the streams.
@@ -122,11 +124,38 @@ def conform(table: pa.Table, dataset: DatasetName) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+@contextmanager
+def naming(path: str, errors: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """What reading Parquet says of a damaged file, as a sentence with the file's name.
+
+    A file in the making has another name, so none is taken for damaged that is only unfinished.
+
+    Args:
+        path: of the file.
+        errors: that mean so; Arrow raises a ValueError for what is no Parquet.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    try:
+        yield
+    except errors as error:
+        raise StorageError(
+            f"The results file {path} is damaged, delete it and run the study again: {first_line(error)}."
+        ) from error
+
+
 def read_small(filesystem: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A small Parquet file in one read: less than half of the time that a reader of large files takes for it."""
+    """A small Parquet file in one read: less than half of the time that a reader of large files takes for it.
+
+    Raises:
+        StorageError: it is damaged.
+        OSError: the storage failed.
+    """
     with filesystem.open_input_stream(path) as stream:
         content = stream.read_buffer()
-    with pq.ParquetFile(pa.BufferReader(content)) as file:
+    # Of what is in memory, an OSError says nothing about the storage.
+    with naming(path, (ValueError, OSError)), pq.ParquetFile(pa.BufferReader(content)) as file:
         return file.read(columns, use_threads=False)
 
 

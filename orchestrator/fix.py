@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import fixers
 from fixers.registry import code_version
-from orchestrator import session, units
+from orchestrator import session, units, yaml_text
 from orchestrator.errors import UserError
 from orchestrator.loading import load
 from orchestrator.store import Store
@@ -137,9 +136,10 @@ def subject_from(text: str, limit: int | None = None) -> SubjectDefinition:
 
 def _subject_file(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The subject file {path} can't be read: {str(error).splitlines()[0]}.") from error
+    content, _ = yaml_text.read(text, str(path))
     inner = content.get("subject", content) if isinstance(content, dict) else None
     if not isinstance(inner, dict):
         raise UserError(
@@ -155,8 +155,8 @@ def _values(parameters: Iterable[str]) -> dict[str, Any]:
         if not separator:
             raise UserError(f"A parameter is written name=value, but got '{item}'.")
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            values[name], _ = yaml_text.read(text, name)
+        except UserError as error:
             raise UserError(f"The value of the parameter {name} can't be read: '{text}'.") from error
     return values
 

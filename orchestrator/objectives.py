@@ -10,6 +10,7 @@
 A sweep that counts seconds (``fix_seconds``) is as repeatable as the machine's clock: not bit for bit.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -122,7 +123,8 @@ def _weights(value: object) -> tuple[tuple[str, float], ...]:
         raise ValueError("must weigh figures by name, such as {weighted: {repair_rate: 1, negative_flip_rate: -1}}")
     for name, weight in value.items():
         _check_name(name)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
+        # No whole number of YAML is infinite, but it can be more than a float holds.
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= sys.float_info.max:
             raise ValueError(f"must weigh {name} by a finite number")
     if not any(value.values()):
         raise ValueError("must have a weight that isn't 0")
@@ -138,7 +140,7 @@ def _aims(value: object) -> tuple[str, ...]:
 
 
 def _check_name(name: object) -> None:
-    if name not in HIGHER_IS_BETTER:
+    if not isinstance(name, str) or name not in HIGHER_IS_BETTER:
         raise ValueError(f"has no figure {name!r}; valid: {', '.join(HIGHER_IS_BETTER)}")
 
 

@@ -46,7 +46,7 @@ class Store:
         uri: a local path or any URI that pyarrow or fsspec opens (``s3://...``, ``gs://...``, ``memory://...``).
 
     Every method may raise :class:`~orchestrator.storage.StorageError` when storage fails and the failure doesn't pass,
-    and :class:`~orchestrator.storage.StorageFullError` when there is no space.
+    or a file is damaged, and :class:`~orchestrator.storage.StorageFullError` when there is no space.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -160,8 +160,9 @@ class Store:
         """
 
         def read(path: str) -> pa.Table:
-            source = pads.dataset(path, SCHEMAS[dataset], format="parquet", filesystem=self._fs)
-            return source.to_table(["trial_id", *columns], filter=pads.field("trial_id") == trial_id)
+            with compaction.naming(path):
+                source = pads.dataset(path, SCHEMAS[dataset], format="parquet", filesystem=self._fs)
+                return source.to_table(["trial_id", *columns], filter=pads.field("trial_id") == trial_id)
 
         what = f"read {dataset} of {trial_id}"
         with suppress(FileNotFoundError):
@@ -425,13 +426,18 @@ class Store:
         self, compacted: Sequence[str], single: Sequence[str], dataset: DatasetName, columns: Sequence[str]
     ) -> list[pa.Table]:
         schema = pa.schema([SCHEMAS[dataset].field(name) for name in columns])
-        tables = [pads.dataset(path, schema, format="parquet", filesystem=self._fs).to_table() for path in compacted]
+        tables = []
+        for path in compacted:
+            with compaction.naming(path):
+                tables.append(pads.dataset(path, schema, format="parquet", filesystem=self._fs).to_table())
         small = compaction.read_ahead(self._fs, single, columns)
         # Files of an earlier version lack the columns that have come since.
         return [*tables, pa.concat_tables([schema.empty_table(), *small], promote_options="default")]
 
     def _compacted_ids(self, path: str) -> list[str]:
-        return _ids_in(self._patiently(lambda: pq.read_metadata(path, filesystem=self._fs), f"read {Path(path).name}"))
+        with compaction.naming(path):
+            read = self._patiently(lambda: pq.read_metadata(path, filesystem=self._fs), f"read {Path(path).name}")
+            return _ids_in(read)
 
     def _names(self, dataset: DatasetName) -> list[str]:
         names = self._list(f"{self._root}/{dataset}")

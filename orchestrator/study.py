@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import (
@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import objectives, space, units
+from orchestrator import objectives, space, units, yaml_text
 from orchestrator.errors import UserError
 
 Location = tuple[int | str, ...]
@@ -33,9 +33,10 @@ Stage = Literal["adapt", "final"]
 
 
 def _seconds(value: object) -> object:
-    if isinstance(value, str):
+    # Python takes true for 1.
+    if isinstance(value, (str, bool)):
         try:
-            return units.seconds(value)
+            return units.seconds(str(value))
         except UserError:
             days = units.LONGEST_TIME // 86400
             raise ValueError(f"must be seconds or a number with s, m, h or d, such as 10m, up to {days}d") from None
@@ -55,6 +56,11 @@ def _size(value: object) -> object:
 
 
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+"""A whole number that a row can hold, and torch takes."""
+MOST_SEEDS: Final = 1_000_000
+"""Of a study that gives their number; more is a seed itself, meant as a list."""
 
 
 class _Model(BaseModel):
@@ -132,7 +138,7 @@ class FixerEntry(_Model):
     name: str
     preset: str | None = None
     params: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     adapt: Adaptation | None = None
 
     @model_validator(mode="before")
@@ -180,8 +186,8 @@ class Attack(_Model):
 
     samples: int = Field(default=500, ge=1)
     steps: int = Field(default=40, ge=1)
-    seed: int = 0
-    epsilon: dict[str, float] = {}
+    seed: Seed = 0
+    epsilon: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     """Radius by subject, on inputs in [0, 1]; the subject's own when not given."""
 
 
@@ -191,7 +197,7 @@ class Study(_Model):
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     subjects: list[Any] = Field(min_length=1)
     fixers: list[FixerEntry] = Field(min_length=1)
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     preset: str | None = None
     """Preset of every fixer that has it and doesn't name one itself."""
     resources: Resources = Resources()
@@ -210,6 +216,8 @@ class Study(_Model):
     @classmethod
     def _count_of_seeds(cls, value: object) -> object:
         if isinstance(value, int) and not isinstance(value, bool):
+            if value > MOST_SEEDS:
+                raise ValueError(f"is a number of seeds, {MOST_SEEDS} at most; write one seed as a list, [{value}]")
             return list(range(value))
         return value
 
@@ -447,12 +455,7 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
     from fixers import registry
     from fixers.fixer import suggest
 
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{source}, line {line}: this isn't valid YAML ({error.problem}).") from error
+    data, root = yaml_text.read(text, source)
     if not isinstance(data, dict) or root is None:
         raise UserError(f"{source}: a study file is a mapping with study, subjects and fixers; see examples/.")
     try:

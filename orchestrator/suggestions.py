@@ -100,9 +100,11 @@ class SuggestedSweep(Sweep):
 
 
 def _sampler(setup: Setup) -> BaseSampler:
+    # Optuna takes seeds of 32 bits, a study has 64 and a sign.
+    seed = setup.seed % 2**32
     if setup.adapt.sampler == "nsga2":
-        return NSGAIISampler(population_size=POPULATION, seed=setup.seed)
-    return TPESampler(seed=setup.seed)
+        return NSGAIISampler(population_size=POPULATION, seed=seed)
+    return TPESampler(seed=seed)
 
 
 def _is_ordered(values: list[Any]) -> bool:

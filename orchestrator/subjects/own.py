@@ -124,7 +124,7 @@ class OwnSubject(_Strict):
     sensitive: Sensitive | None = None
     metadata: list[str] = Field(default_factory=list)
     """Columns of Parquet files that the results keep of the test samples."""
-    epsilon: float | None = Field(default=None, gt=0)
+    epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     classes: list[str] = Field(default_factory=list)
     recipe: dict[str, Any] | None = None
     limit: int | None = Field(default=None, ge=4)

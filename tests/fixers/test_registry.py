@@ -59,13 +59,45 @@ def test_an_unknown_name_gets_a_suggestion():
 
 
 def test_a_taken_name_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="already taken"):
+    with pytest.raises(fixers.UnknownFixerError, match=r"mine\.py can't be loaded: .*already taken"):
         registry.load(write(tmp_path, name="other", abbreviation="AR"))
 
 
 def test_a_missing_plugin_is_one_sentence(tmp_path):
     with pytest.raises(fixers.UnknownFixerError, match="can't be loaded"):
         registry.load(str(tmp_path / "nowhere.py"))
+
+
+@pytest.mark.parametrize("source", ["", ".foo", "a..b"])
+def test_what_is_no_name_of_a_module_is_one_sentence(source):
+    with pytest.raises(fixers.UnknownFixerError, match=f"The plug-in '{source}' is neither a file ending in .py nor"):
+        registry.load(source)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys\nsys.exit(3)", "SystemExit: 3 (broken.py, line 2)."),
+        ("def (", "SyntaxError: invalid syntax (broken.py, line 1)."),
+        ('import json\n\njson.loads("{")', "(broken.py, line 3)."),
+        ('raise ValueError("this\\nand that")', "ValueError: this (broken.py, line 1)."),
+        ("raise KeyError", "KeyError (broken.py, line 1)."),
+        ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all' (broken.py, line 1)."),
+    ],
+)
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_plugin_that_fails_is_one_sentence(code, said, as_file, tmp_path, monkeypatch):
+    path = tmp_path / "broken.py"
+    path.write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = str(path) if as_file else "broken"
+    for _ in range(2):
+        with pytest.raises(fixers.UnknownFixerError) as caught:
+            registry.load(source)
+        message = str(caught.value)
+        assert message.startswith(f"The plug-in {source} can't be loaded: ")
+        assert message.endswith(said)
+        assert "\n" not in message
 
 
 def test_comments_and_docstrings_dont_change_the_code_version(tmp_path):

@@ -65,6 +65,7 @@ def test_reading_results_imports_neither_torch_nor_ray(command, tmp_path):
         (["fixers", "arachn"], "did you mean 'arachne'?"),
         (["subjects", "digit"], "did you mean 'digits'"),
         (["fix", "--model", "digits", "--fixer", "arachne", "--param", "populaton=3"], "did you mean 'population'?"),
+        (["fix", "--model", "digits", "--fixer", "arachne", "--param", "alpha=2024-13-01"], "alpha can't be read"),
         (["fix", "--model", "nowhere.onnx", "--fixer", "arachne"], "--data is missing"),
         (["fix", "--fixer", "arachne"], "Give --model with --data, or --subject."),
         (["advise", "x", "--max-nfr", "much"], "A share is written"),

@@ -18,7 +18,7 @@ import analysis
 from analysis.schema import SCHEMAS
 from orchestrator import durable
 from orchestrator.run import keep_best_models
-from orchestrator.storage import StorageFullError
+from orchestrator.storage import StorageError, StorageFullError
 from orchestrator.store import Store
 
 
@@ -125,6 +125,58 @@ def test_a_writer_that_is_still_alive_keeps_its_temporary_file(tmp_path):
     temporary.write_bytes(b"half")
     store.tidy()
     assert temporary.exists()
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def emptied(content):
+    return b""
+
+
+def with_a_broken_footer(content):
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    return content[:start] + b"\xff" * 20 + content[start + 20 :]
+
+
+@pytest.mark.parametrize("damage", [cut, emptied, with_a_broken_footer])
+@pytest.mark.parametrize("read", [lambda s: s.rows(["seed"]), lambda s: s.compact(least_files=1)])
+def test_a_damaged_row_is_named_and_a_row_in_the_making_is_not(read, damage, tmp_path):
+    store = Store(tmp_path)
+    store.create()
+    for number in range(3):
+        write(store, number)
+    path = tmp_path / "trials" / "trial0001.parquet"
+    content = path.read_bytes()
+    Path(durable.temporary_name(str(path.parent / "x.parquet"))).write_bytes(damage(content))
+    assert len(store.rows(["seed"])) == 3
+    path.write_bytes(damage(content))
+    with pytest.raises(StorageError) as caught:
+        read(store)
+    assert str(caught.value).startswith(f"The results file {path} is damaged, delete it and run the study again: ")
+    assert len(str(caught.value).splitlines()) == 1
+    path.unlink()
+    read(store)
+
+
+@pytest.mark.parametrize("damage", [cut, emptied])
+def test_a_damaged_merged_file_is_named(damage, store):
+    write(store, 0)
+    write(store, 1)
+    store.compact(least_files=2)
+    (name,) = store.names("trials")
+    store.write_bytes(f"trials/{name}", damage(store.read_bytes(f"trials/{name}")))
+    for read in (store.done, lambda: store.rows(["seed"]), lambda: store.row("trial0000", ["seed"])):
+        with pytest.raises(StorageError, match=f"trials/{name} is damaged, delete it and run the study again: "):
+            read()
+
+
+def test_the_damaged_row_that_was_asked_for_is_named(store):
+    write(store, 0)
+    store.write_bytes("trials/trial0000.parquet", cut(store.read_bytes("trials/trial0000.parquet")))
+    with pytest.raises(StorageError, match=r"trials/trial0000\.parquet is damaged, delete it and run the study"):
+        store.row("trial0000", ["seed"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -49,6 +49,14 @@ def good(rest, fixers="[arachne]", subjects="[digits]"):
             "line 5: there is no field 'fixers.0.prams'; did you mean 'params'?",
         ),
         (good("time_limit: soon"), "line 4: 'time_limit' must be seconds"),
+        (good("time_limit: true"), "line 4: 'time_limit' must be seconds or a number with s, m, h or d, such as 10m"),
+        (good("attack: {epsilon: {digits: -1}}"), "line 4: 'attack.epsilon.digits' input should be greater than 0"),
+        (good("attack: {epsilon: {digits: .nan}}"), "line 4: 'attack.epsilon.digits' input should be"),
+        (good("attack: {epsilon: {digits: .inf}}"), "line 4: 'attack.epsilon.digits' input should be a finite number"),
+        (
+            good("", fixers="\n  - name: finetune\n    grid: {epochs: []}"),
+            "line 5: 'fixers.0.grid.epochs' list should have at least 1 item after validation, not 0",
+        ),
         (good("time_limit: .inf"), "line 4: 'time_limit' input should be less than or equal to 315360000"),
         (good("time_limit: infd"), "line 4: 'time_limit' must be seconds or a number with s, m, h or d, such as 10m"),
         (
@@ -58,9 +66,25 @@ def good(rest, fixers="[arachne]", subjects="[digits]"):
         (good("resources: {cpu: 0}"), "line 4: 'resources.cpu'"),
         (good("", subjects="[digits, digits]"), "line 2: 'subjects' has the subject 'digits' twice"),
         (good("seeds: [1, 1]"), "line 4: 'seeds' has a seed twice"),
+        (good("seeds: [0, 9223372036854775808]"), "line 4: 'seeds.1' input should be less than or equal to 9223372036"),
+        (good("seeds: [-9223372036854775809]"), "line 4: 'seeds.0' input should be greater than or equal to -92233720"),
+        (good("seeds: 18446744073709551616"), "line 4: 'seeds' is a number of seeds, 1000000 at most; write one seed"),
+        (good("attack: {seed: 9223372036854775808}"), "line 4: 'attack.seed' input should be less than or equal to 92"),
         ("study: ../evil\nsubjects: [digits]\nfixers: [arachne]", "line 1: 'study'"),
         ("subjects: [digits]\nfixers: [arachne]", "the field 'study' is missing"),
         ("study: a\nsubjects: [digits]\nfixers: [arachne", "this isn't valid YAML"),
+        (good('preset: "a\x07"'), "line 4: this isn't valid YAML (the character 0x07 may not be in it; delete it)"),
+        (good("seeds: 2024-13-01"), "line 4: this isn't valid YAML ('2024-13-01' is no timestamp; quote it"),
+        (good("seeds: !!int foo"), "line 4: this isn't valid YAML ('foo' is no int;"),
+        (good("seeds: [!!int '']"), "line 4: this isn't valid YAML ('' is no int;"),
+        (good("time_limit: !!float x"), "line 4: this isn't valid YAML ('x' is no float;"),
+        (good("pictures: !!bool foo"), "line 4: this isn't valid YAML ('foo' is no bool;"),
+        (good("preset: !!timestamp foo"), "line 4: this isn't valid YAML ('foo' is no timestamp;"),
+        (good("fixers: [apricot]"), "line 4: this isn't valid YAML ('fixers' is in line 3 already; keep one of them)"),
+        (
+            good("", fixers="\n  - name: arachne\n    params:\n      alpha: 1\n      'alpha': 2"),
+            "line 7: this isn't valid YAML ('alpha' is in line 6 already;",
+        ),
         ("- a list", "a study file is a mapping"),
         (
             good("", fixers="\n  - name: arachne\n    params: {alpha: 1}\n    grid: {alpha: [1, 2]}"),
@@ -94,6 +118,20 @@ def test_short_forms_mean_what_they_say(tmp_path):
     assert study.time_limit == 7200
     assert study.attack is None
     assert study.fixers == [FixerEntry(name="arachne", preset="quick")]
+
+
+def test_merge_keys_may_be_overruled(tmp_path):
+    text = """
+    study: a
+    subjects: [digits]
+    fixers:
+      - &first {name: arachne, preset: quick, params: {alpha: 1}}
+      - &second {<<: *first, params: {alpha: 2}}
+      - {<<: *second, params: {alpha: 3}}
+    """
+    study = parse(text, tmp_path)
+    assert [entry.params["alpha"] for entry in study.fixers] == [1, 2, 3]
+    assert {entry.preset for entry in study.fixers} == {"quick"}
 
 
 def test_all_means_every_fixer_that_isnt_named_itself(tmp_path):

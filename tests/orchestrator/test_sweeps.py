@@ -314,6 +314,12 @@ def test_optuna_beats_chance_where_there_is_something_to_learn():
     assert mean("optuna") > mean("random") + 0.1
 
 
+@pytest.mark.parametrize("search", SUGGESTED)
+@pytest.mark.parametrize("seed", [-1, 2**63 - 1])
+def test_any_seed_of_a_study_suits_optuna(seed, search):
+    assert trials(run(make_sweep(setup(seed=seed, budget=6, **search), {})))
+
+
 def test_a_suggestion_knows_all_but_the_latest_results():
     """Results that the sampler may not know yet must not change what it suggests, and those it may know must."""
 
@@ -391,7 +397,12 @@ def test_a_weighted_objective_is_the_sum_of_what_it_names():
         ("{objective: {weighted: {asr: 1}}}", "has no figure 'asr'; valid: accuracy"),
         ("{objective: {weighted: {accuracy: 0}}}", "must have a weight that isn't 0"),
         ("{objective: {weighted: {accuracy: much}}}", "must weigh accuracy by a finite number"),
+        (f"{{objective: {{weighted: {{accuracy: 1{'0' * 400}}}}}}}", "must weigh accuracy by a finite number"),
+        ("{objective: {weighted: {accuracy: -.inf}}}", "must weigh accuracy by a finite number"),
+        ("{objective: {weighted: {accuracy: .nan}}}", "must weigh accuracy by a finite number"),
         ("{objective: {pareto: [accuracy]}}", "must name two figures"),
+        ("{objective: {pareto: [[repair_rate], fix_seconds]}}", "has no figure ['repair_rate']; valid: accuracy"),
+        ("{objective: {pareto: [{repair_rate: 1}, fix_seconds]}}", "has no figure {'repair_rate': 1}; valid:"),
         ("{search: asha, objective: pareto}", "asha stops by one figure"),
         ("{search: random, sampler: tpe}", "belongs to search: optuna"),
         ("{space: {alpha: []}}", "at least 1 item"),
@@ -625,6 +636,20 @@ def test_the_adapted_study_goes_beside_its_source(source, tmp_path):
         adaptation.check_target(source, tmp_path / "." / "study.yaml")
     with pytest.raises(UserError, match="start in its folder"):
         adaptation.check_target(source, tmp_path / "elsewhere" / "adapted.yaml")
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_the_sweep(source, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"folder can't be written \(Is a directory\); mend that or give --write"):
+        adaptation.check_target(source, tmp_path / "folder")
+    with pytest.raises(UserError, match=r"can't be written \(File name too long\)"):
+        adaptation.check_target(source, tmp_path / f"{'a' * 300}.yaml")
+    before = sorted(tmp_path.iterdir())
+    adaptation.check_target(source, tmp_path / "new.yaml")
+    assert sorted(tmp_path.iterdir()) == before, "looking leaves nothing behind"
+    (tmp_path / "old.yaml").write_text("kept")
+    adaptation.check_target(source, tmp_path / "old.yaml")
+    assert (tmp_path / "old.yaml").read_text() == "kept"
 
 
 def test_a_sweep_without_a_record_says_why(tmp_path):

@@ -19,6 +19,7 @@ from torch import nn
 
 from fixers import RepairProblem
 from orchestrator.errors import UserError
+from orchestrator.fix import subject_from
 from orchestrator.loading import sample_columns
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import LeNet5, Normalise
@@ -463,6 +464,8 @@ def test_torchvision_weights_for_densenet(tmp_path: Path) -> None:
         ({"data": None}, "there is no dataset 'mine'"),
         ({"name": "a/b"}, "name: String should match pattern"),
         ({"sensitive": {"column": "race", "groups": ["one"]}}, "must be two groups"),
+        ({"epsilon": float("nan")}, "epsilon: Input should be"),
+        ({"epsilon": float("inf")}, "epsilon: Input should be a finite number"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(change: dict[str, Any], complaint: str, tmp_path: Path) -> None:
@@ -470,6 +473,24 @@ def test_what_cannot_work_is_said_in_one_sentence(change: dict[str, Any], compla
     with pytest.raises(UserError, match=complaint) as error:
         resolve(spec("d") | change, base_dir=tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("name: a\nmodel: [", "line 2: this isn't valid YAML"),
+        ("subject:\n  name: a\n  name: b", "line 3: this isn't valid YAML ('name' is in line 2 already"),
+        ("name: a\nmodel: 'b\x07'", "line 2: this isn't valid YAML (the character 0x07"),
+        ("name: a\nsplits:\n  seed: 2024-13-01", "line 3: this isn't valid YAML ('2024-13-01' is no timestamp"),
+    ],
+)
+def test_a_subject_file_that_is_no_yaml(text: str, complaint: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        subject_from(str(file))
+    assert str(caught.value).startswith(f"{file}, {complaint}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_sensitive_column_that_is_missing_is_named(tmp_path: Path) -> None:
