@@ -223,7 +223,9 @@ def _status(results: str | Path, parts: Mapping[str, Rows]) -> "list[RenderableT
     planned, done = progress["planned"], progress["done"]
     if not done:
         return [Text(printable(f"No trial of {results} is done yet."))]
-    share = f"{done:,} of {planned:,} trials done ({done / planned:.0%})" if planned else f"{done:,} trials done"
+    # There may be more than planned: of a sweep that time limits, or that somebody ran beside the study.
+    has_share = planned is not None and done <= planned
+    share = f"{done:,} of {planned:,} trials done ({done / planned:.0%})" if has_share else f"{done:,} trials done"
     outcomes = ", ".join(
         f"{progress[f'n_{outcome.lower()}']:,} {outcome}" for outcome in ("OK", "CORRUPTED", "FAILURE", "UNADAPTABLE")
     )

@@ -5,6 +5,7 @@ Its trials are those of the whole study, in the same results folder: running the
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ def told(found: Mapping[str, Any], *, most: int = 5) -> list[str]:
 
 
 def write_study(source: str | Path, target: str | Path, found: Mapping[str, Any]) -> None:
-    """Write a study file that runs the chosen configuration on its subject, everything else as in the source.
+    """Write a study file that runs nothing but the chosen configuration on its subject, with the source's settings.
 
     Args:
         source: the study file that was adapted.
@@ -149,6 +150,8 @@ def write_study(source: str | Path, target: str | Path, found: Mapping[str, Any]
     check_target(source, target)
     data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
     data["subjects"] = [spec for spec in data["subjects"] if subject_name(spec) == found["subject"]]
+    # Results of its own: those of the source have the sweep's trials and the other fixers'.
+    data["study"] = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{data['study']}-{found['fixer']}-{found['subject']}")
     # All parameters are spelt out, so a preset has nothing left to say.
     data["fixers"] = [{"name": found["fixer"], "params": dict(found["chosen"])}]
     data.pop("preset", None)

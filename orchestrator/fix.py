@@ -233,7 +233,12 @@ def export_trial(results: str, given: str, target: Path, console: Console | None
     row = store.row(trial, _FACTS[1:])
     weights = store.read_bytes(f"models/{trial}.safetensors")
     if row is None or weights is None:
-        raise UserError(f"The model of trial {trial} wasn't kept; set keep_models: all in the study file.")
+        kept = sorted(store.model_ids())
+        others = f" (kept are those of {', '.join(kept[:5])}{', ...' if len(kept) > 5 else ''})" if kept else ""
+        raise UserError(
+            f"The model of trial {trial} wasn't kept{others}, and no trial runs again for it; run the study with "
+            "keep_models: all into another --results, or fixstudy fix with the trial's parameters and --out."
+        )
     text = (store.read_bytes("study.yaml") or b"").decode()
     folder = Path(json.loads(store.read_bytes(session.ORIGIN) or b'{"folder": "."}')["folder"])
     study = parse_study(text, f"{results}/study.yaml", folder)

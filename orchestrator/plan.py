@@ -181,9 +181,7 @@ class TrialQueue:
         self._owner: dict[str, _Party] = {}
         self._others = _Party()
         self._turn = 0
-        self.unplanned = 0
-        """By how many trials finished sweeps fell short of the plan, which has the most that there may be and takes
-        what they choose for trials of their own; negative for those that time limits."""
+        self._unplanned = 0
         waiting = [spec for cell in cells for spec in cell.final if spec.trial_id not in self._done]
         self._waiting = deque(sorted(waiting, key=cost, reverse=True))
         planned = {spec.trial_id for cell in plan.cells for spec in (*cell.adapt, *cell.final)}
@@ -249,6 +247,16 @@ class TrialQueue:
         return not self._waiting and not self.in_flight and not self._sweeps
 
     @property
+    def unplanned(self) -> int:
+        """By how many trials sweeps fell short of the plan; negative when there are more.
+
+        The plan has the most that there may be, takes what sweeps choose for trials of their own, and knows of sweeps
+        that time limits what is certain.
+        """
+        beyond = [len(party.sweep.trials) - party.cell.n_adapt for party in self._sweeps if party.sweep and party.cell]
+        return self._unplanned - sum(max(0, number) for number in beyond)
+
+    @property
     def left(self) -> int:
         """Trials known by now that have no row, and those that sweeps may still ask for."""
         to_come = sum(party.to_come for party in self._sweeps)
@@ -268,7 +276,7 @@ class TrialQueue:
             cell, sweep = party.cell, party.sweep
             if cell is None or sweep is None:
                 continue
-            self.unplanned += cell.n_adapt - len(sweep.trials)
+            self._unplanned += cell.n_adapt - len(sweep.trials)
             choice = sweep.choose()
             self._on_chosen(cell, choice)
             if not self._final:
@@ -278,7 +286,7 @@ class TrialQueue:
                 self._study, cell.entry, cell.subject, fingerprint, "final", [json.loads(choice.best.params)]
             )
             own = [spec for spec in chosen if spec.trial_id not in self._planned_anyway]
-            self.unplanned += len(chosen) - len(own)
+            self._unplanned += len(chosen) - len(own)
             ready = [spec for spec in own if spec.trial_id not in self._done]
             self.done_before += len(own) - len(ready)
             self._waiting.extend(ready)

@@ -21,6 +21,8 @@ SECONDS_BETWEEN_LINES = 30.0
 SECONDS_OF_SILENCE = 60.0
 """Without a terminal; after them a line says what is running."""
 MOST_TRIALS_SHOWN = 12
+FEWEST_OF_ALL = 10
+"""One in so many trials must have ended before the time that is left is told."""
 STYLES = {"OK": "green", "CORRUPTED": "yellow", "FAILURE": "red", "UNADAPTABLE": "dim"}
 
 
@@ -36,8 +38,8 @@ class StudyObserver:
     def planned(self, planned: int, done_before: int, running: Callable[[], list[Sighting]]) -> None:
         """The plan is known: its trials, those that have a row already, and how to ask for the ones in flight."""
 
-    def row(self, trial_id: str, outcome: str, reason_code: str | None) -> None:
-        """A trial has its row."""
+    def row(self, trial_id: str, outcome: str, reason_code: str | None, planned: int) -> None:
+        """A trial has its row, and this is what is known of the plan by now."""
 
     def ended(self) -> None:
         """No trial runs any more, and nobody is left to ask which ones do."""
@@ -108,9 +110,10 @@ class StudyDisplay(StudyObserver):
         """No trial runs any more, and nobody is left to ask which ones do."""
         self._running = list
 
-    def row(self, trial_id: str, outcome: str, reason_code: str | None) -> None:
-        """A trial has its row."""
+    def row(self, trial_id: str, outcome: str, reason_code: str | None, planned: int) -> None:
+        """A trial has its row, and this is what is known of the plan by now."""
         self._outcomes[outcome] += 1
+        self._planned = planned
         done = self._before + self._outcomes.total()
         bad = outcome in ("FAILURE", "CORRUPTED")
         silent = time.monotonic() - self._last_line
@@ -168,7 +171,8 @@ class StudyDisplay(StudyObserver):
         # What is UNADAPTABLE took no time, and says nothing of how long the rest takes.
         ran = done - self._outcomes["UNADAPTABLE"]
         left = self._planned - self._before - done
-        if self._began is None or not ran or left <= 0:
+        # The longest trials come first, so the first few of many say little.
+        if self._began is None or left <= 0 or ran * FEWEST_OF_ALL < ran + left:
             return ""
         return f", about {duration((time.monotonic() - self._began) / ran * left)} left"
 

@@ -70,15 +70,22 @@ def run_study(
     began = time.monotonic()
     study = load_study(path)
     definitions = session.definitions(study, Path(path).parent)
+    told: Callable[[str], None] = display.event if display is not None else lambda sentence: None
     if only is not None:
-        study, definitions = only.of(study), {name: definitions[name] for name in definitions if name == only.subject}
+        whole, study = study, only.of(study)
+        definitions = {name: definitions[name] for name in definitions if name == only.subject}
+        (entry,) = study.fixers
+        if entry not in whole.fixers and entry.adapt is not None:
+            told(
+                f"the study doesn't say how to adapt {entry.name}, so it is the default: {entry.adapt.search}, "
+                f"{entry.adapt.budget} trials"
+            )
     if profile:
         study = first_trials(study)
     store = Store(results or default_results(study))
     store.create()
     if display is not None:
         store.wait_when_full(display.event, functools.partial(display.event, "there is space again; the study goes on"))
-    told: Callable[[str], None] = display.event if display is not None else lambda sentence: None
     stopping = Stopping(store, on_event=told)
     with sole_driver(store, on_wait=told), stopping.listening():
         session.freeze(study, Path(path), store)
@@ -99,7 +106,7 @@ def run_study(
                 rows.add(trial_id)
                 upkeep.row()
                 if display is not None:
-                    display.row(trial_id, outcome, reason_code)
+                    display.row(trial_id, outcome, reason_code, run.planned)
 
             run = StudyRun(
                 study,

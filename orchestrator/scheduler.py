@@ -206,8 +206,8 @@ class StudyRun:
     subjects: dict[str, LoadedSubject] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
     """Subjects that no node holds any more; they are loaded again before the next trial."""
-    planned: int = 0
-    """Trials of this run with those that are done already: at most, until all sweeps have ended."""
+    plan: Plan | None = None
+    queue: TrialQueue | None = None
     cost: CostModel = field(init=False)
     """Of trials, from those that have run."""
     packing: Packing = field(default_factory=Packing)
@@ -281,7 +281,8 @@ class StudyRun:
         figures = figures_on_valid(self.store) if any(entry.adapt for entry in self.study.fixers) else {}
         self.cost = CostModel(self.store, self.subjects)
         queue = TrialQueue(self.study, plan, self.subjects, figures, self.cost, self._chosen, final=self.final)
-        self._note_plan(plan, queue)
+        self.plan, self.queue = plan, queue
+        self._note_plan()
         self.on_plan(self.planned, queue.done_before)
         self._store_unadaptable(plan)
         if not queue.exhausted:
@@ -289,14 +290,20 @@ class StudyRun:
             with self.stopping.of(Flight(queue, self.monitor)):
                 self._tune(queue, references)
         forget(self.store)
-        self._note_plan(plan, queue)
+        self._note_plan()
         if self.study.pictures and self.final:
             pictures.draw(references, self.store, self.luggage, self.cache_dir, self.on_event)
 
-    def _note_plan(self, plan: Plan, queue: TrialQueue) -> None:
+    @property
+    def planned(self) -> int:
+        """Trials of this run with those that are done already, as far as that is known: sweeps may end early."""
+        if self.plan is None or self.queue is None:
+            return 0
+        most = self.plan.planned if self.final else self.plan.planned_without_sweeps_finals
+        return most - self.queue.unplanned
+
+    def _note_plan(self) -> None:
         """Leave the number of trials for those who only read; that of one sweep alone isn't the study's."""
-        planned = plan.planned if self.final else plan.planned_without_sweeps_finals
-        self.planned = planned - queue.unplanned
         if self.final:
             self.store.write_bytes("plan.json", json.dumps({"planned": self.planned}).encode())
 

@@ -2,7 +2,7 @@
 -- reads: trials
 -- column planned: trials of the plan; null when the folder doesn't say [trials]
 -- column done: trials that have a row, of the plan where it lists them [trials]
--- column remaining: planned - done; null without a plan [trials]
+-- column remaining: planned - done, 0 when more are done; null without a plan [trials]
 -- column extra: rows of trials that are not in the plan: earlier code, data or settings [trials]
 -- column n_ok: done and OK [trials]
 -- column n_corrupted: done and CORRUPTED [trials]
@@ -19,7 +19,8 @@ WITH counted AS (
 SELECT
     (SELECT planned FROM plan) AS planned,
     count(*) FILTER (is_planned) AS done,
-    (SELECT planned FROM plan) - count(*) FILTER (is_planned) AS remaining,
+    -- greatest() alone passes over null.
+    (SELECT planned FROM plan) - least((SELECT planned FROM plan), count(*) FILTER (is_planned)) AS remaining,
     (SELECT count(*) FROM trials) - count(*) FILTER (is_planned) AS extra,
     count(*) FILTER (is_planned AND outcome = 'OK') AS n_ok,
     count(*) FILTER (is_planned AND outcome = 'CORRUPTED') AS n_corrupted,

@@ -815,6 +815,13 @@ def test_data_cannot_drive_the_terminal(study, capsys):
     assert "[b]" in out
 
 
+def test_status_of_more_than_was_planned(tmp_path, capsys):
+    other = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), n_test=20)
+    (other.folder / "plan.json").write_text('{"planned": 1}')
+    commands.status_command(other.folder)
+    assert f"{len(other.trials)} trials done: " in capsys.readouterr().out, "more than all of them would be odd"
+
+
 def test_status(study, tmp_path, capsys):
     commands.status_command(study.folder)
     out = capsys.readouterr().out

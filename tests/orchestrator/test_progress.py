@@ -29,11 +29,31 @@ def test_what_never_ran_says_nothing_of_the_time_left(clock):
     text = io.StringIO()
     display = StudyDisplay("mine", Console(file=text))
     display.planned(10, 0, list)
-    display.row("a", "UNADAPTABLE", "dense_chain")
+    display.row("a", "UNADAPTABLE", "dense_chain", 10)
     assert "left" not in text.getvalue()
     clock.now = 200.0
-    display.row("b", "OK", None)
+    display.row("b", "OK", None, 10)
     assert text.getvalue().splitlines()[-1] == "mine: 2/10 trials done, about 13 min 20 s left", "8 trials of 100 s"
+
+
+def test_the_first_few_of_many_say_nothing_of_the_time_left(clock):
+    """The longest trials run first."""
+    text = io.StringIO()
+    display = StudyDisplay("mine", Console(file=text))
+    display.planned(92, 4, list)
+    for number in range(9):
+        clock.now += 60.0
+        display.row(str(number), "OK", None, 92)
+        assert ("left" in text.getvalue()) == (number == 8), "9 of the 88 that run"
+
+
+def test_the_plan_may_grow(clock):
+    text = io.StringIO()
+    display = StudyDisplay("mine", Console(file=text))
+    display.planned(1, 0, list)
+    for number in range(3):
+        display.row(str(number), "FAILURE", "nan", max(1, number + 1))
+    assert "mine: 3/3 trials done" in text.getvalue().splitlines()[-1]
 
 
 def test_without_a_terminal_a_line_breaks_a_long_silence(clock):

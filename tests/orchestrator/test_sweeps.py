@@ -192,6 +192,18 @@ def test_a_sweep_that_time_has_ended_is_the_same_when_it_is_asked_again(search, 
     assert again.choose() == first.choose()
 
 
+def test_the_plan_grows_with_a_sweep_that_only_time_limits(subjects):
+    study = Study(
+        study="t", subjects=["digits"], fixers=[FixerEntry(name="arachne", adapt=Adaptation(budget="1h"))], seeds=[0]
+    )
+    plan = make_plan(study, subjects, ())
+    queue = TrialQueue(study, plan, subjects, {}, lambda spec: 0.0)
+    for number in range(1, 6):
+        spec = queue.next()
+        assert plan.planned - queue.unplanned == max(plan.planned, number + 1), "and the final trial"
+        queue.finish(spec.trial_id, Figures("OK", 0.5, 0.5, 0.5, 1.0, 1.0))
+
+
 def test_trials_that_died_use_up_the_time_too():
     sweep = run(make_sweep(setup(budget="2h"), {}), workers=1, judge=lambda spec: Figures("FAILURE"))
     assert len(sweep.trials) == 2, "each may have taken the hour that is the limit"
@@ -620,6 +632,7 @@ def test_the_choice_is_written_back_as_a_study(source, tmp_path):
     found = json.loads(json.dumps(adaptation.record(entry, "digits", choice)))
     adaptation.write_study(source, tmp_path / "adapted.yaml", found)
     written = load_study(tmp_path / "adapted.yaml")
+    assert written.study == f"{load_study(source).study}-arachne-digits", "its results are its own"
     assert written.subjects == ["digits"]
     assert [(item.name, item.params, item.adapt) for item in written.fixers] == [("arachne", found["chosen"], None)]
     built = fixers.get("arachne").build(written.fixers[0].params, written.fixers[0].preset)
