@@ -19,7 +19,7 @@ WITH counted AS (
 SELECT
     (SELECT planned FROM plan) AS planned,
     count(*) FILTER (is_planned) AS done,
-    -- greatest() alone passes over null.
+    -- least() passes over null, which the difference does not.
     (SELECT planned FROM plan) - least((SELECT planned FROM plan), count(*) FILTER (is_planned)) AS remaining,
     (SELECT count(*) FROM trials) - count(*) FILTER (is_planned) AS extra,
     count(*) FILTER (is_planned AND outcome = 'OK') AS n_ok,
