@@ -476,6 +476,7 @@ def import_published(target: Path) -> None:
 @click.option("--subject", help="In place of model and data: a subject's name or YAML file.")
 @click.option("--weights", help="Safetensors or state_dict for a factory's model.")
 @click.option("--fixer", required=True, help="Name or abbreviation; see fixstudy fixers.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A fixer's .py file, or its module.")
 @click.option("--preset", help="Named set of hyper-parameters, such as quick.")
 @click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Hyper-parameter.")
 @click.option("--seed", type=int, default=0, show_default=True)

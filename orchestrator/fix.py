@@ -13,12 +13,14 @@ from rich.text import Text
 
 import fixers
 from fixers.registry import code_version
+from fixers.registry import load as load_plugin
 from orchestrator import session, units, yaml_text
 from orchestrator.errors import UserError
 from orchestrator.loading import load
 from orchestrator.store import Store
 from orchestrator.study import Attack, TrialSpec, trial_id
 from orchestrator.subjects.catalogue import catalogue, resolve
+from orchestrator.subjects.doctor import errors_of_original
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import TrialRecord, TrialSettings, run_trial
 from orchestrator.units import duration
@@ -41,14 +43,19 @@ def fix_command(
     out: Path | None,
     limit: int | None = None,
     data_root: str | None,
+    plugins: Iterable[str] = (),
     console: Console | None = None,
 ) -> TrialRecord:
     """Fix a model, print before and after on its test split, and write it.
+
+    What is wrong with the model on its data is said before it is fixed: it may be what the fix repairs.
 
     Raises:
         UserError: an argument is off, the model can't be imported, the fix failed, or the file can't be written.
     """
     console = console or Console()
+    for plugin in plugins:
+        load_plugin(plugin)
     cls = fixers.get(fixer)
     built = cls.build(_values(parameters), preset)
     seconds = units.seconds(time_limit)
@@ -64,6 +71,8 @@ def fix_command(
             keep_history=any(item.code == "training_history" for item in cls.requirements),
         )
     console.print(Text(loaded.data.description, style="dim"))
+    for finding in errors_of_original(loaded):
+        console.print(Text(f"Figures may mean nothing: {finding.message}", style="yellow"))
     unmet = cls.unmet(loaded.facts())
     if unmet is not None:
         raise UserError(unmet.reason)

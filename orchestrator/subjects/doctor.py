@@ -73,6 +73,11 @@ def examine(
     return sorted(_findings(definition, data_root, cache_dir), key=lambda finding: _ORDER.index(finding.severity))
 
 
+def errors_of_original(subject: Subject) -> list[Finding]:
+    """What is so wrong with the original model on its data that no figure of a fix would mean anything."""
+    return [finding for finding in _accuracy(subject) if finding.severity == "error"]
+
+
 _ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
 

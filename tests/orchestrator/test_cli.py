@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -115,6 +116,14 @@ def test_fix_prints_before_and_after_and_writes_onnx(fixstudy, tmp_path):
     again = fixstudy("fix", "--model", out, "--data", "digits", "--fixer", "finetune", "--preset", "quick")
     assert again.returncode == 0, again.stderr
     assert f"{float(facts['accuracy_fixed']):.2%}" in again.stdout, "the written model is the fixed one"
+
+
+def test_fix_takes_a_plug_in(fixstudy):
+    plugin = Path(__file__).parents[2] / "examples" / "misbehaving_fixers.py"
+    done = fixstudy("fix", "--model", "digits", "--fixer", "does_nothing", "--plugin", plugin)
+    assert done.returncode == 0, done.stderr
+    assert "repaired 0 of" in done.stdout
+    assert "There is no fixer 'does_nothing'" in fixstudy("fix", "--model", "digits", "--fixer", "does_nothing").stderr
 
 
 def test_fix_writes_a_model_that_the_fixer_extended(fixstudy, tmp_path):

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from orchestrator.errors import UserError
+from orchestrator.fix import fix_command
 from orchestrator.loading import load
 from orchestrator.store import Store
 from orchestrator.subjects import doctor, weights
@@ -219,6 +222,15 @@ def test_a_model_at_chance_level(tmp_path: Path) -> None:
     findings = examine(resolve(spec(weights="w.safetensors"), base_dir=tmp_path))
     finding = found(findings, "chance_level")
     assert finding.severity == "error" and "right on 33.3% of the test split" in finding.message
+    # fix says it, too: its figures would look like those of a great repair.
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"subject": spec(weights="w.safetensors")}))
+    text = io.StringIO()
+    fix_command(
+        model=None, data=None, subject=str(tmp_path / "mine.yaml"), weights=None, fixer="finetune", preset="quick",
+        parameters=["epochs=1"], seed=0, time_limit="10m", out=None, data_root=None,
+        console=Console(file=text, width=300),
+    )  # fmt: skip
+    assert f"Figures may mean nothing: {finding.message}" in text.getvalue()
 
 
 def oracle(scale: float = 10.0) -> nn.Module:
