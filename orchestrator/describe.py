@@ -14,6 +14,9 @@ from orchestrator import session
 from orchestrator.errors import UserError
 from orchestrator.units import duration
 
+WIDTH_FOR_REFERENCES = 120
+"""Characters."""
+
 
 def fixers_command(name: str | None, console: Console | None = None) -> None:
     """Print all approaches, or everything about one."""
@@ -21,18 +24,21 @@ def fixers_command(name: str | None, console: Console | None = None) -> None:
     if name is not None:
         _print_fixer(fixers.get(name), console)
         return
-    table = Table(title="Fixers", expand=True)
+    table = Table(title="Fixers")
     for column in ("name", "abbr.", "level"):
         table.add_column(column, no_wrap=True)
     table.add_column("needs", overflow="fold")
-    table.add_column("reference", no_wrap=True, overflow="ellipsis", ratio=1)
+    # Where there is room; fixstudy fixers NAME has it, too.
+    with_reference = console.width >= WIDTH_FOR_REFERENCES
+    if with_reference:
+        table.add_column("reference", overflow="fold")
     for fixer in fixers.all_fixers().values():
         table.add_row(
             fixer.name,
             fixer.abbreviation,
             fixer.level,
             ", ".join(requirement.code for requirement in fixer.requirements) or "-",
-            Text(fixer.reference),
+            *([Text(fixer.reference)] if with_reference else []),
         )
     console.print(table)
     console.print("fixstudy fixers NAME shows parameters, search space and presets.", style="dim")
@@ -69,14 +75,12 @@ def subjects_command(name: str | None, data_root: str | None, console: Console |
     console = console or Console()
     if name is None:
         table = Table(title="Subjects")
-        for column in ("name", "dataset", "architecture", "classes", "input", "sensitive attribute", "epsilon"):
-            table.add_column(column)
+        for column in ("name", "architecture", "classes", "input", "sensitive", "epsilon"):
+            table.add_column(column, no_wrap=column == "name", overflow="fold")
         for item in catalogue().values():
             shape = "x".join(map(str, item.input_shape))
             attribute = item.sensitive_attribute or "-"
-            table.add_row(
-                item.name, item.dataset, item.architecture, str(item.n_classes), shape, attribute, f"{item.epsilon:g}"
-            )
+            table.add_row(item.name, item.architecture, str(item.n_classes), shape, attribute, f"{item.epsilon:g}")
         console.print(table)
         console.print("fixstudy subjects NAME reads its data and counts.", style="dim")
         return

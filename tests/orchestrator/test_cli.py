@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import pytest
 
+import fixers
 from analysis.published import import_published
+from fixers import registry
 from orchestrator import cli
+from orchestrator.subjects.catalogue import catalogue
 
 
 class Done(NamedTuple):
@@ -118,12 +121,25 @@ def test_fix_prints_before_and_after_and_writes_onnx(fixstudy, tmp_path):
     assert f"{float(facts['accuracy_fixed']):.2%}" in again.stdout, "the written model is the fixed one"
 
 
-def test_fix_takes_a_plug_in(fixstudy):
+def test_fix_takes_a_plug_in(fixstudy, monkeypatch):
+    fixers.all_fixers()
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     plugin = Path(__file__).parents[2] / "examples" / "misbehaving_fixers.py"
-    done = fixstudy("fix", "--model", "digits", "--fixer", "does_nothing", "--plugin", plugin)
+    words = ("fix", "--model", "digits", "--fixer", "does_nothing")
+    assert "There is no fixer 'does_nothing'" in fixstudy(*words).stderr
+    done = fixstudy(*words, "--plugin", plugin)
     assert done.returncode == 0, done.stderr
     assert "repaired 0 of" in done.stdout
-    assert "There is no fixer 'does_nothing'" in fixstudy("fix", "--model", "digits", "--fixer", "does_nothing").stderr
+
+
+@pytest.mark.parametrize("command", ["fixers", "subjects"])
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_names_that_one_has_to_type_are_not_cut(fixstudy, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    names = fixers.all_fixers() if command == "fixers" else catalogue()
+    done = fixstudy(command)
+    assert all(f" {name} " in done.stdout for name in names)
+    assert "…" not in done.stdout
 
 
 def test_fix_writes_a_model_that_the_fixer_extended(fixstudy, tmp_path):
