@@ -19,6 +19,7 @@ from orchestrator.errors import UserError
 from orchestrator.objectives import COLUMNS, Figures
 from orchestrator.store import Store
 from orchestrator.study import Adaptation, FixerEntry, Study, parse_study, subject_name
+from orchestrator.subject_files import with_subjects
 from orchestrator.sweeps import Candidate, Choice
 
 
@@ -148,7 +149,8 @@ def write_study(source: str | Path, target: str | Path, found: Mapping[str, Any]
         UserError: the target would be the source, lies elsewhere, or can't be written.
     """
     check_target(source, target)
-    data = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+    source = Path(source)
+    data = yaml.safe_load(with_subjects(source.read_text(encoding="utf-8"), str(source), source.parent))
     data["subjects"] = [spec for spec in data["subjects"] if subject_name(spec) == found["subject"]]
     # Results of its own: those of the source have the sweep's trials and the other fixers'.
     data["study"] = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{data['study']}-{found['fixer']}-{found['subject']}")
@@ -159,7 +161,7 @@ def write_study(source: str | Path, target: str | Path, found: Mapping[str, Any]
     if epsilon:
         data["attack"]["epsilon"] = {name: value for name, value in epsilon.items() if name == found["subject"]}
     text = (
-        f"# {found['fixer']} adapted to {found['subject']} by fixstudy adapt {Path(source).name}\n"
+        f"# {found['fixer']} adapted to {found['subject']} by fixstudy adapt {source.name}\n"
         f"# Why: {found['reason']}.\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     )
     parse_study(text, str(target), Path(target).parent)

@@ -19,6 +19,7 @@ from orchestrator.errors import UserError
 from orchestrator.loading import load
 from orchestrator.store import Store
 from orchestrator.study import Attack, TrialSpec, trial_id
+from orchestrator.subject_files import is_subject_file, read_subject
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.doctor import errors_of_original
 from orchestrator.subjects.subject import Subject, SubjectDefinition
@@ -138,23 +139,9 @@ def subject_from(text: str, limit: int | None = None) -> SubjectDefinition:
         UserError: there is none of that name, or the file can't be read.
     """
     path = Path(text)
-    if path.suffix in (".yaml", ".yml"):
-        return resolve(_subject_file(path), limit=limit, base_dir=path.parent)
+    if is_subject_file(text):
+        return resolve(read_subject(path), limit=limit, base_dir=path.parent)
     return resolve(text, limit=limit)
-
-
-def _subject_file(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The subject file {path} can't be read: {str(error).splitlines()[0]}.") from error
-    content, _ = yaml_text.read(text, str(path))
-    inner = content.get("subject", content) if isinstance(content, dict) else None
-    if not isinstance(inner, dict):
-        raise UserError(
-            f"The subject file {path} must hold a mapping with model, data and splits; see docs/subjects.md."
-        )
-    return {"name": path.stem, **inner}
 
 
 def _values(parameters: Iterable[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.store import Store
 from orchestrator.study import Study, subject_name
+from orchestrator.subject_files import with_subjects
 from orchestrator.subjects.roots import cache_dir, data_root
 from orchestrator.subjects.subject import SubjectDefinition
 
@@ -125,7 +126,7 @@ def _start_ray(address: str | None) -> str | None:
 
 
 def freeze(study: Study, path: Path, store: Store) -> None:
-    """Keep the study file with its results, and refuse to mix rows that were made under different settings.
+    """Keep the study file, its subject files in it, and refuse to mix rows that were made under different settings.
 
     Args:
         study: expanded.
@@ -145,7 +146,8 @@ def freeze(study: Study, path: Path, store: Store) -> None:
             "choose another --results, or put the settings back."
         )
     store.write_bytes(FROZEN_SETTINGS, now)
-    store.write_bytes("study.yaml", path.read_bytes())
+    text = with_subjects(path.read_text(encoding="utf-8"), str(path), path.parent)
+    store.write_bytes("study.yaml", text.encode())
     # Paths inside the file are relative to where it was.
     folder = path.resolve().parent
     store.write_bytes(ORIGIN, json.dumps({"folder": str(folder), "commit": commit_of(folder)}).encode())

@@ -27,6 +27,7 @@ from pydantic import (
 
 from orchestrator import objectives, space, units, yaml_text
 from orchestrator.errors import UserError
+from orchestrator.subject_files import with_subjects
 
 Location = tuple[int | str, ...]
 Stage = Literal["adapt", "final"]
@@ -196,6 +197,7 @@ class Study(_Model):
 
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     subjects: list[Any] = Field(min_length=1)
+    """Names of the catalogue, subject files ending in .yaml or .yml (relative to the study file), or mappings."""
     fixers: list[FixerEntry] = Field(min_length=1)
     seeds: list[Seed] = Field(default=[0], min_length=1)
     preset: str | None = None
@@ -455,7 +457,7 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
     from fixers import registry
     from fixers.fixer import suggest
 
-    data, root = yaml_text.read(text, source)
+    data, root = yaml_text.read(with_subjects(text, source, folder), source)
     if not isinstance(data, dict) or root is None:
         raise UserError(f"{source}: a study file is a mapping with study, subjects and fixers; see examples/.")
     try:

@@ -27,7 +27,8 @@ import yaml
 
 from orchestrator.errors import UserError
 from orchestrator.study import load_study
-from orchestrator.subjects.local_files import PACKAGES, external_data, module_files, place
+from orchestrator.subject_files import with_subjects
+from orchestrator.subjects.local_files import PACKAGES, external_data, lies_beside, module_files, place
 from orchestrator.subjects.targets import is_target
 
 MOST_BYTES: Final = 200_000_000
@@ -98,11 +99,11 @@ def pack(study: Path, target: Path, most_bytes: int = MOST_BYTES) -> str:
         assert spec.submodule_search_locations is not None
         shutil.copytree(next(iter(spec.submodule_search_locations)), target / name, ignore=_NOT_PACKED)
     _pack_version(target)
-    text = study.read_text(encoding="utf-8")
+    text = with_subjects(study.read_text(encoding="utf-8"), str(study), study.parent)
     files = dict(local_files(text, study))
     # Relative paths stay what they are, those that lead upwards and links too.
     study = Path(os.path.normpath(study.absolute()))
-    inside = {given: Path(os.path.normpath(study.parent / given)) for given in files if _lies_beside(given)}
+    inside = {given: Path(os.path.normpath(study.parent / given)) for given in files if lies_beside(given)}
     root = _common_folder([study, *inside.values()])
     up = Path(*[".."] * len(study.parent.relative_to(root).parts))
     for given, path in files.items():
@@ -123,6 +124,10 @@ def pack(study: Path, target: Path, most_bytes: int = MOST_BYTES) -> str:
 def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
     """The files of the user's that a study file names: as it names them, and where they are.
 
+    Args:
+        text: its content, with that of its subject files.
+        study: its place.
+
     Raises:
         UserError: one isn't there, or it is data, which don't travel.
     """
@@ -132,7 +137,7 @@ def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
         if not isinstance(subject, Mapping):
             continue
         data = subject.get("data")
-        if data is not None and not is_target(data) and _lies_beside(data):
+        if data is not None and not is_target(data) and lies_beside(data):
             raise UserError(
                 f"The data {data} of subject {subject['name']} lie beside the study file, and data don't travel: put "
                 "them where every node sees them and give the absolute path."
@@ -148,11 +153,6 @@ def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
         yield given, path
         if path.suffix == ".onnx":
             yield from ((str(Path(given).parent / name), path.parent / name) for name in external_data(path))
-
-
-def _lies_beside(given: str) -> bool:
-    """Whether a path of a study file starts in its folder; ~ and variables of the environment lead elsewhere."""
-    return not Path(given).is_absolute() and not given.startswith(("~", "$"))
 
 
 def _pack_version(target: Path) -> None:

@@ -18,6 +18,11 @@ def place(folder: Path, given: str) -> Path:
     return (folder / Path(os.path.expandvars(given)).expanduser()).resolve()
 
 
+def lies_beside(given: str) -> bool:
+    """Whether a path of a study file starts in its folder; ~ and variables of the environment lead elsewhere."""
+    return not Path(given).is_absolute() and not given.startswith(("~", "$"))
+
+
 def module_files(module: str, folder: Path) -> dict[str, Path]:
     """The files of a module beside a study file, and of the modules there that it imports, directly or not.
 
