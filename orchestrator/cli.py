@@ -4,6 +4,7 @@ A mistake of the user's ends with one sentence and exit code 2, an interrupted r
 """
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -44,9 +45,15 @@ class _Commands(click.Group):
 
 def main() -> None:
     """Entry point of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no more than ASCII gets question marks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
+        # click's word for Ctrl-C.
+        click.echo("fixstudy: stopped.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         click.echo(f"fixstudy: {error.format_message()}", err=True)
@@ -54,9 +61,6 @@ def main() -> None:
     except UserError as error:
         click.echo(f"fixstudy: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("fixstudy: stopped; the same command goes on where this one ended.", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe had enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -109,7 +109,7 @@ def train_command(
 
     console = console or Console()
     definition, root = subject_from(subject, limit), session.data_root(data_root)
-    folder: Path = session.cache_dir() / "originals"
+    folder: Path = session.usable_cache_dir() / "originals"
     if not definition.trains_original:
         raise UserError(f"The model of {subject} comes with its weights; there is nothing to train.")
 

@@ -1,6 +1,7 @@
 """``fixstudy fix``: one fixer on one model, outside a study, judged exactly as a trial is."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,6 +56,8 @@ def fix_command(
         UserError: an argument is off, the model can't be imported, the fix failed, or the file can't be written.
     """
     console = console or Console()
+    if out is not None and not os.access(out.absolute().parent, os.W_OK):
+        raise UserError(f"Nothing can be written into {out.absolute().parent}, where --out is to go; make the folder.")
     for plugin in plugins:
         load_plugin(plugin)
     cls = fixers.get(fixer)
@@ -68,7 +71,7 @@ def fix_command(
             definition,
             store=store,
             data_root=session.data_root(data_root),
-            cache_dir=session.cache_dir() / "originals",
+            cache_dir=session.usable_cache_dir() / "originals",
             keep_history=any(item.code == "training_history" for item in cls.requirements),
         )
     console.print(Text(loaded.data.description, style="dim"))

@@ -88,7 +88,7 @@ def run_study(
         store.wait_when_full(display.event, functools.partial(display.event, "there is space again; the study goes on"))
     stopping = Stopping(store, on_event=told)
     with sole_driver(store, on_wait=told), stopping.listening():
-        session.freeze(study, Path(path), store)
+        session.freeze(study, definitions, Path(path), store)
         store.tidy()
         if display is not None:
             display.event("starting Ray" if address is None else f"joining Ray at {address}")
@@ -113,7 +113,7 @@ def run_study(
                 definitions,
                 store,
                 session.data_root(data_root),
-                session.cache_dir(),
+                session.usable_cache_dir(),
                 stopping,
                 on_row=on_row,
                 final=only is None and not profile,

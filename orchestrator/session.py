@@ -1,27 +1,31 @@
 """The surroundings of a command: where data, cache and results are, and a running Ray."""
 
 import contextlib
+import errno
 import io
 import json
 import logging
 import os
+import re
+import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.store import Store
 from orchestrator.study import Study, subject_name
-from orchestrator.subject_files import with_subjects
 from orchestrator.subjects.roots import cache_dir, data_root
 from orchestrator.subjects.subject import SubjectDefinition
 
-__all__ = ["cache_dir", "data_root", "definitions", "freeze", "joins", "ray_running"]
+__all__ = ["cache_dir", "data_root", "definitions", "freeze", "joins", "ray_running", "usable_cache_dir"]
 
 FROZEN_SETTINGS = "settings.json"
 ORIGIN = "origin.json"
 SECONDS_FOR_GIT = 5.0
+SECONDS_FOR_ANSWER = 10.0
 STARTS_OF_RAY = 3
 """How often Ray is started before giving up."""
 
@@ -54,6 +58,25 @@ def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
             raise UserError(f"{where}attack.epsilon names '{name}', which isn't a subject of the study{known}")
         found[name] = dataclasses.replace(found[name], epsilon=epsilon)
     return found
+
+
+def usable_cache_dir() -> Path:
+    """The cache folder, made if need be.
+
+    Raises:
+        UserError: it can't be made or written.
+    """
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {folder} can't be used ({error.strerror}): set FIXSTUDY_CACHE to one that can be "
+            "written."
+        ) from error
+    return folder
 
 
 def joins(address: str | None) -> bool:
@@ -100,6 +123,17 @@ def _start_ray(address: str | None) -> str | None:
 
     # Without an address Ray would join whatever cluster somebody has started on this machine.
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{address} is a job server, which fixstudy submit takes; run wants the cluster itself, such as auto on "
+            "its head."
+        )
+    nobody = (
+        f"No Ray cluster answers at '{address}': give auto on the head of one, or host:port, and start one with "
+        "`ray up cluster.yaml`."
+    )
+    if not _answers(address):
+        raise UserError(nobody)
     for _ in range(STARTS_OF_RAY):
         try:
             context = ray.init(
@@ -108,8 +142,8 @@ def _start_ray(address: str | None) -> str | None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except ConnectionError as error:
-            raise UserError(f"No Ray cluster answers at '{address}': start one with `ray up cluster.yaml`.") from error
+        except (ConnectionError, ValueError) as error:
+            raise UserError(nobody) from error
         except ray.exceptions.AuthenticationError as error:
             raise UserError(
                 f"The Ray cluster at '{address}' asks for a token: set RAY_AUTH_MODE=token and "
@@ -125,32 +159,74 @@ def _start_ray(address: str | None) -> str | None:
     raise UserError("Ray's own processes didn't start in time because the machine is busy; try again later.")
 
 
-def freeze(study: Study, path: Path, store: Store) -> None:
+def _answers(address: str) -> bool:
+    """Whether somebody listens at ``host:port``, which Ray itself would only say after a quarter of an hour.
+
+    True for all that isn't of that form.
+    """
+    match = re.fullmatch(r"(?:ray://)?\[?([\w.:-]+?)\]?:(\d+)", address)
+    if match is None:
+        return True
+    until = time.monotonic() + SECONDS_FOR_ANSWER
+    while True:
+        try:
+            socket.create_connection((match[1], int(match[2])), timeout=SECONDS_FOR_ANSWER).close()
+        except (OSError, OverflowError):
+            # A head that is just beginning refuses for a moment.
+            if time.monotonic() > until:
+                return False
+            time.sleep(1.0)
+        else:
+            return True
+
+
+def freeze(study: Study, definitions: Mapping[str, SubjectDefinition], path: Path, store: Store) -> None:
     """Keep the study file, its subject files in it, and refuse to mix rows that were made under different settings.
 
     Args:
         study: expanded.
-        path: its file.
+        definitions: of its subjects.
+        path: its file; it isn't read again, because it may be a pipe, or have changed since.
         store: its results.
 
     Raises:
-        UserError: the folder has rows of another study, attack, threshold or time limit.
+        UserError: the folder has rows of another study, attack, threshold or time limit, or isn't a study's.
     """
-    now = json.dumps(study.settings_of_rows(), sort_keys=True, indent=1).encode()
-    before = store.read_bytes(FROZEN_SETTINGS)
-    if before is not None and before != now:
-        old, new = json.loads(before), json.loads(now)
-        changed = ", ".join(sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)))
-        raise UserError(
-            f"{store.where} has results made with other settings ({changed}); "
-            "choose another --results, or put the settings back."
-        )
-    store.write_bytes(FROZEN_SETTINGS, now)
-    text = with_subjects(path.read_text(encoding="utf-8"), str(path), path.parent)
-    store.write_bytes("study.yaml", text.encode())
+    now, before = study.settings_of_rows(), _frozen_settings(store)
+    radii = {name: definition.epsilon for name, definition in definitions.items()} if study.attack else {}
+    frozen = before.pop("radii", {}) if before else {}
+    if before is not None:
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        changed += [
+            f"attack radius of {name}" for name in sorted(radii) if frozen.get(name, radii[name]) != radii[name]
+        ]
+        if changed:
+            raise UserError(
+                f"{store.where} has results made with other settings ({', '.join(changed)}); "
+                "choose another --results, or put the settings back."
+            )
+    kept = {**now, "radii": {**frozen, **radii}}
+    store.write_bytes(FROZEN_SETTINGS, json.dumps(kept, sort_keys=True, indent=1).encode())
+    store.write_bytes("study.yaml", study.text.encode())
     # Paths inside the file are relative to where it was.
     folder = path.resolve().parent
     store.write_bytes(ORIGIN, json.dumps({"folder": str(folder), "commit": commit_of(folder)}).encode())
+
+
+def _frozen_settings(store: Store) -> dict[str, Any] | None:
+    content = store.read_bytes(FROZEN_SETTINGS)
+    if content is None:
+        return None
+    try:
+        settings = json.loads(content)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(
+            f"{store.where} has a {FROZEN_SETTINGS} that no study wrote: choose another --results, or, if the results "
+            "are a study's and the file is damaged, delete it."
+        )
+    return settings
 
 
 def commit_of(folder: Path) -> str | None:

@@ -67,7 +67,15 @@ def is_at_work(store: Store) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        raise _not_ours(folder, error) from error
     return False
+
+
+def _not_ours(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"This user can't work on {folder} ({error.strerror}): choose another --results, or have it made writable."
+    )
 
 
 def _refusal(store: Store, who: str = "") -> UserError:
@@ -78,7 +86,11 @@ def _refusal(store: Store, who: str = "") -> UserError:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".driver.lock").open("w") as lock:
+    try:
+        opened = (folder / ".driver.lock").open("w")
+    except OSError as error:
+        raise _not_ours(folder, error) from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

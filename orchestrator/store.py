@@ -481,7 +481,7 @@ class Store:
 
 def _open(uri: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).resolve())
+        return pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
     try:
         return open_uri(uri)
     except (ImportError, OSError, ValueError) as error:

@@ -213,6 +213,7 @@ class Study(_Model):
     """Approaches from elsewhere: files ending in .py (relative to the study file) or importable modules."""
 
     _places: dict[Location, str] = PrivateAttr(default_factory=dict)
+    _text: str = PrivateAttr("")
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -284,9 +285,18 @@ class Study(_Model):
         """
         return self._places.get(location, "")
 
+    @property
+    def text(self) -> str:
+        """The YAML that it was read from, with the content of subject files; empty for one that was not."""
+        return self._text
+
     def settings_of_rows(self) -> dict[str, Any]:
-        """What every row of a results folder must share; fixers, subjects and seeds may be added to a study later."""
-        return self.model_dump(include={"study", "attack", "outcomes", "time_limit"}, mode="json")
+        """What every row of a results folder must share; fixers, subjects and seeds may be added to a study later.
+
+        The attack's radii are the subjects' own.
+        """
+        shared = {"study", "attack", "outcomes", "time_limit"}
+        return self.model_dump(include=shared, exclude={"attack": {"epsilon"}}, mode="json")
 
 
 def subject_name(spec: object) -> str:
@@ -457,7 +467,8 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
     from fixers import registry
     from fixers.fixer import suggest
 
-    data, root = yaml_text.read(with_subjects(text, source, folder), source)
+    text = with_subjects(text, source, folder)
+    data, root = yaml_text.read(text, source)
     if not isinstance(data, dict) or root is None:
         raise UserError(f"{source}: a study file is a mapping with study, subjects and fixers; see examples/.")
     try:
@@ -491,6 +502,7 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
     study = study.model_copy(update={"fixers": entries, "plugins": plugins})
     locations: list[Location] = [("subjects", index) for index in range(len(study.subjects))]
     locations += [("attack", "epsilon", name) for name in (study.attack.epsilon if study.attack else ())]
+    study._text = text
     study._places = {location: f"{source}, line {_line(root, location)}: " for location in locations}
     return study
 

@@ -30,11 +30,18 @@ AT_ONCE: Final = 8
 
 
 def cache_dir() -> Path:
-    """Folder for originals, intermediate results, fetched and packed data: ``FIXSTUDY_CACHE``, else the user's own."""
+    """Folder for originals, intermediate results, fetched and packed data: ``FIXSTUDY_CACHE``, else the user's own.
+
+    Raises:
+        UserError: neither is known.
+    """
     given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given).resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fixstudy"
+    try:
+        if given:
+            return Path(given).expanduser().resolve()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fixstudy"
+    except RuntimeError:
+        raise UserError(f"This user has no home folder; set {CACHE_VARIABLE} to a folder for what is kept.") from None
 
 
 def use_cache_dir(folder: Path) -> None:
@@ -149,7 +156,7 @@ def data_root(given: str | None) -> DataRoot | None:
     place = given or os.environ.get(DATA_VARIABLE)
     if not place:
         return None
-    return RemoteRoot(place, cache_dir() / "datasets") if "://" in place else Path(place).resolve()
+    return RemoteRoot(place, cache_dir() / "datasets") if "://" in place else Path(place).expanduser().resolve()
 
 
 def _append(filesystem: "pyarrow.fs.FileSystem", info: Any, partial: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,30 @@ def test_fix_prints_before_and_after_and_writes_onnx(fixstudy, tmp_path):
     again = fixstudy("fix", "--model", out, "--data", "digits", "--fixer", "finetune", "--preset", "quick")
     assert again.returncode == 0, again.stderr
     assert f"{float(facts['accuracy_fixed']):.2%}" in again.stdout, "the written model is the fixed one"
+
+
+def test_fix_refuses_a_target_before_it_fixes(fixstudy, monkeypatch):
+    monkeypatch.setattr("orchestrator.fix.load", lambda *args, **kwargs: pytest.fail("it began"))
+    done = fixstudy("fix", "--model", "digits", "--fixer", "arachne", "--out", "nowhere/fixed.onnx")
+    assert done.returncode == 2
+    assert "nowhere, where --out is to go" in done.stderr
+
+
+def test_ctrl_c_is_answered(fixstudy, monkeypatch):
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.fix.fix_command", interrupted)
+    done = fixstudy("fix", "--model", "digits", "--fixer", "arachne")
+    assert (done.returncode, done.stderr.strip()) == (130, "fixstudy: stopped.")
+
+
+def test_a_terminal_without_unicode_gets_question_marks():
+    command = [sys.executable, "-m", "orchestrator.cli", "subjects"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "fashion_mnist" in done.stdout
 
 
 def test_fix_takes_a_plug_in(fixstudy, monkeypatch):

@@ -1,14 +1,19 @@
 """Starting Ray on machines that are busy, and joining clusters that aren't there."""
 
 import re
+import socket
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
 
+from orchestrator import session
 from orchestrator.errors import UserError
-from orchestrator.session import STARTS_OF_RAY, commit_of, definitions, ray_running
-from orchestrator.study import parse_study
+from orchestrator.session import STARTS_OF_RAY, commit_of, definitions, freeze, ray_running
+from orchestrator.store import Store
+from orchestrator.study import load_study, parse_study
 
 
 @pytest.fixture
@@ -22,6 +27,7 @@ def starts(monkeypatch):
         if errors:
             raise errors.pop(0)
 
+    monkeypatch.setattr(session, "_answers", lambda address: True)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
@@ -60,6 +66,101 @@ def test_a_cluster_that_wants_a_token_says_so(starts):
     starts[0].append(ray.exceptions.AuthenticationError("no token"))
     with pytest.raises(UserError, match="asks for a token: set RAY_AUTH_MODE=token"), ray_running("head:6379"):
         pass
+
+
+@pytest.mark.parametrize("address", ["nope", ":", "127.0.0.1:notaport", "ray://", "127.0.0.1:99999"])
+def test_an_address_that_is_none_is_said(address, monkeypatch):
+    monkeypatch.setattr(session, "SECONDS_FOR_ANSWER", 0.1)
+    with pytest.raises(UserError, match=f"No Ray cluster answers at '{re.escape(address)}'"), ray_running(address):
+        pass
+
+
+def test_where_nobody_listens_is_said_within_seconds(monkeypatch):
+    monkeypatch.setattr(session, "SECONDS_FOR_ANSWER", 0.1)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(UserError, match="No Ray cluster answers"), ray_running(place):
+            pass
+        bound.listen()
+        assert session._answers(place)
+    assert session._answers("auto")
+
+
+def test_a_job_server_is_no_cluster():
+    with (
+        pytest.raises(UserError, match="is a job server, which fixstudy submit takes"),
+        ray_running("http://head:8265"),
+    ):
+        pass
+
+
+def make_study(tmp_path, rest=""):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"study: t\nsubjects: [digits]\nfixers: [arachne]\n{rest}")
+    study, store = load_study(path), Store(str(tmp_path / "results"))
+    store.create()
+    return study, definitions(study, tmp_path), path, store
+
+
+def test_what_ran_is_frozen_and_not_what_the_file_says_by_now(tmp_path):
+    """Or nothing, when the file is a pipe, as in `fixstudy run <(...)`."""
+    study, subjects, path, store = make_study(tmp_path, "# as it ran\n")
+    path.unlink()
+    freeze(study, subjects, path, store)
+    assert store.read_bytes("study.yaml").decode().endswith("# as it ran\n")
+
+
+def test_rows_of_two_attack_radii_are_not_mixed(tmp_path):
+    """Whoever sets them, and those of other subjects may be added."""
+    study, subjects, path, store = make_study(tmp_path)
+    freeze(study, subjects, path, store)
+    freeze(study, subjects | {"other": replace(subjects["digits"], epsilon=0.3)}, path, store)
+    freeze(study, subjects, path, store)
+    for name in ("digits", "other"):
+        changed = {name: replace(subjects["digits"], epsilon=0.01)}
+        with pytest.raises(UserError, match=rf"made with other settings \(attack radius of {name}\)"):
+            freeze(study, changed, path, store)
+    with pytest.raises(UserError, match=r"other settings \(attack\)"):
+        freeze(study.model_copy(update={"attack": None}), subjects, path, store)
+
+
+@pytest.mark.parametrize("content", [b"x", b"[1]", b"\xff"])
+def test_settings_of_something_else_are_said(tmp_path, content):
+    study, subjects, path, store = make_study(tmp_path)
+    store.write_bytes("settings.json", content)
+    with pytest.raises(UserError, match=r"has a settings\.json that no study wrote"):
+        freeze(study, subjects, path, store)
+
+
+def test_home_means_the_same_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FIXSTUDY_CACHE", "~/cache")
+    assert Store("~/results").local_path == tmp_path / "results"
+    assert session.data_root("~/data") == tmp_path / "data"
+    assert session.cache_dir() == tmp_path / "cache"
+
+
+def test_a_cache_that_cannot_be_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FIXSTUDY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cache folder .*file can't be used .*: set FIXSTUDY_CACHE"):
+        session.usable_cache_dir()
+    monkeypatch.setenv("FIXSTUDY_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(UserError, match="set FIXSTUDY_CACHE"):
+        session.usable_cache_dir()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    for name in ("FIXSTUDY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UserError, match="has no home folder; set FIXSTUDY_CACHE"):
+        session.cache_dir()
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,14 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_folder_that_this_user_cannot_work_on_is_said(tmp_path):
+    store = Store(tmp_path / "results")
+    store.create()
+    # In place of somebody else's file, which root, who may run this, can open.
+    (tmp_path / "results" / ".driver.lock").mkdir()
+    with pytest.raises(UserError, match=r"can't work on .*results \(Is a directory\)"), sole_driver(store):
+        pass
+    with pytest.raises(UserError, match=r"can't work on .*results"):
+        is_at_work(store)

@@ -80,7 +80,7 @@ def test_a_module_that_is_installed_may_be_named_from_anywhere(tmp_path):
 def test_results_say_what_the_subject_was(tmp_path):
     study, store = write(tmp_path, "parquet.yaml"), Store(str(tmp_path / "results"))
     store.create()
-    session.freeze(load_study(study), study, store)
+    session.freeze(load_study(study), {}, study, store)
     (study.parent / "parquet.yaml").unlink()
     assert load_study(tmp_path / "results" / "study.yaml").subjects == ["digits", {"name": "parquet", **SPEC}]
 
