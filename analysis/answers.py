@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -82,8 +83,14 @@ def to_table(answer: Rows, title: str | None = None) -> "Table":
 
 
 def printable(text: str) -> str:
-    """Text without the control characters by which data could drive a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Text without the control characters by which data could drive a terminal.
+
+    Spaces of all widths, which Python calls unprintable, stand in our own sentences.
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
 
 
 _INTEGERS: Final = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")

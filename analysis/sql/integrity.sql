@@ -23,6 +23,10 @@ evaluated AS (
     FROM trials
     WHERE accuracy_fixed IS NOT NULL
 ),
+stated AS (
+    -- Trials of a sweep are judged on valid alone.
+    SELECT *, CASE WHEN stage = 'adapt' THEN accuracy_valid_fixed ELSE accuracy_fixed END AS judged FROM trials
+),
 measured AS (
     SELECT * FROM evaluated WHERE n_repaired IS NOT NULL
 ),
@@ -110,16 +114,17 @@ findings AS (
         CASE
             WHEN outcome IS NULL OR outcome NOT IN ('OK', 'CORRUPTED', 'FAILURE', 'UNADAPTABLE')
             THEN format('The outcome is {} and must be OK, CORRUPTED, FAILURE or UNADAPTABLE.', coalesce(outcome, 'missing'))
-            WHEN outcome = 'OK' THEN 'The trial is OK and has no accuracy.'
+            WHEN outcome = 'OK' AND judged IS NULL THEN 'The trial is OK and has no accuracy.'
+            WHEN outcome = 'OK' THEN 'The trial belongs to a sweep, which must not see the test split, and has an accuracy there.'
             WHEN reason IS NULL OR reason_code IS NULL THEN format('The trial is {} and doesn''t say why.', outcome)
             ELSE format('The trial is {} and has an accuracy of a model that doesn''t exist.', outcome)
         END
-    FROM trials
+    FROM stated
     WHERE
         outcome IS NULL OR outcome NOT IN ('OK', 'CORRUPTED', 'FAILURE', 'UNADAPTABLE')
-        OR (outcome = 'OK' AND accuracy_fixed IS NULL)
+        OR (outcome = 'OK' AND (judged IS NULL OR (stage = 'adapt' AND accuracy_fixed IS NOT NULL)))
         OR (outcome <> 'OK' AND (reason IS NULL OR reason_code IS NULL))
-        OR (outcome IN ('FAILURE', 'UNADAPTABLE') AND accuracy_fixed IS NOT NULL)
+        OR (outcome IN ('FAILURE', 'UNADAPTABLE') AND judged IS NOT NULL)
     UNION ALL
     SELECT
         'error', 'baseline', subject, NULL, NULL, min(accuracy_original), max(accuracy_original),

@@ -19,6 +19,7 @@ from synthetic_study import FIXERS, Study, brute_force, write_study, write_table
 import analysis
 from analysis import commands, findings, report, sections
 from analysis.advise import advise
+from analysis.answers import printable
 from analysis.errors import QueryError
 from analysis.queries import parse
 from analysis.sections import sweep_sections
@@ -271,7 +272,7 @@ def test_per_metadata(con, study):
 def test_samples(con, study):
     found = rows(con, "samples", per_kind=1000)
     wrong = {
-        s: study.predictions[next(iter(t["trial_id"] for t in study.trials if t["subject"] == s))]
+        s: study.predictions[next(t["trial_id"] for t in study.trials if t["subject"] == s and t["stage"] == "final")]
         for s in ("digits", "digits-s")
     }
     for subject, columns in wrong.items():
@@ -590,6 +591,27 @@ def damaged(study, folder, change):
     return {finding["check"] for finding in rows(analysis.open(other.folder), "integrity")}
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"accuracy_valid_fixed": None}, "The trial is OK and has no accuracy."),
+        ({"accuracy_fixed": 0.5}, "The trial belongs to a sweep, which must not see the test split"),
+        ({"outcome": "FAILURE", "reason": "x", "reason_code": "x"}, "an accuracy of a model that doesn't exist"),
+    ],
+)
+def test_a_trial_of_a_sweep_is_held_to_valid(tmp_path, change, said):
+    other = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), n_test=40)
+    trial = next(trial for trial in other.trials if trial["stage"] == "adapt")
+    other.write_trial(trial | change)
+    details = [
+        f["detail"] for f in rows(analysis.open(other.folder), "integrity") if f["trial_id"] == trial["trial_id"]
+    ]
+    assert len(details) == (said is not None)
+    assert said is None or said in details[0]
+    assert ("Not to be trusted" in str(advise(other.folder, ""))) == (said is not None)
+
+
 def _row(**changes):
     return lambda study, row: study.write_trial(row | changes)
 
@@ -719,8 +741,9 @@ def test_trials_on_different_data_are_an_error_and_said(mixed, tmp_path):
 
 def test_baseline_drift(study, tmp_path):
     assert not any(row["has_drifted"] for row in rows(analysis.open(study.folder), "baseline_drift"))
-    other = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), n_test=40)
-    other.write_trial(other.trials[0] | {"subject_fingerprint": "another"})
+    other = write_study(tmp_path / "s", subjects=("digits",), fixers=("care",), n_test=40, outcomes={})
+    final = next(trial for trial in other.trials if trial["stage"] == "final")
+    other.write_trial(final | {"subject_fingerprint": "another"})
     assert [row["has_drifted"] for row in rows(analysis.open(other.folder), "baseline_drift")] == [True]
 
 
@@ -813,6 +836,11 @@ def test_data_cannot_drive_the_terminal(study, capsys):
     assert "[bold red]x[/]" in out
     assert "[link=x]" in out
     assert "[b]" in out
+
+
+def test_spaces_of_our_own_sentences_are_printable():
+    assert printable("72\u00a0% of\u202f87\n") == "72\u00a0% of\u202f87\n"
+    assert printable("\x1b[2J\u202e\u200b") == "\ufffd[2J\ufffd\ufffd"
 
 
 def test_status_of_more_than_was_planned(tmp_path, capsys):
