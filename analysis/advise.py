@@ -23,6 +23,9 @@ _LISTED: Final = 3
 """Fixers named one by one before the rest is counted."""
 
 
+_NO_ASR: Final = "ASR was not measured here (no attack, or data that attacks don't apply to), so nothing limits it."
+
+
 @dataclass(frozen=True)
 class Advice:
     """An answer for one subject.
@@ -36,8 +39,9 @@ class Advice:
         difference: RR of chosen - runner-up with its 95 % interval.
         rejected: fixers that repair measurably and are beyond a limit by an estimate, highest RR first.
         lead: the answer, in how many seeds it held, and whether the data can decide about the limits.
-        details: more sentences: side effects, the runner-up, who is surely within the limits.
-        others: who was passed over and who couldn't run, and why.
+        details: more sentences: who would repair more and is beyond a limit, side effects, the runner-up, who is surely
+            within the limits.
+        others: who else was passed over, who couldn't run, and why.
         caveats: what the data cannot tell, the same for most subjects of a study.
     """
 
@@ -76,6 +80,7 @@ class Advice:
             [
                 f"{self.subject}: {self.lead}",
                 *(f"- {sentence}" for sentence in (*self.details, *self.others, *self.caveats)),
+                f"Asked for: the fixer with the highest RR that {self.limits}; other limits may give another answer.",
             ]
         )
 
@@ -105,7 +110,7 @@ def advise(
     results: str | Path,
     subject: str,
     max_nfr: float = Limits.max_nfr,
-    max_asr_rise: float = Limits.max_asr_rise,
+    max_asr_rise: float | None = Limits.max_asr_rise,
     max_time: float | None = None,
 ) -> Advice:
     """Which fixer to use on a subject.
@@ -114,7 +119,8 @@ def advise(
         results: the study's folder.
         subject: name of the subject; may be empty when the study has only one.
         max_nfr: largest NFR, a fraction of all test samples.
-        max_asr_rise: largest rise of ASR, a difference of fractions.
+        max_asr_rise: largest rise of ASR, a difference of fractions, None for any; not applied where no fixer's was
+            measured.
         max_time: longest median time of the fix in seconds, None for any.
 
     Raises:
@@ -149,6 +155,10 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
         limits: what a fix may cost; the defaults of `Limits` when not given.
     """
     limits = limits or Limits()
+    asked = limits.max_asr_rise is not None
+    if asked and subject.ok and all(cell.asr_rise is None for cell in subject.ok):
+        # No attack was asked for, or none applies to such data: that is no doubt about any of the fixers.
+        limits = replace(limits, max_asr_rise=None)
     verdicts = sorted(
         (judge(cell, limits) for cell in subject.ok),
         key=lambda v: (-_estimate(v.cell.repair_rate), _estimate(v.cell.negative_flip_rate), v.cell.fixer),
@@ -159,6 +169,8 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
     chosen = within[0] if within else None
     runner_up = within[1] if len(within) > 1 else None
     certain = next((v for v in within if v.within_limits == "yes"), None)
+    passed = tuple(_passed_over(chosen, rejected))
+    without_asr = asked and limits.max_asr_rise is None
     difference = None
     if chosen and runner_up:
         difference = subject.difference(chosen.cell, runner_up.cell)["repair_rate"]
@@ -171,8 +183,8 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
         difference,
         rejected,
         _lead(subject, chosen, rejected),
-        tuple(_details(chosen, runner_up, certain, difference)),
-        (*_passed_over(chosen, rejected), *_failures(subject)),
+        (*passed[:1], *_details(chosen, runner_up, certain, difference), *([_NO_ASR] if without_asr else [])),
+        (*passed[1:], *_failures(subject)),
         tuple(_caveats(chosen)),
     )
 

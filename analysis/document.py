@@ -188,6 +188,7 @@ class Document:
 
     Attributes:
         answers: for the first subjects.
+        question: what they answer, with its limits.
         overall: the answers to all subjects in a sentence, where they are many.
         more_answers: for the other subjects, folded away.
     """
@@ -195,6 +196,7 @@ class Document:
     title: str
     facts: Sequence[str]
     answers: Sequence[Answer]
+    question: str
     rule: str
     warnings: Sequence[str]
     sections: Sequence[Section] = field(default_factory=tuple)

@@ -20,6 +20,7 @@ from analysis.statistics import Interval
 def markdown(document: Document) -> str:
     """The document as Markdown with pipe tables; figures as their tables."""
     lines = [f"# {md_text(document.title)}", "", md_text(" · ".join(document.facts)), "", "## Which fixer to use", ""]
+    lines += [md_text(document.question), ""]
     if document.overall:
         lines += [md_text(document.overall), ""]
     for answer in (*document.answers, *document.more_answers):

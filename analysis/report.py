@@ -165,9 +165,9 @@ def build(
         facts=_facts(findings),
         answers=answers[:UNFOLDED],
         overall=_overall(advices),
+        question=f"Of the fixers that repair measurably, the one with the highest RR that {advise.Limits()}.",
         rule=(
-            f"The rule: of the fixers that repair measurably, the one with the highest RR that {advise.Limits()}, by "
-            "the estimates; where an interval reaches across a limit, the answer says so. "
+            "The limits are held against the estimates; where an interval reaches across a limit, the answer says so. "
             "RR is the share of failures repaired, NFR the share of test samples broken, ASR the share of attacked "
             "images on which the attack succeeds; brackets are 95 % intervals. For other limits: fixstudy advise."
         ),

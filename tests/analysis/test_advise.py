@@ -118,7 +118,11 @@ _FINE = {"nfr": (0.0, 0.001, 0.002), "rise": (-0.03, -0.01, 0.01), "seconds": (6
         ({"rise": (-0.02, 0.03, 0.08)}, "undecided", "raises ASR by 3.0 points (\u22122.0 to 8.0) against 5.0 points"),
         ({"rise": (0.01, 0.08, 0.15)}, "undecided", "raises ASR by 8.0 points (1.0\u201315.0) against 5.0 points"),
         ({"rise": (0.06, 0.08, 0.1)}, "no", "raises ASR by 8.0 points (6.0\u201310.0) against 5.0 points"),
-        ({"rise": (-0.1, -0.02, 0.06)}, "undecided", "lowers ASR by 2.0 points (\u22126.0 to 10.0) against 5.0 points"),
+        (
+            {"rise": (-0.1, -0.02, 0.06)},
+            "undecided",
+            "lowers ASR by 2.0 points (a fall of 10.0 to a rise of 6.0) against a rise of 5.0 points",
+        ),
         ({"seconds": (500.0, 550.0, 600.0)}, "yes", None),
         (
             {"seconds": (500.0, 550.0, 700.0)},
@@ -169,15 +173,31 @@ def test_a_limit_within_an_interval_is_never_a_clean_pass(figures, within, said)
 
 def test_what_was_not_measured_does_not_pass_a_limit():
     unknown = replace(_measured(_cell("a", 0.4, 0.001, seconds=None), nfr=_FINE["nfr"]), asr_rise=None)
-    advice = _decide(unknown, limits=_LIMITS)
+    attacked = _measured(_cell("b", 0.1, 0.001), **_FINE)
+    advice = _decide(unknown, attacked, limits=_LIMITS)
     assert [check.standing for check in advice.chosen.checks] == ["met", "unknown", "unknown"]
     assert advice.lead.endswith(
         "It may meet the limits, but the data cannot decide: it has no measured ASR and has no known time."
     )
-    assert not advice.is_decided and advice.certain is None
+    assert not advice.is_decided and advice.certain.cell is attacked
     assert advice.to_json()["recommended"]["checks"][1]["measured"] is None
     # Nobody asked for a limit on time: then it is no doubt.
-    assert advice.chosen.doubts[:1] == _decide(unknown).chosen.doubts
+    assert advice.chosen.doubts[:1] == _decide(unknown, attacked).chosen.doubts
+
+
+def test_where_no_asr_was_measured_at_all_it_is_no_limit():
+    """Tables, or a study without an attack: nobody could ever be surely within it."""
+    advice = _decide(replace(_measured(_cell("a", 0.4, 0.001), nfr=_FINE["nfr"]), asr_rise=None))
+    assert advice.is_decided and advice.certain is advice.chosen
+    assert "ASR was not measured here" in str(advice) and "raises ASR" not in str(advice)
+    assert advice.to_json()["limits"]["max_asr_rise"] is None
+
+
+def test_who_repairs_most_beyond_a_limit_stands_beside_the_answer():
+    advice = _decide(_cell("a", 0.3, 0.001, asr=0.6), _cell("b", 0.8, 0.05, asr=0.6), _cell("c", 0.7, 0.05, asr=0.6))
+    assert advice.details[0].startswith("B repairs more, 80")
+    assert [line[:1] for line in advice.others] == ["C"]
+    assert "breaks at most 1.0\u00a0% of the test samples and raises ASR by at most 5.0 points" in str(advice)
 
 
 def test_seeds_that_the_time_limit_cut_off_count_as_at_least_that_long():

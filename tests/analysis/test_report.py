@@ -263,7 +263,7 @@ def test_the_page_answers_first(page):
     assert (
         first
         < text.index("For digits")
-        < text.index("The rule:")
+        < text.index("The limits are held")
         < text.index("RR is the share of the failures", first)
     )
     for said in ("UNADAPTABLE", "Needs 3 consecutive fully connected layers", "McNemar", "SELECT", "split-digits"):
