@@ -15,28 +15,58 @@ from fixers.errors import (
     UnadaptableError,
     UnknownFixerError,
 )
-from fixers.fixer import Fixer, parameter
+from fixers.fixer import Fixer, Level, parameter
 from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 from fixers.registry import all_fixers, get, register
-from fixers.requirements import Requirement, SubjectFacts
+from fixers.requirements import (
+    BatchNorm,
+    ConsecutiveLinear,
+    EditableWeights,
+    ImageInput,
+    InnerWeights,
+    LinearLayers,
+    LinearOutput,
+    Reinitialisable,
+    ReluOnly,
+    Requirement,
+    SubjectFacts,
+    Traceable,
+    TrainingHistory,
+    TrainingSamples,
+    TwiceDifferentiable,
+)
 from fixers.task import Classification, Task
 
 __all__ = [
     "Batch",
+    "BatchNorm",
     "Classification",
+    "ConsecutiveLinear",
     "DeadlineExceededError",
+    "EditableWeights",
     "FixFailedError",
     "Fixer",
     "FixerError",
+    "ImageInput",
+    "InnerWeights",
+    "Level",
+    "LinearLayers",
+    "LinearOutput",
     "ParameterError",
+    "Reinitialisable",
+    "ReluOnly",
     "RepairProblem",
     "Requirement",
     "Split",
     "SubjectFacts",
     "Task",
     "TensorSplit",
+    "Traceable",
+    "TrainingHistory",
     "TrainingRecipe",
+    "TrainingSamples",
+    "TwiceDifferentiable",
     "UnadaptableError",
     "UnknownFixerError",
     "all_fixers",

@@ -236,7 +236,10 @@ class TrainingHistory(Requirement):
         """Ask the subject."""
         if facts.has_history:
             return None
-        return "it needs the weights after each training epoch, and they weren't kept; train the original with history."
+        return (
+            "it needs the weights after each training epoch, and a model that comes trained (ONNX or weights) has "
+            "none; only an original that fixstudy trains keeps them."
+        )
 
 
 @dataclass(frozen=True)

@@ -378,7 +378,7 @@ def rungs_of(entry: FixerEntry) -> tuple[str, list[int]]:
     if effort is None:
         able = ", ".join(name for name, other in fixers.all_fixers().items() if other.effort())
         raise fixers.ParameterError(
-            f"{cls.name} has no epochs, generations or iterations that asha could cut short; "
+            f"asha cuts the parameter 'epochs', 'generations' or 'iterations' short, and {cls.name} has none of these; "
             f"use search: random, grid or optuna. Those that have: {able}."
         )
     full = int(getattr(cls.build(entry.params, entry.preset), effort))

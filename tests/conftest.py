@@ -20,13 +20,22 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def data_root_if_any() -> Path | None:
+    """The same where there is one: subjects that need none are tested without."""
+    path = Path(os.environ.get("FIXSTUDY_DATA") or _SHARED / "data")
+    return path if path.is_dir() else None
+
+
+@pytest.fixture(scope="session")
 def reference_root() -> Path:
     """Folder of the study's released models: ``FIXSTUDY_REFERENCE``, else ``../shared/reference``."""
     return _folder("FIXSTUDY_REFERENCE", _SHARED / "reference")
 
 
 def _folder(variable: str, default: Path) -> Path:
-    path = Path(os.environ.get(variable, default))
+    given = os.environ.get(variable)
+    path = Path(given or default)
     if not path.is_dir():
-        pytest.skip(f"{path} is missing; set {variable}")
+        # Nobody gave the default: its place would mislead.
+        pytest.skip(f"{path} is missing, which {variable} names" if given else f"needs a folder: set {variable}")
     return path

@@ -1,12 +1,18 @@
 """The contract suites run as an author would: they let the careful pass and tell the careless what is wrong."""
 
+import os
 import re
+import runpy
 import subprocess
 import sys
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
+import fixers
+from fixers import requirements
 
 ROOT = Path(__file__).parents[1]
 PREAMBLE = """
@@ -120,6 +126,11 @@ SUBJECT_MISTAKES = {
 Failures = dict[str, set[str]]
 
 
+def without_data() -> dict[str, str]:
+    """The environment of an author who has none of the datasets."""
+    return {name: value for name, value in os.environ.items() if name != "FIXSTUDY_DATA"}
+
+
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> Failures:
     """Names of the tests that failed, by the name of the approach or subject; all in one run of the suites."""
@@ -135,7 +146,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> Failures:
         (folder / f"{name}.yaml").write_text(SUBJECT.replace("NAME", name))
         options += ["--subject", str(folder / f"{name}.yaml")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=ROOT, env=without_data(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "empty parameter set" not in done.stdout
     found: Failures = defaultdict(set)
@@ -160,3 +171,31 @@ def test_a_careless_approach_hears_what_it_did(name: str, expected: set[str], fa
 @pytest.mark.parametrize(("name", "expected"), [(name, expected) for name, (*_, expected) in SUBJECT_MISTAKES.items()])
 def test_a_careless_subject_hears_what_it_did(name: str, expected: set[str], failures: Failures) -> None:
     assert expected <= failures[name]
+
+
+def test_the_example_for_authors_keeps_the_contract_and_is_asked_nothing_else(tmp_path: Path) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("```python\n")[2].partition("```")[0]
+    file = tmp_path / "my_approach.py"
+    file.write_text(textwrap.dedent(text))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance", "--fixer", file]
+    done = subprocess.run(command, cwd=ROOT, env=without_data(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d+ passed, \d+ deselected", done.stdout)
+    assert "skipped" not in done.stdout
+
+
+def test_authors_of_approaches_import_from_one_place() -> None:
+    kinds = [value for value in vars(requirements).values() if isinstance(value, type)]
+    names = {kind.__name__ for kind in kinds if issubclass(kind, requirements.Requirement)} | {"Level"}
+    assert names <= {*fixers.__all__} <= {*vars(fixers)}
+
+
+def test_missing_data_are_named_by_what_somebody_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = runpy.run_path(str(ROOT / "tests" / "conftest.py"))["_folder"]
+    monkeypatch.delenv("FIXSTUDY_DATA", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="set FIXSTUDY_DATA") as caught:
+        folder("FIXSTUDY_DATA", tmp_path / "nobodys")
+    assert "nobodys" not in str(caught.value)
+    monkeypatch.setenv("FIXSTUDY_DATA", str(tmp_path / "gone"))
+    with pytest.raises(pytest.skip.Exception, match="gone is missing, which FIXSTUDY_DATA names"):
+        folder("FIXSTUDY_DATA", tmp_path)

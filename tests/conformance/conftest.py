@@ -28,6 +28,7 @@ from fixers.training import train
 from orchestrator.fix import subject_from
 from orchestrator.subjects.catalogue import catalogue
 
+HERE = Path(__file__).parent
 PRESET = "quick"
 BUDGETS = {
     "epochs": 3,
@@ -65,6 +66,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "fixer" in metafunc.fixturenames:
         chosen = chosen_fixers(tuple(metafunc.config.getoption("fixer", default=[])))
         metafunc.parametrize("fixer", chosen, ids=[cls.name for cls in chosen], scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Who gives an approach asks nothing about subjects, and the other way round."""
+    given = [kind for kind in ("fixer", "subject") if config.getoption(kind, default=[])]
+    if len(given) != 1:
+        return
+    [other] = {"fixer", "subject"} - {*given}
+    left_out = [item for item in items if item.path.parent == HERE and other in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @cache

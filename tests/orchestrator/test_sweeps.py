@@ -285,8 +285,10 @@ def test_corrupted_on_valid_gives_way_to_what_is_not():
 
 
 def test_asha_says_who_can_be_cut_short():
-    with pytest.raises(fixers.ParameterError, match=r"reassure has no epochs.*Those that have: .*arachne"):
-        rungs_of(FixerEntry(name="reassure", adapt=Adaptation(search="asha")))
+    for name in ("reassure", "apricot"):
+        said = rf"'epochs', 'generations' or 'iterations' short, and {name} has none.*Those that have: .*arachne"
+        with pytest.raises(fixers.ParameterError, match=said):
+            rungs_of(FixerEntry(name=name, adapt=Adaptation(search="asha")))
     with pytest.raises(fixers.ParameterError, match="two rungs"):
         rungs_of(FixerEntry(name="arachne", params={"generations": 1}, adapt=Adaptation(search="asha")))
     with pytest.raises(fixers.ParameterError, match="two rungs"):

@@ -358,6 +358,18 @@ def test_approaches_that_cannot_be_applied_say_why(monkeypatch: pytest.MonkeyPat
     assert finding.severity == "note" and finding.message.startswith("choosy (UNADAPTABLE, consecutive_linear): CH")
 
 
+def test_a_model_that_comes_trained_is_not_told_to_be_trained_with_history(tmp_path: Path) -> None:
+    from factories import convnet
+
+    write(tmp_path, *easy())
+    weights.write_state(tmp_path / "w.safetensors", convnet().state_dict())
+    findings = examine(resolve(spec(weights="w.safetensors"), base_dir=tmp_path))
+    [message] = [finding.message for finding in findings if finding.message.startswith("neurecover")]
+    assert "training_history" in message and "comes trained (ONNX or weights) has none" in message
+    # A study that has NeuRecover trains this one with history.
+    assert not any(finding.message.startswith("neurecover") for finding in examine(resolve(spec(), base_dir=tmp_path)))
+
+
 def test_worst_of_nothing_is_nothing() -> None:
     assert worst([]) is None
     assert worst([Finding("note", "a", "b"), Finding("warning", "a", "b")]) == "warning"
