@@ -27,19 +27,23 @@ def utilisation(con: "duckdb.DuckDBPyConnection") -> list[Section]:
     shown = order[:MOST_PLACES]
     more = f" The {MOST_PLACES} idlest of {len(order)} are shown." if len(order) > MOST_PLACES else ""
     first = next(iter(places.values()))
-    ticks = [f"{row['hour']:.2g}" if n % COLUMNS_PER_TICK == 0 else "" for n, row in enumerate(first)]
+    unit, per_hour = _unit(first[-1]["hour"] + first[-1]["hours"])
+    ticks = [f"{per_hour * row['hour']:.3g}" if n % COLUMNS_PER_TICK == 0 else "" for n, row in enumerate(first)]
     plot = Plot(
         "busy-share",
         "Busy share over time, %",
-        f"Rows are nodes, or GPUs; columns are hours since the first trial began.{more}",
+        f"Rows are nodes, or GPUs; columns are {unit} since the first trial began.{more}",
         plots.heat_map(
             [[100 * row["busy_share"] for row in places[place]] for place in shown],
             ticks,
             shown,
-            x_title="hours",
+            x_title=unit,
             upright=True,
             hover=[
-                [f"{plots.text(place)}, {row['hour']:.3g} h: {100 * row['busy_share']:.0f} %" for row in places[place]]
+                [
+                    f"{plots.text(place)}, {per_hour * row['hour']:.3g} {unit}: {100 * row['busy_share']:.0f} %"
+                    for row in places[place]
+                ]
                 for place in shown
             ],
         ),
@@ -57,6 +61,11 @@ def utilisation(con: "duckdb.DuckDBPyConnection") -> list[Section]:
         "loads, stores and waits; at the end it waits for the longest."
     )
     return [Section("utilisation", "Use of nodes and GPUs", [lead, Plots([plot], wide=True)], ("utilisation",))]
+
+
+def _unit(hours: float) -> tuple[str, int]:
+    """The unit that suits a length of time, and how many of it make an hour."""
+    return ("hours", 1) if hours >= 3 else ("minutes", 60) if hours >= 0.05 else ("seconds", 3600)
 
 
 def _row(place: str, rows: Sequence[Mapping[str, Any]]) -> list[Value]:

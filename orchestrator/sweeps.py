@@ -405,10 +405,8 @@ class _Halving(Sweep):
     def _reason(self, objective: Objective, best: TrialSpec, n_front: int, n_trials: int) -> str:
         levels = [self._level(spec) for spec in self._in_order()]
         n, rung = levels.count(self._level(best)), self._rungs[self._level(best)]
-        return (
-            f"highest {objective} on valid of those {n} of {levels.count(0)} configurations that got to "
-            f"{self._effort} = {rung}"
-        )
+        reached = f"of {levels.count(0)} configurations that got to {self._effort} = {rung}"
+        return f"the only one {reached}" if n == 1 else f"highest {objective} on valid of those {n} {reached}"
 
     def _verdict(self, spec: TrialSpec, best: TrialSpec, objective: Objective, front: Sequence[str]) -> str:
         if self._level(spec) < self._level(best) and self.results[spec.trial_id].is_acceptable:

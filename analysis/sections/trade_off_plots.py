@@ -74,8 +74,8 @@ def trade_offs(findings: Findings) -> Section:
 def _trade_off_plots(subject: Subject) -> Iterable[Plot]:
     properties: list[tuple[str, str, str, Callable[[Cell], Interval | None]]] = [
         ("nfr", "RR against NFR", "NFR, % (left is better)", lambda c: c.negative_flip_rate),
-        ("asr", "RR against the change of ASR", "ASR change, points", lambda c: c.asr_rise),
-        ("aaod", "RR against the change of AAOD", "AAOD change, points", lambda c: c.aaod_rise),
+        ("asr", "RR against the change of ASR", "ASR change, points (left is better)", lambda c: c.asr_rise),
+        ("aaod", "RR against the change of AAOD", "AAOD change, points (left is better)", lambda c: c.aaod_rise),
     ]
     for key, title, axis, harm in properties:
         known = [(cell, x) for cell in subject.ok if (x := harm(cell)) is not None and cell.repair_rate]

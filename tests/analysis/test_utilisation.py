@@ -7,7 +7,7 @@ import pytest
 from synthetic_study import write_table
 
 import analysis
-from analysis.utilisation import utilisation
+from analysis.utilisation import _unit, utilisation
 
 ORIGIN = datetime(2026, 1, 1, tzinfo=UTC)
 STEPS = 48
@@ -110,6 +110,13 @@ def test_idle_time_and_what_never_ran_count_as_nothing(ask):
     assert idle == pytest.approx([0.0] * 24 + [1.0] * 24)
     busy = sum(row["running"] * row["hours"] for row in found) * 3600
     assert busy == pytest.approx(120 + 240)
+
+
+@pytest.mark.parametrize(("hours", "unit"), [(0.01, "seconds"), (0.2, "minutes"), (2.9, "minutes"), (40.0, "hours")])
+def test_time_has_the_unit_that_suits_it(hours, unit):
+    name, per_hour = _unit(hours)
+    assert name == unit
+    assert 3 <= hours * per_hour < 200
 
 
 def test_what_trials_took(ask):
