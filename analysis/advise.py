@@ -80,9 +80,14 @@ class Advice:
             [
                 f"{self.subject}: {self.lead}",
                 *(f"- {sentence}" for sentence in (*self.details, *self.others, *self.caveats)),
-                f"Asked for: the fixer with the highest RR that {self.limits}; other limits may give another answer.",
+                *self._asked(),
             ]
         )
+
+    def _asked(self) -> Iterable[str]:
+        """The limits, where the answer depends on them."""
+        if self.chosen is not None or self.rejected:
+            yield f"Asked for: the fixer with the highest RR that {self.limits}; other limits may give another answer."
 
     def to_json(self) -> dict[str, Any]:
         """The answer for machines: fractions, and intervals as {low, estimate, high}."""

@@ -63,11 +63,7 @@ def _effectiveness_table(subject: Subject) -> Table:
         Column("Change", "relative %", first="descending"),
         Column("RR %", "95 % interval", first="descending"),
         Column("NFR %", "95 % interval"),
-        *(
-            [Column("ASR %", "95 % interval"), Column("Change", "ASR, rel. %, + is better", first="descending")]
-            if has_asr
-            else []
-        ),
+        *([Column("ASR %", "95 % interval"), Column("Change", "ASR, rel. %", first="descending")] if has_asr else []),
         *([Column("AAOD", "less is fairer")] if has_aaod else []),
         Column("Time", "median fix"),
         Column("Class", "and harms", numeric=False),

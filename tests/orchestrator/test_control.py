@@ -58,6 +58,14 @@ def started(request):
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def at_a_terminal():
+    """Whatever runs the tests may ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def wait_for(condition):
     until = time.monotonic() + 20
     while not condition():
@@ -107,7 +115,7 @@ def test_a_driver_that_is_still_loading_is_cut_short(store, started):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("is_running", [False, True], ids=["loading", "running"])
-def test_ctrl_c_and_termination_are_a_wish_to_stop(store, is_running, number):
+def test_ctrl_c_and_termination_are_a_wish_to_stop(store, is_running, number, at_a_terminal):
     study, said = Study(), []
     stopping = Stopping(store, interval=0.02, on_event=said.append)
     before = signal.getsignal(number)
@@ -120,7 +128,7 @@ def test_ctrl_c_and_termination_are_a_wish_to_stop(store, is_running, number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_ends_it_at_once(store):
+def test_a_second_ctrl_c_ends_it_at_once(store, at_a_terminal):
     stopping = Stopping(store, interval=20)
     with pytest.raises(StudyStoppedError), stopping.listening(), stopping.heeding_signals(), stopping.of(Study()):
         signal.raise_signal(signal.SIGINT)
@@ -228,7 +236,7 @@ def fixstudy(*arguments):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_study_is_stopped_and_goes_on(tmp_path, shared_cache):
+def test_a_study_is_stopped_and_goes_on(tmp_path, shared_cache, at_a_terminal):
     study, results = tmp_path / "study.yaml", tmp_path / "results"
     study.write_text(
         f"study: stopped\nsubjects: [digits]\nplugins: ['{PLUGIN}']\nattack: none\nresources: {{cpu: 0.5}}\n"
