@@ -94,13 +94,17 @@
     redraw();
   });
 
-  // A link to something inside a fold opens it.
-  const unfold = () => {
-    let node = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  // A link to something inside a fold opens it, also where the address already says so and the reader folded it again.
+  const unfold = (hash) => {
+    let node = hash.length > 1 && document.getElementById(decodeURIComponent(hash.slice(1)));
     for (; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
   };
-  addEventListener("hashchange", unfold);
-  unfold();
+  addEventListener("hashchange", () => unfold(location.hash));
+  addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#']");
+    if (link) unfold(link.hash);
+  });
+  unfold(location.hash);
 
   // --- tables ---
   const compare = (a, b) => {

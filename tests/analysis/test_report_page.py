@@ -237,8 +237,16 @@ def test_dark_pages_are_printed_in_dark_ink_on_white(visit):
 
 def test_links_open_what_they_lead_to(visit):
     with visit("study") as seen:
-        seen.page.locator("a[href='#sql-cells']").first.click()
-        assert seen.page.locator("#sql-cells").get_attribute("open") is not None
+        link, fold = seen.page.locator("a[href='#sql-cells']").first, seen.page.locator("#sql-cells")
+        assert fold.get_attribute("open") is None
+        link.click()
+        seen.page.wait_for_selector("#sql-cells[open]")
+        fold.locator("summary").click()
+        seen.page.wait_for_selector("#sql-cells:not([open])")
+        link.click()
+        seen.page.wait_for_selector("#sql-cells[open]")
+        seen.page.reload()
+        seen.page.wait_for_selector("#sql-cells[open]")
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
