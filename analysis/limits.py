@@ -80,7 +80,7 @@ class Check:
         return value <= self.at_most + _ROUNDING
 
     def __str__(self) -> str:
-        """The end of a sentence about the fixer: `breaks 0.60 % (0.30-0.90) of the test samples against 0.50 %`."""
+        """The end of a sentence about the fixer: `takes 10 min 10 s against a limit of 10 min 00 s`."""
         if self.measured is None:
             return "has no known time" if self.name == "max_time" else "has no measured ASR"
         estimate = self.measured.estimate
@@ -88,12 +88,13 @@ class Check:
             case "max_nfr":
                 limit, said = percent(self.at_most), f"breaks {percent(estimate)}{self._ends()} of the test samples"
             case "max_asr_rise" if estimate < 0:
-                limit, said = f"a rise of {points(self.at_most)}", f"lowers ASR by {points(-estimate)}{self._ends()}"
+                said = f"lowers ASR by {points(-estimate)}{self._ends()}"
+                return f"{said} where a rise of {points(self.at_most)} is the limit"
             case "max_asr_rise":
                 limit, said = points(self.at_most), f"raises ASR by {points(estimate)}{self._ends()}"
             case "max_time":
                 limit, said = seconds(self.at_most), f"takes {seconds(estimate)}{self._ends()}"
-        return f"{said} against {limit}"
+        return f"{said} against a limit of {limit}"
 
     def _ends(self) -> str:
         if self.measured is None or self.measured.low == self.measured.high:

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -107,7 +107,11 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def all_fixers() -> dict[str, type[Fixer]]:
-    """Every approach by name: the model level first, then layer, neuron, and what was registered by others."""
+    """Every approach by name: the model level first, then layer, neuron, and what was registered by others.
+
+    Raises:
+        UnknownFixerError: one that an installed package names as its entry point can't be loaded.
+    """
     _discover()
     order = {"model": 0, "layer": 1, "neuron": 2}
     return dict(sorted(_registered.items(), key=lambda item: (order[item[1].level], item[0])))
@@ -141,7 +145,23 @@ def _discover() -> None:
             for fixer in _defined_in(f"fixers.{level}.{module.name}"):
                 register(fixer)
     for entry in entry_points(group=ENTRY_POINTS):
-        register(entry.load())
+        _register_installed(entry)
+
+
+def _register_installed(entry: EntryPoint) -> None:
+    package = "a package" if entry.dist is None else f"the package {entry.dist.name}"
+    said = f"The fixer '{entry.name}' of {package}, installed here, can't be loaded"
+    try:
+        fixer = entry.load()
+    # Anything may happen in it, and its exit must not become ours.
+    except (Exception, SystemExit) as error:
+        raise UnknownFixerError(f"{said}: {_cause(error)}; mend or uninstall it.") from error
+    if not (inspect.isclass(fixer) and issubclass(fixer, Fixer)):
+        raise UnknownFixerError(f"{said}: {entry.value} is no subclass of fixers.Fixer; mend or uninstall it.")
+    try:
+        register(fixer)
+    except ValueError as error:
+        raise UnknownFixerError(f"{said}: {error}") from error
 
 
 def _defined_in(module_name: str) -> Iterator[type[Fixer]]:

@@ -56,9 +56,13 @@ def test_the_best_within_the_limits_is_chosen_and_the_others_are_named_with_thei
     )
     said = str(advice).replace("\u00a0", " ")
     assert (
-        "W repairs more, 80 % (76\u201384), but breaks 5.0 % (4.4\u20135.7) of the test samples against 1.0 %." in said
+        "W repairs more, 80 % (76\u201384), but breaks 5.0 % (4.4\u20135.7) of the test samples "
+        "against a limit of 1.0 %."
+    ) in said
+    assert (
+        "Y repairs more, 60 % (55\u201365), but raises ASR by 12 points (6\u201318) against a limit of 5.0 points."
+        in said
     )
-    assert "Y repairs more, 60 % (55\u201365), but raises ASR by 12 points (6\u201318) against 5.0 points." in said
     assert "Z could not run: it needs 3 layers." in said
     assert "One seed only" in said
 
@@ -97,56 +101,72 @@ _FINE = {"nfr": (0.0, 0.001, 0.002), "rise": (-0.03, -0.01, 0.01), "seconds": (6
         (
             {"nfr": (0.003, 0.004, 0.0051)},
             "undecided",
-            "breaks 0.40 % (0.30\u20130.51) of the test samples against 0.50 %",
+            "breaks 0.40 % (0.30\u20130.51) of the test samples against a limit of 0.50 %",
         ),
         (
             {"nfr": (0.003, 0.005, 0.009)},
             "undecided",
-            "breaks 0.50 % (0.30\u20130.90) of the test samples against 0.50 %",
+            "breaks 0.50 % (0.30\u20130.90) of the test samples against a limit of 0.50 %",
         ),
         (
             {"nfr": (0.003, 0.006, 0.009)},
             "undecided",
-            "breaks 0.60 % (0.30\u20130.90) of the test samples against 0.50 %",
+            "breaks 0.60 % (0.30\u20130.90) of the test samples against a limit of 0.50 %",
         ),
         (
             {"nfr": (0.005, 0.006, 0.009)},
             "undecided",
-            "breaks 0.60 % (0.50\u20130.90) of the test samples against 0.50 %",
+            "breaks 0.60 % (0.50\u20130.90) of the test samples against a limit of 0.50 %",
         ),
-        ({"nfr": (0.0051, 0.006, 0.009)}, "no", "breaks 0.60 % (0.51\u20130.90) of the test samples against 0.50 %"),
-        ({"rise": (-0.02, 0.03, 0.08)}, "undecided", "raises ASR by 3.0 points (\u22122.0 to 8.0) against 5.0 points"),
-        ({"rise": (0.01, 0.08, 0.15)}, "undecided", "raises ASR by 8.0 points (1.0\u201315.0) against 5.0 points"),
-        ({"rise": (0.06, 0.08, 0.1)}, "no", "raises ASR by 8.0 points (6.0\u201310.0) against 5.0 points"),
+        (
+            {"nfr": (0.0051, 0.006, 0.009)},
+            "no",
+            "breaks 0.60 % (0.51\u20130.90) of the test samples against a limit of 0.50 %",
+        ),
+        (
+            {"rise": (-0.02, 0.03, 0.08)},
+            "undecided",
+            "raises ASR by 3.0 points (\u22122.0 to 8.0) against a limit of 5.0 points",
+        ),
+        (
+            {"rise": (0.01, 0.08, 0.15)},
+            "undecided",
+            "raises ASR by 8.0 points (1.0\u201315.0) against a limit of 5.0 points",
+        ),
+        ({"rise": (0.06, 0.08, 0.1)}, "no", "raises ASR by 8.0 points (6.0\u201310.0) against a limit of 5.0 points"),
         (
             {"rise": (-0.1, -0.02, 0.06)},
             "undecided",
-            "lowers ASR by 2.0 points (a fall of 10.0 to a rise of 6.0) against a rise of 5.0 points",
+            "lowers ASR by 2.0 points (a fall of 10.0 to a rise of 6.0) where a rise of 5.0 points is the limit",
         ),
         ({"seconds": (500.0, 550.0, 600.0)}, "yes", None),
         (
             {"seconds": (500.0, 550.0, 700.0)},
             "undecided",
-            "takes 9 min 10 s (8 min 20 s to 11 min 40 s over the seeds) against 10 min 00 s",
+            "takes 9 min 10 s (8 min 20 s to 11 min 40 s over the seeds) against a limit of 10 min 00 s",
         ),
         (
             {"seconds": (500.0, 650.0, 700.0)},
             "undecided",
-            "takes 10 min 50 s (8 min 20 s to 11 min 40 s over the seeds) against 10 min 00 s",
+            "takes 10 min 50 s (8 min 20 s to 11 min 40 s over the seeds) against a limit of 10 min 00 s",
         ),
         (
             {"seconds": (601.0, 650.0, 700.0)},
             "no",
-            "takes 10 min 50 s (10 min 01 s to 11 min 40 s over the seeds) against 10 min 00 s",
+            "takes 10 min 50 s (10 min 01 s to 11 min 40 s over the seeds) against a limit of 10 min 00 s",
         ),
-        ({"seconds": (601.0,)}, "no", "takes 10 min 01 s against 10 min 00 s"),
+        ({"seconds": (601.0,)}, "no", "takes 10 min 01 s against a limit of 10 min 00 s"),
         # Without an interval a figure can break a limit, and keeping it is not sure.
         (
             {"nfr": (nan, 0.004, nan)},
             "undecided",
-            "breaks 0.40 % (interval unknown) of the test samples against 0.50 %",
+            "breaks 0.40 % (interval unknown) of the test samples against a limit of 0.50 %",
         ),
-        ({"nfr": (nan, 0.006, nan)}, "no", "breaks 0.60 % (interval unknown) of the test samples against 0.50 %"),
+        (
+            {"nfr": (nan, 0.006, nan)},
+            "no",
+            "breaks 0.60 % (interval unknown) of the test samples against a limit of 0.50 %",
+        ),
     ],
 )
 def test_a_limit_within_an_interval_is_never_a_clean_pass(figures, within, said):
@@ -204,7 +224,7 @@ def test_seeds_that_the_time_limit_cut_off_count_as_at_least_that_long():
     cell = _measured(_cell("a", 0.4, 0.001), **_FINE)
     cut = replace(cell.runs[0], outcome="FAILURE", reason_code="timeout", fix_seconds=3600.0)
     advice = _decide(replace(cell, runs=(*cell.runs, cut)), limits=_LIMITS)
-    assert "1 h 00 min over the seeds) against 10 min" in advice.lead
+    assert "1 h 00 min over the seeds) against a limit of 10 min" in advice.lead
     assert not advice.is_decided
 
 

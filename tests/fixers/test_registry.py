@@ -100,6 +100,53 @@ def test_a_plugin_that_fails_is_one_sentence(code, said, as_file, tmp_path, monk
         assert "\n" not in message
 
 
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A package installed with a module and one entry point into it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    registry._discover.cache_clear()
+
+    def install(module, value):
+        (tmp_path / f"{value.partition(':')[0]}.py").write_text(module)
+        metadata = tmp_path / "repairs_of_others-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: repairs-of-others\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[fixstudy.fixers]\ntheirs = {value}\n")
+
+    return install
+
+
+def test_an_installed_package_is_known_by_its_entry_point(installed):
+    installed(PLUGIN.format(name="theirs", abbreviation="THEIRS", comment=""), "known_fixer:Mine")
+    assert fixers.get("THEIRS").build({"strength": 2}).strength == 2.0
+
+
+@pytest.mark.parametrize(
+    ("module", "value", "said"),
+    [
+        (
+            "import nowhere_at_all",
+            "failing_fixer:Mine",
+            "No module named 'nowhere_at_all' (failing_fixer.py, line 1); ",
+        ),
+        ("import sys\nsys.exit(3)", "leaving_fixer:Mine", "SystemExit: 3 (leaving_fixer.py, line 2); "),
+        ("Mine = 3", "odd_fixer:Mine", "odd_fixer:Mine is no subclass of fixers.Fixer; "),
+        (
+            PLUGIN.format(name="apricot", abbreviation="X", comment=""),
+            "taken_fixer:Mine",
+            "'apricot' (X) is already taken",
+        ),
+    ],
+)
+def test_an_installed_package_that_fails_is_one_sentence(installed, module, value, said):
+    installed(module, value)
+    with pytest.raises(fixers.UnknownFixerError) as caught:
+        fixers.all_fixers()
+    message = str(caught.value)
+    assert message.startswith("The fixer 'theirs' of the package repairs-of-others, installed here, can't be loaded: ")
+    assert said in message and "\n" not in message
+
+
 def test_comments_and_docstrings_dont_change_the_code_version(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir(), second.mkdir()
