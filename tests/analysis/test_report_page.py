@@ -169,6 +169,16 @@ def test_the_main_table_needs_no_scrolling_on_a_wide_window(visit):
         assert seen.page.locator(".scroll:has(table[id^=effectiveness])").evaluate_all(wide) == [0, 0]
 
 
+@pytest.mark.parametrize("name", ["study", "published"])
+def test_a_phone_shows_what_is_repaired_and_broken_without_scrolling(visit, name):
+    with visit(name, width=390) as seen:
+        ends = seen.page.locator("table[id^=effectiveness] thead tr").evaluate_all(
+            "rows => rows.map((row) => [...row.cells].find((cell) => cell.innerText.startsWith('NFR'))"
+            ".getBoundingClientRect().right - row.closest('.scroll').getBoundingClientRect().right)"
+        )
+        assert ends and max(ends) <= 0
+
+
 def test_trials_are_found_and_paged(visit, study):
     with visit("study") as seen:
         page = seen.page
