@@ -1,4 +1,4 @@
-"""Answers as plain values, and how they are shown: table, CSV, JSON or Parquet."""
+"""Answers as plain values, and as text: CSV, JSON and the cells of tables."""
 
 import csv
 import io
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     import duckdb
-    from rich.table import Table
 
 Format = Literal["table", "csv", "json", "parquet"]
 _WITH_TIME_ZONE: Final = "TIMESTAMP WITH TIME ZONE"
@@ -66,22 +65,6 @@ def to_json(answer: Rows) -> str:
     return "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n"
 
 
-def to_table(answer: Rows, title: str | None = None) -> "Table":
-    """A table for the terminal; numbers have six significant digits there."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    numeric = [kind.split("(")[0] in _NUMERIC for kind in answer.types]
-    for name, is_number in zip(answer.columns, numeric, strict=True):
-        table.add_column(Text(printable(name)), justify="right" if is_number else "left", overflow="fold")
-    for row in answer.rows:
-        # Text, not str: what comes from the results must not be read as markup.
-        table.add_row(*(Text("NULL", style="dim") if value is None else Text(_shown(value)) for value in row))
-    return table
-
-
 def printable(text: str) -> str:
     """Text without the control characters by which data could drive a terminal.
 
@@ -94,10 +77,11 @@ def printable(text: str) -> str:
 
 
 _INTEGERS: Final = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
-_NUMERIC: Final = frozenset((*_INTEGERS, *(f"U{name}" for name in _INTEGERS), "FLOAT", "DOUBLE", "DECIMAL"))
+NUMERIC: Final = frozenset((*_INTEGERS, *(f"U{name}" for name in _INTEGERS), "FLOAT", "DOUBLE", "DECIMAL"))
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as people read it; numbers have six significant digits."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return printable(str(_flat(value)))

@@ -6,17 +6,18 @@ The functions print on standard output and raise `UserError`; the command line o
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO, get_args
 
-from analysis.answers import Format, Rows, fetch, printable, to_csv, to_json, to_table
+from analysis.answers import Format, Rows, fetch, printable, to_csv, to_json
 from analysis.errors import QueryError, ResultsError, UserError
 from analysis.folder import first_line
 from analysis.queries import NamedQuery, Parameter, bind, find, named_queries
 from analysis.sandbox import Sandbox
 from analysis.sandbox import query as ask
 from analysis.schema import DatasetName
+from analysis.terminal_table import TerminalTable
 from analysis.warehouse import datasets_of, open
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 TABLE_ROWS: Final = 200
 """Rows of an answer that a table shows; the other formats have all."""
+_NOT_OK: Final = ("CORRUPTED", "FAILURE", "UNADAPTABLE")
 
 
 def sql_command(
@@ -167,7 +169,7 @@ def show(answer: Rows, form: Format, output: Path | None = None) -> None:
         visible = Rows(answer.columns, answer.types, answer.rows[:TABLE_ROWS])
         with _opened(output) as stream:
             console = _console(stream)
-            console.print(to_table(visible))
+            console.print(TerminalTable(visible))
             if hidden := len(answer.rows) - len(visible.rows):
                 console.print(f"... and {hidden:,} more rows; the formats csv and json have all.", highlight=False)
 
@@ -226,23 +228,26 @@ def _status(results: str | Path, parts: Mapping[str, Rows]) -> "list[RenderableT
     # There may be more than planned: of a sweep that time limits, or that somebody ran beside the study.
     has_share = planned is not None and done <= planned
     share = f"{done:,} of {planned:,} trials done ({done / planned:.0%})" if has_share else f"{done:,} trials done"
-    outcomes = ", ".join(
-        f"{progress[f'n_{outcome.lower()}']:,} {outcome}" for outcome in ("OK", "CORRUPTED", "FAILURE", "UNADAPTABLE")
-    )
+    outcomes = ", ".join(f"{progress[f'n_{outcome.lower()}']:,} {outcome}" for outcome in ("OK", *_NOT_OK))
     shown: list[RenderableType] = [Text(f"{share}: {outcomes}.")]
     if progress["extra"]:
         extra = f"{progress['extra']:,} more rows belong to earlier code, data or settings and not to the plan."
         shown.append(Text(extra))
-    shown.append(to_table(parts["status"]))
+    # The sentence above has the zeros, and a terminal has little room.
+    empty = {f"n_{outcome.lower()}" for outcome in _NOT_OK if not progress[f"n_{outcome.lower()}"]}
+    shown.append(TerminalTable(_select(parts["status"], [c for c in parts["status"].columns if c not in empty])))
     if len(parts["nodes"].rows) > 1:
-        shown.append(to_table(parts["nodes"], title="By node"))
+        shown.append(TerminalTable(parts["nodes"], title="By node"))
     if parts["failures"].rows:
-        keep = ("fixer", "subject", "stage", "outcome", "n_trials", "reason")
-        order = [parts["failures"].columns.index(name) for name in keep]
-        rows = [tuple(row[i] for i in order) for row in parts["failures"].rows]
-        types = tuple(parts["failures"].types[i] for i in order)
-        shown.append(to_table(Rows(keep, types, rows), title="Not OK, and why"))
+        reasons = _select(parts["failures"], ("fixer", "subject", "stage", "outcome", "n_trials", "reason"))
+        shown.append(TerminalTable(reasons, title="Not OK, and why"))
     return shown
+
+
+def _select(answer: Rows, columns: Sequence[str]) -> Rows:
+    order = [answer.columns.index(name) for name in columns]
+    rows = [tuple(row[i] for i in order) for row in answer.rows]
+    return Rows(tuple(columns), tuple(answer.types[i] for i in order), rows)
 
 
 def _values(parameters: Iterable[str]) -> dict[str, Parameter]:

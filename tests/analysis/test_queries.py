@@ -850,6 +850,18 @@ def test_status_of_more_than_was_planned(tmp_path, capsys):
     assert f"{len(other.trials)} trials done: " in capsys.readouterr().out, "more than all of them would be odd"
 
 
+def test_status_has_columns_for_the_outcomes_that_occurred(tmp_path, capsys):
+    other = write_study(
+        tmp_path / "s", subjects=("digits",), fixers=("care",), n_test=20, outcomes={("care", "digits", 0): "FAILURE"}
+    )
+    commands.status_command(other.folder)
+    out = capsys.readouterr().out
+    assert "n_failure" in out
+    assert "n_corrupted" not in out and "n_unadaptable" not in out
+    commands.status_command(other.folder, "json")
+    assert "n_corrupted" in json.loads(capsys.readouterr().out)["status"][0]
+
+
 def test_status(study, tmp_path, capsys):
     commands.status_command(study.folder)
     out = capsys.readouterr().out
