@@ -196,6 +196,11 @@ def freeze(study: Study, definitions: Mapping[str, SubjectDefinition], path: Pat
     radii = {name: definition.epsilon for name, definition in definitions.items()} if study.attack else {}
     frozen = before.pop("radii", {}) if before else {}
     if before is not None:
+        if before.get("study", now["study"]) != now["study"]:
+            raise UserError(
+                f"{store.where} has the results of the study '{before['study']}', and this is the study "
+                f"'{now['study']}'; choose another --results."
+            )
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         changed += [
             f"attack radius of {name}" for name in sorted(radii) if frozen.get(name, radii[name]) != radii[name]

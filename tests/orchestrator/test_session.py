@@ -125,6 +125,13 @@ def test_rows_of_two_attack_radii_are_not_mixed(tmp_path):
         freeze(study.model_copy(update={"attack": None}), subjects, path, store)
 
 
+def test_results_of_another_study_are_said_to_be(tmp_path):
+    study, subjects, path, store = make_study(tmp_path)
+    freeze(study, subjects, path, store)
+    with pytest.raises(UserError, match=r"results of the study 't', and this is the study 'u'; choose another"):
+        freeze(study.model_copy(update={"study": "u"}), subjects, path, store)
+
+
 @pytest.mark.parametrize("content", [b"x", b"[1]", b"\xff"])
 def test_settings_of_something_else_are_said(tmp_path, content):
     study, subjects, path, store = make_study(tmp_path)

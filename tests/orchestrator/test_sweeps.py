@@ -753,4 +753,8 @@ time_limit: 10m
     assert {row["trial_id"] for row in Store(results).rows(["stage"])} == set(rows)
 
     adaptation.write_study(source, tmp_path / "adapted.yaml", found)
-    assert run_study(tmp_path / "adapted.yaml", results=str(results), address=ray_address).ran == 0, "it has its row"
+    alone = str(tmp_path / "alone")
+    assert run_study(tmp_path / "adapted.yaml", results=alone, address=ray_address).ran == 1
+    (adapted,) = Store(alone).rows(["fixer", "params"])
+    assert rows[adapted["trial_id"]]["stage"] == "final", "it is the trial that the whole study ended with"
+    assert (adapted["fixer"], json.loads(adapted["params"])) == ("finetune", found["chosen"])
