@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,5 +47,12 @@ def resolve(
 
         return own_subject(spec, named, (base_dir or Path.cwd()).resolve(), limit)
     if spec not in named:
+        # Of a name that is too long for a file, the file system says so.
+        with suppress(OSError):
+            if ((base_dir or Path.cwd()) / spec).exists():
+                raise UserError(
+                    f"'{spec}' is on disk, but no subject: write a subject file (.yaml) that names your model and your "
+                    "data, and give that; docs/subjects.md has its keys."
+                )
         raise UserError(f"There is no subject '{spec}'{suggest(spec, named)}")
     return dataclasses.replace(named[spec], limit=limit)

@@ -166,6 +166,14 @@ def test_the_catalogue_names_what_the_study_has() -> None:
         resolve("digits", limit=3)
 
 
+def test_a_model_or_a_folder_of_images_is_told_how_to_become_a_subject(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=r"'images' is on disk, but no subject: write a subject file"):
+        resolve("images", base_dir=tmp_path)
+    with pytest.raises(UserError, match="There is no subject 'xxx"):
+        resolve("x" * 10_000, base_dir=tmp_path)
+
+
 def test_nothing_heavy_is_imported_with_the_catalogue() -> None:
     code = (
         "import sys, orchestrator.subjects.catalogue, orchestrator.subjects.originals; "
