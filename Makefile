@@ -22,8 +22,9 @@ quickstart: $(STAMP)  ## run the quickstart study and write results/quickstart/r
 demo: $(STAMP)  ## a first report in about a minute: results/demo/report.html
 	$(BIN)/fixstudy run examples/demo.yaml
 
-reproduction: $(STAMP)  ## ours against the published figures on MNIST; needs FIXSTUDY_DATA and FIXSTUDY_REFERENCE, and hours
+reproduction: $(STAMP)  ## ours against the published figures on MNIST; needs FIXSTUDY_DATA, FIXSTUDY_REFERENCE and an hour
 	$(BIN)/fixstudy run examples/reproduction.yaml
+	$(BIN)/fixstudy run examples/reproduction_variants.yaml
 	$(BIN)/fixstudy import-published results/published
 	$(BIN)/fixstudy compare results/reproduction results/published > docs/reproduction_figures.md
 
