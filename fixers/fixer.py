@@ -74,6 +74,8 @@ class Fixer(ABC):
     extends_architecture: ClassVar[bool] = False
     """Whether the fixed model is the original with something added: a module of its own whose ``state_dict`` has more
     keys than the original's. Its weights don't load into the original's architecture; export the module itself."""
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Names of approaches that it takes from the registry: a change of their code makes its results stale, too."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named sets of hyper-parameters: ``quick`` for seconds on small subjects, ``study`` as the study ran it."""
 

@@ -3,13 +3,11 @@
 Adding an approach is adding one file; nothing else names it.
 """
 
-import ast
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
-import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,11 +21,6 @@ from fixers.fixer import Fixer, suggest
 
 LEVELS = ("model_level", "layer_level", "neuron_level")
 ENTRY_POINTS = "fixstudy.fixers"
-# Changing these can't change what a fix computes, so results stay valid.
-_NEUTRAL_MODULES = {"fixers", "fixers.fixer", "fixers.registry", "fixers.requirements", "fixers.cache", "fixers.errors"}
-
-_PLUGIN_NAME = re.compile(r"^fixstudy_plugin_[0-9a-f]{8}_")
-
 _registered: dict[str, type[Fixer]] = {}
 
 
@@ -173,72 +166,3 @@ def _defined_in(module_name: str) -> Iterator[type[Fixer]]:
             and item.__module__ == module_name
         ):
             yield item
-
-
-@cache
-def code_version(fixer: type[Fixer]) -> str:
-    """A hash of the code that determines what a fix computes: 12 hexadecimal digits.
-
-    Covers the approach's module and what it imports, directly or not, of this package and of the one that it is in
-    itself; comments, docstrings and formatting don't count. It is part of a trial's identity: results of changed code
-    are never taken for results of the new code.
-    """
-    sources: dict[str, str] = {}
-    waiting = [fixer.__module__]
-    ours = {"fixers", fixer.__module__.partition(".")[0]}
-    while waiting:
-        name = waiting.pop()
-        if name in sources or name in _NEUTRAL_MODULES:
-            continue
-        module = importlib.import_module(name) if name != "__main__" else sys.modules[name]
-        path = getattr(module, "__file__", None)
-        if path is None:
-            continue
-        sources[name], imports = _parsed(Path(path).read_text(encoding="utf-8"))
-        package = name if hasattr(module, "__path__") else name.rpartition(".")[0]
-        # A single file is in no package, so its relative imports fail before anybody asks.
-        absolute = (importlib.util.resolve_name(item, package) if package else item for item in imports)
-        waiting += [item for item in absolute if item.partition(".")[0] in ours and _is_module(item)]
-    # Where a plug-in's file lies says nothing about what it computes.
-    texts = {_PLUGIN_NAME.sub("", name): text for name, text in sources.items()}
-    code = "\n".join(f"{name}\n{texts[name]}" for name in sorted(texts))
-    return hashlib.sha256(code.encode()).hexdigest()[:12]
-
-
-@cache
-def _parsed(source: str) -> tuple[str, tuple[str, ...]]:
-    # Approaches share most of their modules; each is parsed once per process.
-    tree = ast.parse(source)
-    return _bare_code(tree), tuple(_imports(tree))
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        # "from fixers.cache import Tensors" names an object of a module, not a module of a package.
-        return False
-
-
-def _imports(tree: ast.Module) -> Iterator[str]:
-    """Names as in ``import``, relative ones with their dots; of objects as well as of modules."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            source = "." * node.level + (node.module or "")
-            if node.module:
-                yield source
-            yield from (f"{source}{'.' if node.module else ''}{alias.name}" for alias in node.names)
-
-
-def _bare_code(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            kept = [item for item in node.body if not _is_text(item)]
-            node.body = kept or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import fixers
-from fixers.registry import code_version
+from fixers.code_version import code_version
 from fixers.registry import load as load_plugin
 from orchestrator import session, units, yaml_text
 from orchestrator.errors import UserError

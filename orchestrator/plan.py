@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import fixers
-from fixers.registry import code_version
+from fixers.code_version import code_version
 from fixers.requirements import TrainingHistory, Unmet
 from orchestrator.errors import UserError
 from orchestrator.loading import LoadedSubject

@@ -408,7 +408,7 @@ def trial_specs(
         settings: configurations to run; those of the entry's final stage when not given.
     """
     import fixers
-    from fixers.registry import code_version
+    from fixers.code_version import code_version
 
     cls = fixers.get(entry.name)
     version = code_version(cls)

@@ -1,6 +1,4 @@
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -145,61 +143,3 @@ def test_an_installed_package_that_fails_is_one_sentence(installed, module, valu
     message = str(caught.value)
     assert message.startswith("The fixer 'theirs' of the package repairs-of-others, installed here, can't be loaded: ")
     assert said in message and "\n" not in message
-
-
-def test_comments_and_docstrings_dont_change_the_code_version(tmp_path):
-    first, second = tmp_path / "a", tmp_path / "b"
-    first.mkdir(), second.mkdir()
-    registry.load(write(first))
-    version = registry.code_version(fixers.get("mine"))
-    del registry._registered["mine"]
-    registry.load(write(second, comment="# a comment"))
-    assert registry.code_version(fixers.get("mine")) == version
-
-
-def test_code_changes_the_code_version(tmp_path):
-    first, second = tmp_path / "a", tmp_path / "b"
-    first.mkdir(), second.mkdir()
-    registry.load(write(first))
-    version = registry.code_version(fixers.get("mine"))
-    del registry._registered["mine"]
-    registry.load(write(second, comment="if True else None"))
-    assert registry.code_version(fixers.get("mine")) != version
-
-
-def test_the_code_version_covers_helper_modules(tmp_path, monkeypatch):
-    arachne = fixers.get("arachne")
-    registry.code_version.cache_clear()
-    version = registry.code_version(arachne)
-    parsed = registry._parsed
-    monkeypatch.setattr(registry, "_parsed", lambda source: parsed(source.replace("def pareto_front", "def pareto")))
-    registry.code_version.cache_clear()
-    assert registry.code_version(arachne) != version
-    registry.code_version.cache_clear()
-
-
-@pytest.mark.parametrize(
-    "line", ["from ours.core import STEP", "from .core import STEP", "from . import core", "import ours.core"]
-)
-def test_the_code_version_covers_what_a_plug_in_imports_of_its_own_package(tmp_path, monkeypatch, line):
-    """Each package is imported anew, as in another process."""
-    monkeypatch.syspath_prepend(tmp_path)
-    package = tmp_path / "ours"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "far.py").write_text("")
-    path = Path(write(package))
-    path.write_text(path.read_text().replace("from torch import nn", f"from torch import nn\n{line}"))
-
-    def version(core, far):
-        (package / "core.py").write_text(f"from . import far\nSTEP = {core}\n")
-        (package / "far.py").write_text(f"FAR = {far}\n")
-        for name in [name for name in sys.modules if name.partition(".")[0] == "ours"]:
-            del sys.modules[name]
-        registry._registered.pop("mine", None)
-        registry.load("ours.mine")
-        return registry.code_version(fixers.get("mine"))
-
-    first = version(core=1, far=1)
-    assert version(core=1, far=1) == first
-    assert len({first, version(core=2, far=1), version(core=1, far=2)}) == 3

@@ -3,7 +3,7 @@
 import pytest
 
 import fixers
-from fixers.registry import code_version
+from fixers.code_version import code_version
 from orchestrator.study import TrialSpec
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
