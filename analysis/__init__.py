@@ -3,17 +3,19 @@
 Importing this is cheap; DuckDB, pyarrow and the rest are imported by the functions that use them.
 """
 
-from analysis.errors import QueryError, ResultsError, UserError
-from analysis.published import import_published
-from analysis.queries import NamedQuery, named_queries, run
-from analysis.sandbox import query
-from analysis.warehouse import export, open
+from analysis.contract import errors
+from analysis.contract.errors import QueryError, ResultsError, UserError
+from analysis.published.published import import_published
+from analysis.warehouse.connection import export, open
+from analysis.warehouse.queries import NamedQuery, named_queries, run
+from analysis.warehouse.sandbox import query
 
 __all__ = [
     "NamedQuery",
     "QueryError",
     "ResultsError",
     "UserError",
+    "errors",
     "export",
     "import_published",
     "named_queries",

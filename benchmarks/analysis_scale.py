@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import analysis
-from analysis.report import write_report
-from analysis.schema import SCHEMAS, VERSION_KEY
+from analysis.contract.schema import SCHEMAS, VERSION_KEY
+from analysis.report.report import write_report
 
 N_TEST = 2_000
 N_CLASSES = 10

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from analysis.commands import status_command
-from orchestrator.store import Store
+from analysis.terminal.commands import status_command
+from orchestrator.storage.store import Store
 
 LIMIT = 1.2
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from analysis.published import import_published
+from analysis.published.published import import_published
 from orchestrator.makespan import lower_bound, makespan
-from orchestrator.plan import Cell, CostModel, Plan, TrialQueue
-from orchestrator.store import Store
-from orchestrator.study import FixerEntry, Study, TrialSpec
+from orchestrator.planning.plan import Cell, CostModel, Plan, TrialQueue
+from orchestrator.storage.store import Store
+from orchestrator.study.schema import FixerEntry, Study, TrialSpec
 
 SEEDS = 3
 GPUS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)

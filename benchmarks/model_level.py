@@ -18,18 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fixers import RepairProblem, TensorSplit, TrainingRecipe, ensembles, network
-from fixers.consistency import mean_prediction, with_views
-from fixers.edit_quality import Pairs, apply_edit, measure, wrong_pairs
-from fixers.editing import EditableModel, Editor
-from fixers.guided_mixes import GuidedMixes, Mixing
-from fixers.heatmaps import heatmaps, layers_to_explain
-from fixers.model_level.editable_training import EditableTraining
+from fixers import RepairProblem, TensorSplit, TrainingRecipe, network
+from fixers.features.heatmaps import heatmaps, layers_to_explain
+from fixers.images.consistency import mean_prediction, with_views
+from fixers.images.style import StyleTransfer
+from fixers.model_level.editable_training.edit_quality import Pairs, apply_edit, measure, wrong_pairs
+from fixers.model_level.editable_training.editable_training import EditableTraining
+from fixers.model_level.editable_training.editing import EditableModel, Editor
 from fixers.model_level.ewc import diagonal_fisher
-from fixers.model_level.sensei import SENSEI, Populations, variant_losses
-from fixers.root_causes import distances
-from fixers.state_differences import features, heat_maps, tap_points
-from fixers.style import StyleTransfer
+from fixers.model_level.fsgmix.guided_mixes import GuidedMixes, Mixing
+from fixers.model_level.hudd.root_causes import distances
+from fixers.model_level.mode.state_differences import features, heat_maps, tap_points
+from fixers.model_level.sensei.sensei import SENSEI, Populations, variant_losses
+from fixers.training import ensembles
 
 CPU = torch.device("cpu")
 

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from fixers import RepairProblem, TensorSplit, TrainingRecipe, network
 from fixers.data import Split
-from fixers.genetic import Mutants, evolve
-from fixers.localisation import impacts
-from fixers.neuron_bounds import dense_chain, lower_lines
 from fixers.neuron_level.arachne import Arachne, counting_fitness, loss_fitness
-from fixers.neuron_level.genmunn import GenMuNN
-from fixers.probes import Block, blocks, train_probes
-from fixers.routing import route_masks
-from fixers.search import constriction
-from fixers.training import train
-from fixers.weight_patches import Places
-from fixers.weight_pool import PoolEvaluator
+from fixers.neuron_level.genmunn.genetic import Mutants, evolve
+from fixers.neuron_level.genmunn.genmunn import GenMuNN
+from fixers.neuron_level.genmunn.weight_pool import PoolEvaluator
+from fixers.neuron_level.inner.probes import Block, blocks, train_probes
+from fixers.neuron_level.inner.routing import route_masks
+from fixers.neuron_level.vere.bounds import dense_chain, lower_lines
+from fixers.search.localisation import impacts
+from fixers.search.patches import Places
+from fixers.search.swarms import constriction
+from fixers.training.loop import train
 
 CANDIDATES, WEIGHTS, INPUTS = 100, 8, 327
 LAST = "11"

@@ -22,8 +22,8 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from orchestrator.progress import StudyObserver
-from orchestrator.run import run_study
+from orchestrator.cli.live_display import StudyObserver
+from orchestrator.driver.run import run_study
 
 STUDY = """
 study: overhead

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.progress import StudyObserver
+from orchestrator.cli.live_display import StudyObserver
 
 STUDY = """
 study: scale
@@ -97,10 +97,10 @@ def measure(trials: int, lanes: int | None, seconds: float) -> dict[str, float]:
     """Run one study in this process; figures per trial."""
     import ray
 
-    from analysis.commands import status_command
-    from orchestrator import scheduler
-    from orchestrator.run import run_study
-    from orchestrator.store import Store
+    from analysis.terminal.commands import status_command
+    from orchestrator.driver import study_run
+    from orchestrator.driver.run import run_study
+    from orchestrator.storage.store import Store
 
     clock, rows = Clock(), Rows()
 
@@ -112,8 +112,8 @@ def measure(trials: int, lanes: int | None, seconds: float) -> dict[str, float]:
                 status_command(f"{folder}/results", "json")
                 clock.call(phase, status_command, f"{folder}/results", "json")
 
-        clock.timed(scheduler, "make_plan", "plan")
-        clock.timed(scheduler.StudyRun, "_tune", "schedule")
+        clock.timed(study_run, "make_plan", "plan")
+        clock.timed(study_run.StudyRun, "_tune", "schedule")
         clock.timed(Store, "compact", "compact", before=lambda: status("status"))
         plugin = Path(__file__).resolve().parents[1] / "examples" / "misbehaving_fixers.py"
         study = Path(folder, "study.yaml")

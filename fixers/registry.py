@@ -163,6 +163,7 @@ def _defined_in(module_name: str) -> Iterator[type[Fixer]]:
             inspect.isclass(item)
             and issubclass(item, Fixer)
             and not inspect.isabstract(item)
-            and item.__module__ == module_name
+            # An approach with parts of its own is a folder, which hands its class on.
+            and f"{item.__module__}.".startswith(f"{module_name}.")
         ):
             yield item

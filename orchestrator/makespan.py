@@ -3,8 +3,8 @@
 import heapq
 from collections.abc import Callable, Iterable
 
-from orchestrator.plan import TrialQueue
-from orchestrator.study import TrialSpec
+from orchestrator.planning.plan import TrialQueue
+from orchestrator.study.schema import TrialSpec
 
 
 def makespan(queue: TrialQueue, seconds: Callable[[TrialSpec], float], lanes: int) -> float:

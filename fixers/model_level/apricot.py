@@ -19,14 +19,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fixers import ensembles, network, training
+from fixers import network, training
 from fixers.cache import Tensors
 from fixers.data import Split
 from fixers.fixer import Fixer, Level, parameter
-from fixers.joined import JoinedSplit
 from fixers.problem import RepairProblem
 from fixers.requirements import Reinitialisable, Requirement, TrainingSamples
-from fixers.selection import BestWeights
+from fixers.training import ensembles
+from fixers.training.best_weights import BestWeights
+from fixers.views import JoinedSplit
 
 Strategy = Literal["both", "corr", "incorr"]
 Sign = Literal["prose", "printed"]
@@ -79,7 +80,7 @@ class Apricot(Fixer):
     then retrain on the whole training set.
 
     Peak memory: N x P floats twice on the CPU (state dicts and one matrix of the N reduced models of P parameters), one
-    group of reduced models in training (see :func:`fixers.ensembles.train_together`), four copies of the model.
+    group of reduced models in training (see ``ensembles.train_together``), four copies of the model.
     """
 
     name: ClassVar[str] = "apricot"

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fixers import training
-from fixers.augmentation import MORE_OPERATIONS, OPERATIONS, apply_chains, draw_chains, mix
-from fixers.clustering import k_means
-from fixers.consistency import jensen_shannon
 from fixers.data import Batch, Split, at_most_per_class
+from fixers.features.clustering import k_means
 from fixers.fixer import Fixer, Level, parameter
+from fixers.images.augmentation import MORE_OPERATIONS, OPERATIONS, apply_chains, draw_chains, mix
+from fixers.images.consistency import jensen_shannon
+from fixers.images.style import StyleTransfer
 from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 from fixers.requirements import ImageInput, Requirement, TrainingSamples
-from fixers.selection import BestWeights
-from fixers.style import StyleTransfer
+from fixers.training.best_weights import BestWeights
 
 STYLE = "style"
 _FINAL_RATE = 1e-6
@@ -132,7 +132,7 @@ class DeepRepair(Fixer):
     """Training on with training images in the style of failures.
 
     Made for failures of one look (noise, blur, weather): failures without a common style have little to transfer.
-    The paper's WCT2 needs a pre-trained encoder; its place is taken by :mod:`fixers.style`, named in the notes as
+    The paper's WCT2 needs a pre-trained encoder; its place is taken by ``images.style``, named in the notes as
     ``style_backend``. Styled images are made when a chain draws them, from a reference that belongs to the image,
     instead of being stored.
 

@@ -13,10 +13,10 @@ from torch.func import functional_call, grad, vmap
 
 from fixers.cache import Tensors
 from fixers.data import Split
-from fixers.ensembles import why_not_vmap
-from fixers.failure_tuning import FailureTuning, Mixture, Penalty, TuningData
 from fixers.fixer import Level, parameter
 from fixers.problem import RepairProblem
+from fixers.training.ensembles import why_not_vmap
+from fixers.training.failure_tuning import FailureTuning, Mixture, Penalty, TuningData
 
 # Gradients of single samples that are in memory at once.
 _CHUNK_BYTES = 2**28

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fixers.failure_tuning import FailureTuning, Mixture, Penalty, TuningData
 from fixers.fixer import Level, parameter
 from fixers.problem import RepairProblem
+from fixers.training.failure_tuning import FailureTuning, Mixture, Penalty, TuningData
 
 
 @dataclass(frozen=True)

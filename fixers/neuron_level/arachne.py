@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from fixers.data import Split
 from fixers.errors import FixFailedError
 from fixers.fixer import Fixer, parameter
-from fixers.localisation import Scored, front_places, impacts, in_groups, stratified, weight_layers
-from fixers.network import Layer
+from fixers.network.layers import Layer
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable
-from fixers.search import Fitness, Progress, SearchResult, differential_evolution, particle_swarm
-from fixers.weight_patches import PatchEvaluator, Places, most_accurate, pair_up
+from fixers.search.localisation import Scored, front_places, impacts, in_groups, stratified, weight_layers
+from fixers.search.patches import PatchEvaluator, Places, most_accurate, pair_up
+from fixers.search.swarms import Fitness, Progress, SearchResult, differential_evolution, particle_swarm
 
 CROSSOVER = 0.7
 MUTATION = (0.5, 1.0)

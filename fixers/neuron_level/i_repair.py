@@ -15,10 +15,10 @@ from fixers import network
 from fixers.data import Split
 from fixers.errors import FixFailedError
 from fixers.fixer import Fixer, parameter
-from fixers.masked_steps import Term, depends_on_mode, masked_step, step_mode, summed_gradients
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement
-from fixers.selection import BestWeights
+from fixers.training.best_weights import BestWeights
+from fixers.training.masked_steps import Term, depends_on_mode, masked_step, step_mode, summed_gradients
 
 NO_INFLUENCE = 1e-8
 """Influences far below this count as none."""

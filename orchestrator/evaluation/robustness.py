@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fixers.cache import Cache, NoCache
 from fixers.data import Split
 from fixers.task import Task
-from orchestrator.errors import UserError
+from orchestrator.base.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from fixers import Split, all_fixers
 from fixers.requirements import SubjectFacts
 from fixers.task import Classification
-from orchestrator.errors import UserError
+from orchestrator.base.errors import UserError
 from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.originals import cache_file, prepare
-from orchestrator.subjects.roots import DataRoot
-from orchestrator.subjects.splits import row_digests
+from orchestrator.subjects.reading.roots import DataRoot
+from orchestrator.subjects.reading.splits import row_digests
 from orchestrator.subjects.subject import Subject, SubjectData, SubjectDefinition
 
 Severity = Literal["error", "warning", "note"]

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from fixers import Batch, RepairProblem
-from fixers.training import train
-from orchestrator.errors import UserError
-from orchestrator.kernels import make_repeatable
+from fixers.training.loop import train
+from orchestrator.base.errors import UserError
+from orchestrator.base.kernels import make_repeatable
 from orchestrator.subjects import weights
-from orchestrator.subjects.roots import DataRoot
+from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import (
     ImportedSource,
     OriginalRecipe,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from fixers import Classification, Split, Task, TrainingRecipe
 from fixers.requirements import SubjectFacts
-from orchestrator.errors import UserError
+from orchestrator.base.errors import UserError
 from orchestrator.subjects.parity import Parity
-from orchestrator.subjects.roots import DataRoot
-from orchestrator.subjects.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
+from orchestrator.subjects.reading.roots import DataRoot
+from orchestrator.subjects.reading.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
 
 State = dict[str, npt.NDArray[Any]]
 """Weights and buffers of a model by their names."""

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from orchestrator.errors import UserError
+from orchestrator.base.errors import UserError
 
 State = dict[str, npt.NDArray[Any]]
 WRAPPERS = ("module.", "_orig_mod.", "model.")

@@ -24,8 +24,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import fixers
 from fixers import DeadlineExceededError, Fixer, RepairProblem, TensorSplit, TrainingRecipe, registry
 from fixers.requirements import SubjectFacts
-from fixers.training import train
-from orchestrator.fix import subject_from
+from fixers.training.loop import train
+from orchestrator.cli.single_model import subject_from
 from orchestrator.subjects.catalogue import catalogue
 
 HERE = Path(__file__).parent

@@ -13,8 +13,8 @@ from ray import cloudpickle
 from safetensors.torch import load_model, save_model
 
 import fixers
-from orchestrator.errors import UserError
-from orchestrator.subjects.splits import SPLIT_NAMES
+from orchestrator.base.errors import UserError
+from orchestrator.subjects.reading.splits import SPLIT_NAMES
 from orchestrator.subjects.subject import SubjectData, SubjectDefinition
 
 BATCH = 4

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from fixers import RepairProblem, TensorSplit, TrainingRecipe
-from fixers.training import train
+from fixers.training.loop import train
 
 torch.set_num_threads(1)
 

@@ -91,7 +91,7 @@ def test_comments_docstrings_formatting_and_the_order_of_imports_dont_count(vers
     assert versions(rewritten) == versions(at_once)
 
 
-@pytest.mark.parametrize("kernel", ["apply", "problem", "task", "data", "requirements"])
+@pytest.mark.parametrize("kernel", ["apply", "problem", "task", "data", "network.layers"])
 def test_a_change_of_what_runs_every_fix_changes_every_version(versions, kernel, tmp_path):
     registry.load(write(tmp_path / "mine.py"))
     before, after = versions(at_once), versions(one_more_line(f"fixers.{kernel}"))
@@ -103,9 +103,9 @@ def test_a_change_of_what_runs_every_fix_changes_every_version(versions, kernel,
     ("changed", "reaching"),
     [
         ("fixers.neuron_level.arachne", {"arachne", "distrrep"}),
-        ("fixers.guided_mixes", {"fsgmix"}),
+        ("fixers.model_level.fsgmix.guided_mixes", {"fsgmix"}),
         # The linear programs of helpers of helpers.
-        ("fixers.linear_program", {"three_m_dnn", "reassure", "prdnn", "aprnn", "nnrepair", "vere"}),
+        ("fixers.exact.linear_program", {"three_m_dnn", "reassure", "prdnn", "aprnn", "nnrepair", "vere"}),
         ("fixers.registry", set()),
         ("fixers.errors", set()),
     ],
@@ -117,7 +117,7 @@ def test_a_change_of_a_helper_changes_those_that_reach_it(versions, changed, rea
 
 def test_a_change_of_the_training_loop_changes_those_that_train(versions, tmp_path):
     registry.load(write(tmp_path / "mine.py"))
-    before, after = versions(at_once), versions(one_more_line("fixers.training"))
+    before, after = versions(at_once), versions(one_more_line("fixers.training.loop"))
     changed = {name for name in before if before[name] != after[name]}
     assert {"finetune", "ewc", "apricot", "sensei"} <= changed
     assert not {"mine", "arachne", "prdnn", "reassure"} & changed

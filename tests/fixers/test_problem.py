@@ -8,8 +8,8 @@ from torch import nn
 
 from fixers import DeadlineExceededError, Fixer, FixFailedError, TrainingRecipe, fix, get, network, training
 from fixers.data import in_batches
-from fixers.ensembles import why_not_vmap
 from fixers.requirements import SubjectFacts, TwiceDifferentiable
+from fixers.training.ensembles import why_not_vmap
 
 
 def test_the_fixture_models_fail_on_enough_samples(make_problem, lenet, resnet):

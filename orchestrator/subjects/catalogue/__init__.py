@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fixers.fixer import suggest
-from orchestrator.errors import UserError
-from orchestrator.subjects.embedded import Digits, SkewedDigits
+from orchestrator.base.errors import UserError
+from orchestrator.subjects.sources.embedded import Digits, SkewedDigits
 from orchestrator.subjects.subject import SubjectDefinition
 
 
@@ -43,7 +43,7 @@ def resolve(
     named = catalogue()
     if not isinstance(spec, str):
         # pydantic and the readers of users' files are needed by subjects of the user's own only.
-        from orchestrator.subjects.own import own_subject
+        from orchestrator.subjects.own.resolve import own_subject
 
         return own_subject(spec, named, (base_dir or Path.cwd()).resolve(), limit)
     if spec not in named:

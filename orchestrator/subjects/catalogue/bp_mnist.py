@@ -1,9 +1,9 @@
 """BP-MNIST: PathMNIST as benign against malignant, divided as Henn et al. (2021) do, for failure types."""
 
-from orchestrator.subjects.datasets import MedMnist
-from orchestrator.subjects.definitions import trained_subject
-from orchestrator.subjects.splits import SplitPlan
+from orchestrator.subjects.reading.splits import SplitPlan
+from orchestrator.subjects.sources.datasets import MedMnist
 from orchestrator.subjects.subject import OriginalRecipe
+from orchestrator.subjects.trained import trained_subject
 
 # Benign (0 to 6) against malignant (7, 8), divided as its authors do: 40 % for failures, which are repair and test.
 SUBJECT = trained_subject(

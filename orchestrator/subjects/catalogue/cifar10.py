@@ -1,8 +1,8 @@
 """CIFAR10 with VGG16."""
 
-from orchestrator.subjects.datasets import CIFAR10_CLASSES, OFFICIAL_50K, Cifar10
-from orchestrator.subjects.definitions import trained_subject
+from orchestrator.subjects.sources.datasets import CIFAR10_CLASSES, OFFICIAL_50K, Cifar10
 from orchestrator.subjects.subject import OriginalRecipe
+from orchestrator.subjects.trained import trained_subject
 
 SUBJECT = trained_subject(
     "cifar10",

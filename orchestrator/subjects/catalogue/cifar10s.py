@@ -1,9 +1,9 @@
 """CIFAR10S, grey and colour skewed by class (Wang et al., arXiv 1911.11834), with ResNet18."""
 
-from orchestrator.subjects.datasets import CIFAR10_CLASSES, OFFICIAL_50K, SkewedCifar10
-from orchestrator.subjects.definitions import trained_subject
-from orchestrator.subjects.skew import Skew
+from orchestrator.subjects.sources.datasets import CIFAR10_CLASSES, OFFICIAL_50K, SkewedCifar10
+from orchestrator.subjects.sources.skew import Skew
 from orchestrator.subjects.subject import OriginalRecipe
+from orchestrator.subjects.trained import trained_subject
 
 SUBJECT = trained_subject(
     "cifar10s",

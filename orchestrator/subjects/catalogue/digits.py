@@ -1,9 +1,9 @@
 """scikit-learn's UCI digits, 1,797 images of 8x8, embedded: so small a train split that the others hold failures."""
 
-from orchestrator.subjects.definitions import trained_subject
-from orchestrator.subjects.embedded import Digits
-from orchestrator.subjects.splits import SplitPlan
+from orchestrator.subjects.reading.splits import SplitPlan
+from orchestrator.subjects.sources.embedded import Digits
 from orchestrator.subjects.subject import OriginalRecipe
+from orchestrator.subjects.trained import trained_subject
 
 SUBJECT = trained_subject(
     "digits",

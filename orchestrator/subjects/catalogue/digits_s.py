@@ -1,10 +1,10 @@
 """The embedded digits in grey and tinted, the tint skewed by class as CIFAR10S is: AAOD in seconds."""
 
-from orchestrator.subjects.definitions import trained_subject
-from orchestrator.subjects.embedded import SkewedDigits
-from orchestrator.subjects.skew import Skew
-from orchestrator.subjects.splits import SplitPlan
+from orchestrator.subjects.reading.splits import SplitPlan
+from orchestrator.subjects.sources.embedded import SkewedDigits
+from orchestrator.subjects.sources.skew import Skew
 from orchestrator.subjects.subject import OriginalRecipe
+from orchestrator.subjects.trained import trained_subject
 
 SUBJECT = trained_subject(
     "digits-s",

@@ -1,10 +1,10 @@
 """ImageNet with DenseNet121; streamed, never in memory as a whole."""
 
-from orchestrator.subjects.datasets import ImageNet
-from orchestrator.subjects.definitions import trained_subject
-from orchestrator.subjects.images import ImageFormat
-from orchestrator.subjects.splits import SplitPlan
+from orchestrator.subjects.reading.splits import SplitPlan
+from orchestrator.subjects.reading.streaming import ImageFormat
+from orchestrator.subjects.sources.datasets import ImageNet
 from orchestrator.subjects.subject import OriginalRecipe
+from orchestrator.subjects.trained import trained_subject
 
 SUBJECT = trained_subject(
     "imagenet",

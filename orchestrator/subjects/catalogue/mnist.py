@@ -1,8 +1,8 @@
 """MNIST with the study's LeNet5."""
 
-from orchestrator.subjects.datasets import OFFICIAL_60K, IdxDigits
-from orchestrator.subjects.definitions import trained_subject
+from orchestrator.subjects.sources.datasets import OFFICIAL_60K, IdxDigits
 from orchestrator.subjects.subject import OriginalRecipe
+from orchestrator.subjects.trained import trained_subject
 
 SUBJECT = trained_subject(
     "mnist",

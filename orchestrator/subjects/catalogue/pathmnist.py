@@ -1,9 +1,9 @@
 """PathMNIST: nine tissues."""
 
-from orchestrator.subjects.datasets import MedMnist
-from orchestrator.subjects.definitions import trained_subject
-from orchestrator.subjects.splits import SplitPlan
+from orchestrator.subjects.reading.splits import SplitPlan
+from orchestrator.subjects.sources.datasets import MedMnist
 from orchestrator.subjects.subject import OriginalRecipe
+from orchestrator.subjects.trained import trained_subject
 
 TISSUES = (
     "adipose",

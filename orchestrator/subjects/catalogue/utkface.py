@@ -1,10 +1,10 @@
 """UTKFace with gender as the label and race as the sensitive attribute; FaceNet without batch norm."""
 
-from orchestrator.subjects.datasets import UtkFace
-from orchestrator.subjects.definitions import trained_subject
-from orchestrator.subjects.images import ImageFormat
-from orchestrator.subjects.splits import SplitPlan
+from orchestrator.subjects.reading.splits import SplitPlan
+from orchestrator.subjects.reading.streaming import ImageFormat
+from orchestrator.subjects.sources.datasets import UtkFace
 from orchestrator.subjects.subject import OriginalRecipe
+from orchestrator.subjects.trained import trained_subject
 
 SUBJECT = trained_subject(
     "utkface",

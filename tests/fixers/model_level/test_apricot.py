@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from fixers import DeadlineExceededError, UnadaptableError, ensembles, fix, get, training
+from fixers import DeadlineExceededError, UnadaptableError, fix, get, training
 from fixers.cache import DirectoryCache
 from fixers.model_level.apricot import Apricot, directions, nudge
+from fixers.training import ensembles
 
 QUICK = Apricot.build({"n_models": 3, "patience": 3}, "quick")
 STRATEGIES = ("both", "corr", "incorr")

@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from fixers import DeadlineExceededError, RepairProblem, TensorSplit, TrainingRecipe, fix, get
-from fixers.augmentation import MORE_OPERATIONS, OPERATIONS, draw_chains
-from fixers.consistency import jensen_shannon
 from fixers.data import at_most_per_class
+from fixers.images.augmentation import MORE_OPERATIONS, OPERATIONS, draw_chains
+from fixers.images.consistency import jensen_shannon
+from fixers.images.style import StyleTransfer
 from fixers.model_level.deeprepair import STYLE, DeepRepair, StyledViews, style_references
-from fixers.style import StyleTransfer
-from fixers.training import train
+from fixers.training.loop import train
 
 QUICK = DeepRepair.build({"epochs": 3}, "quick")
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ from torch import nn
 
 from fixers import fix, get
 from fixers.cache import DirectoryCache
-from fixers.failure_tuning import divide
 from fixers.model_level.ewc import EWC, diagonal_fisher
 from fixers.model_level.finetune import Finetune
+from fixers.training.failure_tuning import divide
 
 QUICK = EWC.build({"epochs": 6, "preserve": 0.0}, "quick")
 FAILURES_ONLY = Finetune.build({"epochs": 6, "preserve": 0.0, "correct_share": 0.0}, "quick")

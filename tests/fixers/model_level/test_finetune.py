@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from fixers import DeadlineExceededError, TensorSplit, fix, get
-from fixers.failure_tuning import TuningData, divide, rounds
 from fixers.model_level.finetune import Finetune
+from fixers.training.failure_tuning import TuningData, divide, rounds
 
 QUICK = Finetune.build({"epochs": 6}, "quick")
 FAILURES_ONLY = dataclasses.replace(QUICK, correct_share=0.0)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fixers import DeadlineExceededError, FixFailedError, TensorSplit, fix
-from fixers.masked_steps import masked_step, summed_gradients
 from fixers.neuron_level import i_repair
 from fixers.neuron_level.i_repair import IRepair, balanced, mask, tuned_parameters
+from fixers.training.masked_steps import masked_step, summed_gradients
 
 LAST = {"selection": "last", "patience": 0}
 

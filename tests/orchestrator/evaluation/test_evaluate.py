@@ -69,7 +69,7 @@ def test_what_was_not_measured_is_null(held_out):
 
 
 def test_rows_have_the_names_of_the_trials_table(held_out):
-    schema = pytest.importorskip("analysis.schema")
+    schema = pytest.importorskip("analysis.contract.schema")
     model = make_model(0)
     row = evaluate(model, held_out, predictions(model, held_out, task=TASK), task=TASK).row()
     assert set(row) <= {column.name for column in schema.COLUMNS["trials"]}

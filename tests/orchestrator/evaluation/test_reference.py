@@ -32,7 +32,7 @@ def mnist(data_root):
 
 @pytest.fixture(scope="module")
 def models(reference_root):
-    onnx_import = pytest.importorskip("orchestrator.subjects.onnx_import")
+    onnx_import = pytest.importorskip("orchestrator.subjects.onnx.importing")
     return {name: onnx_import.load_onnx(reference_root / "lenet5_mnist" / f"{name}.onnx").model for name in NAMES}
 
 

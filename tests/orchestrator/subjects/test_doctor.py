@@ -13,17 +13,17 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from orchestrator.errors import UserError
-from orchestrator.fix import fix_command
-from orchestrator.loading import load
-from orchestrator.store import Store
+from orchestrator.base.errors import UserError
+from orchestrator.cli.single_model import fix_command
+from orchestrator.storage.store import Store
 from orchestrator.subjects import doctor, weights
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.doctor import Finding, examine, worst
-from orchestrator.subjects.images import StreamedSplit, image_samples
 from orchestrator.subjects.originals import prepare
-from orchestrator.subjects.roots import DataRoot
+from orchestrator.subjects.reading.roots import DataRoot
+from orchestrator.subjects.reading.streaming import StreamedSplit, image_samples
 from orchestrator.subjects.subject import DataSource, SubjectData
+from orchestrator.trial.loading import load
 
 torch.set_num_threads(1)
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fixers import RepairProblem
-from orchestrator.errors import UserError
+from orchestrator.base.errors import UserError
 from orchestrator.subjects import originals, weights
 from orchestrator.subjects.architectures import ARCHITECTURES, NamedArchitecture
 from orchestrator.subjects.catalogue import resolve

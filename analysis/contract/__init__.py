@@ -1,0 +1,1 @@
+"""What the orchestrator writes and this package reads: schemas, the results folder, addresses, errors."""

@@ -1,0 +1,1 @@
+"""What a study found: figures, samples, limits, advice."""

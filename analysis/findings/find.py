@@ -1,0 +1,635 @@
+"""What a study found: one cell per fixer and subject with its intervals, trade-off class and place on the front.
+
+The report, `advise` and `compare` all speak from these cells, so they can't contradict each other. Rows come from the
+named queries; what SQL has no function for (intervals, tests, ranks) is added here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import statistics
+from analysis.contract.schema import OUTCOMES, Outcome
+from analysis.report.plots.style import LEVELS
+from analysis.statistics import bootstrap, fairness
+from analysis.statistics.bootstrap import Flips
+from analysis.statistics.paired import Interval
+from analysis.warehouse.queries import integers
+from analysis.warehouse.queries import run as answer
+
+if TYPE_CHECKING:
+    import duckdb
+
+QUERIES: Final = ("cells", "runs", "flips", "group_samples", "group_changes")
+"""What the figures of cells and their intervals are computed from."""
+
+TOLERANCE: Final = 0.001
+"""Smallest change that counts, where a measured interval is even narrower: 0.1 points."""
+
+ATTACKED: Final = 500
+"""Samples that ASR is a share of, by the study's protocol, where the rows don't say."""
+
+TradeOff = Literal["a", "b", "c", "d"]
+TRADE_OFFS: Final[Mapping[TradeOff, str]] = {
+    "a": "repairs without measurable harm",
+    "b": "repairs with harm in one property",
+    "c": "repairs with harm in two or three properties",
+    "d": "no measurable repair",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One final trial."""
+
+    trial_id: str
+    subject_fingerprint: str | None
+    seed: int
+    outcome: Outcome
+    reason_code: str | None
+    accuracy_fixed: float | None
+    repair_rate: float | None
+    negative_flip_rate: float | None
+    asr_original: float | None
+    asr_fixed: float | None
+    aaod_fixed: float | None
+    n_test: int | None
+    n_wrong: int | None
+    n_repaired: int | None
+    n_broken: int | None
+    fix_seconds: float | None
+    evaluate_seconds: float | None
+    peak_host_bytes: int | None
+    peak_device_bytes: int | None
+    gpu_shared: bool | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A fixer on a subject, over the seeds of its selected hyper-parameters.
+
+    Rates are fractions and means over the seeds that are OK; they are None unless the outcome is OK, and RR is None
+    where the original has no failure.
+
+    Attributes:
+        outcome: the most frequent outcome of the seeds.
+        outcomes: seeds per outcome.
+        accuracy: accuracy on test of the fixed models, with its 95 % interval.
+        accuracy_rise: accuracy fixed - original, likewise; positive is better.
+        repair_rate: RR of the failures, with its 95 % interval.
+        n_wrong: RR's denominator.
+        negative_flip_rate: NFR of all test samples, with its 95 % interval.
+        n_test: denominator of accuracy and NFR.
+        asr: attack success rate against the fixed models, with its 95 % interval.
+        asr_rise: ASR fixed - original, likewise; positive is worse.
+        n_attacked: denominator of ASR: attacked images, those of the seed with fewest.
+        aaod: AAOD of the fixed models, with its 95 % interval; the ends are nan without predictions to draw from.
+        aaod_rise: AAOD fixed - original, likewise; positive is worse.
+        trade_off: class a to d.
+        harms: what got measurably worse: NFR, ASR, AAOD.
+        dominators: fixers at least as good in RR and NFR, and better in one.
+    """
+
+    subject: str
+    fixer: str
+    abbreviation: str
+    level: str
+    params: str
+    outcome: Outcome
+    outcomes: Mapping[Outcome, int]
+    reason_code: str | None = None
+    reason: str | None = None
+    stage: str = "final"
+    runs: tuple[Run, ...] = ()
+    accuracy_original: float | None = None
+    accuracy: Interval | None = None
+    accuracy_rise: Interval | None = None
+    repair_rate: Interval | None = None
+    n_wrong: int | None = None
+    negative_flip_rate: Interval | None = None
+    n_test: int | None = None
+    asr_original: float | None = None
+    asr: Interval | None = None
+    asr_rise: Interval | None = None
+    n_attacked: int | None = None
+    aaod_original: float | None = None
+    aaod: Interval | None = None
+    aaod_rise: Interval | None = None
+    trade_off: TradeOff | None = None
+    harms: tuple[str, ...] = ()
+    dominators: int = 0
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the cell has figures to compare."""
+        repairs = self.repair_rate is not None or self.n_wrong == 0
+        return self.outcome == "OK" and repairs and self.negative_flip_rate is not None
+
+    @property
+    def n_seeds(self) -> int:
+        """Seeds run."""
+        return sum(self.outcomes.values())
+
+    @property
+    def change(self) -> Interval | None:
+        """Relative change of accuracy in percent, 100 (f - o) / o; positive is better.
+
+        Its interval is that of the difference; o is taken as it was measured.
+        """
+        return _relative(self.accuracy_rise, self.accuracy_original)
+
+    @property
+    def asr_change(self) -> Interval | None:
+        """Relative change of ASR in percent, 100 (o - f) / o, so that positive is better here too."""
+        return _relative(self.asr_rise, self.asr_original, lower_is_better=True)
+
+    @property
+    def aaod_change(self) -> Interval | None:
+        """Relative change of AAOD in percent, likewise."""
+        return _relative(self.aaod_rise, self.aaod_original, lower_is_better=True)
+
+    @property
+    def ok_runs(self) -> tuple[Run, ...]:
+        """Runs that the figures are means of."""
+        return tuple(run for run in self.runs if run.outcome == "OK")
+
+    def values(self, name: str) -> list[float]:
+        """What was measured of one column over the runs that are OK."""
+        found = (getattr(run, name) for run in self.ok_runs)
+        return [float(value) for value in found if value is not None]
+
+    @property
+    def seconds(self) -> float | None:
+        """Median time of the fix."""
+        measured = self.values("fix_seconds")
+        return float(np.median(measured)) if measured else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two fixers on one subject, or a fixer and the original, on the same images.
+
+    Attributes:
+        first: fixer.
+        second: the other fixer; None for the original model.
+        p: McNemar's exact p-value, the largest over the pairs of runs; 1 where they disagree on who is better.
+        p_holm: adjusted for the other comparisons of this subject.
+        only_first: images that only the first gets right, mean over the pairs of runs.
+        only_second: images that only the second gets right.
+        accuracy: difference of accuracy, with its bootstrap interval.
+        repair_rate: difference of RR.
+        negative_flip_rate: difference of NFR.
+    """
+
+    first: str
+    second: str | None
+    p: float
+    p_holm: float
+    only_first: float
+    only_second: float
+    accuracy: Interval
+    repair_rate: Interval
+    negative_flip_rate: Interval
+
+
+class Samples:
+    """What became of every test image of a subject under every fixer and seed.
+
+    Only images that some fix changed are kept one by one; the others are two counts.
+
+    Args:
+        flips: per fixer with predictions that agree with its trials' rows; all of the same images.
+        rest_wrong: images wrong in the original and under every fix.
+        rest_right: images right in the original and under every fix.
+        seeds: of the rows of every fixer's flips, ascending; empty where not known.
+
+    Attributes:
+        replicates: bootstrap replicates of every fixer, and of the original under None.
+        intervals: of every fixer, from the bootstrap.
+    """
+
+    def __init__(
+        self,
+        flips: Mapping[str, Flips],
+        rest_wrong: int,
+        rest_right: int,
+        seeds: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self._flips = flips
+        self._seeds = seeds or {}
+        self.replicates = bootstrap.replicate(flips, rest_wrong, rest_right)
+        fixed = {fixer: self.replicates[fixer] for fixer in flips}
+        self.intervals = bootstrap.intervals(fixed)
+        self._rises = bootstrap.differences(fixed, self.replicates[None])
+
+    @property
+    def fixers(self) -> tuple[str, ...]:
+        """Fixers with predictions that agree with their trial rows."""
+        return tuple(self._flips)
+
+    def difference(self, first: str, second: str | None) -> dict[bootstrap.Metric, Interval]:
+        """First minus second (None: the original), with 95 % intervals, paired by image."""
+        if second is None:
+            return self._rises[first]
+        return bootstrap.differences({first: self.replicates[first]}, self.replicates[second])[first]
+
+    def discordant(self, first: str, second: str | None) -> list[tuple[int, int]]:
+        """Images that only the first and only the second gets right, per pair of runs.
+
+        Runs with the same seed are a pair. Fixers that don't have the same seeds are paired in every way, so that no
+        run is left out of what is claimed of its fixer.
+        """
+        a = self._flips[first]
+        if second is None:
+            return [(int(x.sum()), int(y.sum())) for x, y in zip(a.repaired, a.broken, strict=True)]
+        b = self._flips[second]
+        runs = zip(a.repaired, a.broken, strict=True), zip(b.repaired, b.broken, strict=True)
+        same = first in self._seeds and self._seeds[first] == self._seeds.get(second)
+        return [
+            (int((x & ~u).sum() + (v & ~y).sum()), int((u & ~x).sum() + (y & ~v).sum()))
+            for (x, y), (u, v) in (zip(*runs, strict=True) if same else product(*runs))
+        ]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject and every cell on it, best first within OK, then the others."""
+
+    name: str
+    info: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    samples: Samples | None = field(default=None, repr=False, compare=False)
+    is_adapting: bool = False
+    """Whether there are trials of its adaptation, known only where there are no cells."""
+
+    @property
+    def ok(self) -> tuple[Cell, ...]:
+        """Cells with figures."""
+        return tuple(cell for cell in self.cells if cell.is_ok)
+
+    @property
+    def has_nothing_to_repair(self) -> bool:
+        """Whether the original fails on no test sample, so that there is no RR."""
+        known = [cell.n_wrong for cell in self.cells if cell.n_wrong is not None]
+        return bool(known) and max(known) == 0
+
+    def cell(self, fixer: str) -> Cell | None:
+        """The cell of one fixer, None when it wasn't run here."""
+        return next((cell for cell in self.cells if cell.fixer == fixer), None)
+
+    def difference(self, first: Cell, second: Cell) -> dict[bootstrap.Metric, Interval]:
+        """The first minus the second, with 95 % intervals: paired by image where predictions are kept."""
+        if self.samples is not None and {first.fixer, second.fixer} <= set(self.samples.fixers):
+            return self.samples.difference(first.fixer, second.fixer)
+        nothing = Interval(math.nan, math.nan, math.nan)
+        result: dict[bootstrap.Metric, Interval] = dict.fromkeys(bootstrap.METRICS, nothing)
+        if first.repair_rate and second.repair_rate:
+            result["repair_rate"] = statistics.newcombe(first.repair_rate, second.repair_rate)
+        if first.negative_flip_rate and second.negative_flip_rate:
+            result["negative_flip_rate"] = statistics.newcombe(first.negative_flip_rate, second.negative_flip_rate)
+        return result
+
+    @cached_property
+    def against_original(self) -> tuple[Comparison, ...]:
+        """Every fixer with predictions against the original model, Holm-adjusted."""
+        return self._compare(None)
+
+    @cached_property
+    def against_best(self) -> tuple[Comparison, ...]:
+        """Every fixer with predictions against the one with the highest accuracy, Holm-adjusted."""
+        if self.samples is None:
+            return ()
+        known = [cell for cell in self.ok if cell.fixer in self.samples.fixers and cell.accuracy is not None]
+        if len(known) < 2:
+            return ()
+        return self._compare(max(known, key=lambda cell: (_value(cell.accuracy), cell.fixer)).fixer)
+
+    def _compare(self, second: str | None) -> tuple[Comparison, ...]:
+        if self.samples is None:
+            return ()
+        raw = []
+        for cell in self.ok:
+            if cell.fixer not in self.samples.fixers or cell.fixer == second:
+                continue
+            counts = self.samples.discordant(cell.fixer, second)
+            # For each pair of runs, and in the same direction, or nothing is claimed.
+            same = all(b >= c for b, c in counts) or all(b <= c for b, c in counts)
+            p = max(statistics.mcnemar(b, c) for b, c in counts) if same else 1.0
+            only_first, only_second = np.mean(counts, axis=0)
+            intervals = self.samples.difference(cell.fixer, second)
+            raw.append((cell.fixer, p, float(only_first), float(only_second), intervals))
+        adjusted = statistics.holm([p for _, p, *_ in raw])
+        return tuple(
+            Comparison(fixer, second, p, float(q), b, c, d["accuracy"], d["repair_rate"], d["negative_flip_rate"])
+            for (fixer, p, b, c, d), q in zip(raw, adjusted, strict=True)
+        )
+
+
+DETAILED: Final = 25
+"""Subjects with tables and figures of their own in a report; a page with all of 250 is slow to write and to open."""
+UNFOLDED: Final = 6
+"""Subjects of which a page shows answer and main table at once; those of the others are a click away."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a report says, before it is put in words.
+
+    Attributes:
+        overview: the one row of the query `overview`.
+        subjects: all subjects, by name.
+        chosen: names of the subjects to show in detail; empty for the first ones.
+    """
+
+    overview: Mapping[str, Any]
+    subjects: tuple[Subject, ...]
+    chosen: tuple[str, ...] = ()
+
+    @property
+    def detailed(self) -> tuple[Subject, ...]:
+        """Subjects with tables and figures of their own."""
+        return tuple(s for s in self.subjects if s.name in self.chosen) if self.chosen else self.subjects[:DETAILED]
+
+    @property
+    def study(self) -> str:
+        """Name of the study."""
+        return self.overview["study"] or ""
+
+    @property
+    def nothing_yet(self) -> str:
+        """Why there are no cells, as a sentence."""
+        if self.overview["n_trials"]:
+            return "No final trial has finished yet; so far there is only adaptation."
+        return "No trial has finished yet."
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells."""
+        return tuple(cell for subject in self.subjects for cell in subject.cells)
+
+    @property
+    def fixers(self) -> tuple[tuple[str, str, str], ...]:
+        """(name, abbreviation, level) of every fixer, by level."""
+        found = {cell.fixer: (cell.fixer, cell.abbreviation, cell.level) for cell in self.cells}
+        return tuple(sorted(found.values(), key=lambda f: (level_order(f[2]), f[1].casefold(), f[0])))
+
+    def subject(self, name: str) -> Subject | None:
+        """The subject of that name."""
+        return next((subject for subject in self.subjects if subject.name == name), None)
+
+
+def level_order(level: str) -> int:
+    """Position of a level: model, layer, neuron, others."""
+    return LEVELS.index(level) if level in LEVELS else len(LEVELS)
+
+
+def find(con: "duckdb.DuckDBPyConnection") -> Findings:
+    """Collects the findings of a study.
+
+    Args:
+        con: from `analysis.open`.
+    """
+    described = con.sql("FROM subjects ORDER BY fingerprint").to_arrow_table().to_pylist()
+    info = {row["subject"]: row for row in described}
+    runs: list[Run] = []
+    places: list[tuple[str, str]] = []
+    for row in answer(con, "runs").to_pylist():
+        runs.append(Run(**{name: row[name] for name in Run.__dataclass_fields__}))
+        places.append((row["subject"], row["fixer"]))
+    # Of a subject whose data were changed, the description is of those that the trials ran on.
+    used = {run.subject_fingerprint for run in runs}
+    info |= {row["subject"]: row for row in described if row["fingerprint"] in used}
+    by_place: dict[tuple[str, str], list[int]] = {}
+    for index, place in enumerate(places):
+        by_place.setdefault(place, []).append(index)
+    samples = _samples(con, runs, by_place)
+    chosen = {place: ok for place, all_ in by_place.items() if (ok := [i for i in all_ if runs[i].outcome == "OK"])}
+    drawn = fairness.find(con, chosen, {name: row["n_classes"] for name, row in info.items()})
+    grouped: dict[str, list[Cell]] = {name: [] for name in info}
+    for row in answer(con, "cells").to_pylist():
+        own = tuple(runs[index] for index in by_place.get((row["subject"], row["fixer"]), ()))
+        cell = _cell(row, own, samples.get(row["subject"]), drawn.get((row["subject"], row["fixer"])))
+        grouped.setdefault(row["subject"], []).append(cell)
+    adapting: set[str] = set()
+    if not all(grouped.values()):
+        adapting = {row["subject"] for row in answer(con, "adaptation_sensitivity").to_pylist()}
+    subjects = tuple(
+        Subject(name, info.get(name, {}), _with_dominators(cells), samples.get(name), not cells and name in adapting)
+        for name, cells in sorted(grouped.items())
+    )
+    return Findings(answer(con, "overview").to_pylist()[0], subjects)
+
+
+def _cell(
+    row: Mapping[str, Any], runs: tuple[Run, ...], samples: Samples | None, fair: fairness.Fairness | None
+) -> Cell:
+    cell = Cell(
+        subject=row["subject"],
+        fixer=row["fixer"],
+        abbreviation=row["abbreviation"] or row["fixer"],
+        level=row["level"] or "unknown",
+        params=row["params"] or "{}",
+        outcome=row["outcome"],
+        outcomes={outcome: row[f"n_{outcome.lower()}"] for outcome in OUTCOMES if row[f"n_{outcome.lower()}"]},
+        reason_code=row["reason_code"],
+        reason=row["reason"],
+        stage=row["stage"],
+        runs=runs,
+        accuracy_original=row["accuracy_original"],
+        n_wrong=row["n_wrong"],
+        n_test=row["n_test"],
+    )
+    if cell.outcome != "OK" or row["negative_flip_rate"] is None:
+        return cell
+    rates: dict[bootstrap.Metric, Interval] = {"negative_flip_rate": _rate(row["negative_flip_rate"], row["n_test"])}
+    if row["repair_rate"] is not None:
+        rates["repair_rate"] = _rate(row["repair_rate"], row["n_wrong"])
+    elif cell.n_wrong != 0:
+        return cell
+    if row["accuracy_fixed"] is not None:
+        rates["accuracy"] = _rate(row["accuracy_fixed"], row["n_test"])
+    if samples is not None and cell.fixer in samples.fixers and len(cell.ok_runs) > 1:
+        drawn = samples.intervals[cell.fixer]
+        # A rate that is the same in every seed and 0 or 1 leaves the bootstrap nothing to draw; Wilson knows better.
+        rates |= {metric: drawn[metric] for metric in rates if drawn[metric].half_width > 0}
+    accuracy_rise = None
+    if "accuracy" in rates and cell.accuracy_original is not None:
+        accuracy_rise = _accuracy_rise(cell, rates["accuracy"], samples)
+    attacked = None if row["asr_fixed"] is None else row["n_attacked"] or ATTACKED
+    asr, asr_rise = _robustness(cell, row["asr_original"], row["asr_fixed"], attacked)
+    aaod, aaod_rise = fairness.intervals(row["aaod_original"], row["aaod_fixed"], fair)
+    cell = replace(
+        cell,
+        accuracy=rates.get("accuracy"),
+        accuracy_rise=accuracy_rise,
+        repair_rate=rates.get("repair_rate"),
+        negative_flip_rate=rates["negative_flip_rate"],
+        asr_original=row["asr_original"],
+        asr=asr,
+        asr_rise=asr_rise,
+        n_attacked=attacked,
+        aaod_original=row["aaod_original"],
+        aaod=aaod,
+        aaod_rise=aaod_rise,
+    )
+    harms = _harms(cell)
+    return replace(cell, harms=harms, trade_off=_trade_off(cell.repair_rate, harms))
+
+
+def _rate(rate: float, n: float | None) -> Interval:
+    """Wilson's interval; its ends are not known without a denominator, or for what is no rate.
+
+    The latter is for the report to show, whose integrity check names it, and not for it to fail at.
+    """
+    return statistics.wilson(rate, n) if n and 0 <= rate <= 1 else Interval(math.nan, rate, math.nan)
+
+
+def _accuracy_rise(cell: Cell, fixed: Interval, samples: Samples | None) -> Interval:
+    """Paired by image where predictions are kept; else as if both accuracies were of different images."""
+    assert cell.accuracy_original is not None
+    if samples is not None and cell.fixer in samples.fixers:
+        drawn = samples.difference(cell.fixer, None)["accuracy"]
+        # A model that changed no image leaves the bootstrap nothing to draw but what rounding leaves.
+        return drawn if drawn.half_width > 1e-9 else Interval(math.nan, drawn.estimate, math.nan)
+    return statistics.newcombe(fixed, _rate(cell.accuracy_original, cell.n_test))
+
+
+def _robustness(
+    cell: Cell, original: float | None, fixed: float | None, attacked: int | None
+) -> tuple[Interval | None, Interval | None]:
+    """ASR and its rise, means over the seeds. All attack the same images, so more seeds don't add to their number."""
+    if fixed is None:
+        return None, None
+    of_images = _rate(fixed, attacked)
+    asr = bootstrap.with_seeds(of_images, cell.values("asr_fixed"))
+    asr = asr._replace(low=max(0.0, asr.low), high=min(1.0, asr.high))
+    if original is None:
+        return asr, None
+    rises = [
+        run.asr_fixed - run.asr_original
+        for run in cell.ok_runs
+        if run.asr_fixed is not None and run.asr_original is not None
+    ]
+    rise = statistics.newcombe(of_images, _rate(original, attacked))
+    return asr, bootstrap.with_seeds(rise, rises)
+
+
+def _relative(rise: Interval | None, original: float | None, *, lower_is_better: bool = False) -> Interval | None:
+    """A rise in percent of what it rose from, signed so that positive is better; None where that is 0 or unknown."""
+    if rise is None or not original:
+        return None
+    low, estimate, high = (100 * end / original for end in rise)
+    return Interval(-high, -estimate, -low) if lower_is_better else Interval(low, estimate, high)
+
+
+def _beyond(estimate: float, half_width: float) -> bool:
+    """Whether a change is more than noise: beyond half its interval and beyond 0.1 points."""
+    return estimate > max(TOLERANCE, half_width if math.isfinite(half_width) else 0.0)
+
+
+def _harms(cell: Cell) -> tuple[str, ...]:
+    harms = []
+    if cell.negative_flip_rate and _beyond(cell.negative_flip_rate.estimate, cell.negative_flip_rate.half_width):
+        harms.append("NFR")
+    if cell.asr_rise and _beyond(cell.asr_rise.estimate, cell.asr_rise.half_width):
+        harms.append("ASR")
+    if cell.aaod_rise is not None:
+        seeds = cell.values("aaod_fixed")
+        error = cell.aaod_rise.half_width
+        if not math.isfinite(error) and seeds:
+            # Without predictions to draw from, all that is known of its error is how much the seeds differ.
+            error = (max(seeds) - min(seeds)) / 2
+        if _beyond(cell.aaod_rise.estimate, error):
+            harms.append("AAOD")
+    return tuple(harms)
+
+
+def _trade_off(repair_rate: Interval | None, harms: Sequence[str]) -> TradeOff:
+    if repair_rate is None or not _beyond(repair_rate.estimate, repair_rate.half_width):
+        return "d"
+    return "a" if not harms else "b" if len(harms) == 1 else "c"
+
+
+def _with_dominators(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Cells by level, then best RR first, then those without figures; each with how many dominate it."""
+    ok = [cell for cell in cells if cell.is_ok]
+    points = [tuple(statistics.comparable(_value(rate)) for rate in (c.repair_rate, c.negative_flip_rate)) for c in ok]
+    count = statistics.dominated_by([(-repaired, broken) for repaired, broken in points])
+    dominated = {cell.fixer: int(n) for cell, n in zip(ok, count, strict=True)}
+    known = [replace(cell, dominators=dominated.get(cell.fixer, 0)) for cell in cells]
+    return tuple(
+        sorted(
+            known,
+            key=lambda c: (
+                level_order(c.level),
+                not c.is_ok,
+                -statistics.comparable(_value(c.repair_rate)),
+                OUTCOMES.index(c.outcome),
+                c.fixer,
+            ),
+        )
+    )
+
+
+def _value(interval: Interval | None) -> float:
+    return interval.estimate if interval else 0.0
+
+
+def _samples(
+    con: "duckdb.DuckDBPyConnection", runs: Sequence[Run], by_place: Mapping[tuple[str, str], Sequence[int]]
+) -> dict[str, Samples]:
+    """Per subject, the outcome of every image under every fixer, where the predictions are there to tell."""
+    table = answer(con, "flips")
+    run = integers(table["run"], np.int64) - 1
+    sample = integers(table["sample_id"], np.int32)
+    kinds = []
+    for kind in (1, 0):
+        own = integers(table["repaired"], np.int8) == kind
+        kinds.append(np.split(sample[own], np.searchsorted(run[own], np.arange(1, len(runs)))))
+    repaired, broken = kinds
+
+    def agrees(index: int) -> bool:
+        """Whether the predictions give the counts of the trial's row; they may be missing or damaged."""
+        return (repaired[index].size, broken[index].size) == (runs[index].n_repaired, runs[index].n_broken)
+
+    grouped: dict[str, dict[str, list[int]]] = {}
+    for (subject, fixer), indices in by_place.items():
+        ok = [index for index in indices if runs[index].outcome == "OK"]
+        if ok and all(agrees(index) for index in ok):
+            grouped.setdefault(subject, {})[fixer] = ok
+    found: dict[str, tuple[dict[str, Flips], int, int, dict[str, list[int]]]] = {}
+    for subject, chosen in grouped.items():
+        every = [index for indices in chosen.values() for index in indices]
+        splits = {(runs[index].subject_fingerprint, runs[index].n_test, runs[index].n_wrong) for index in every}
+        # Two test splits under one name (the subject was changed in between) have no images in common.
+        if len(splits) != 1:
+            continue
+        _, n_test, n_wrong = next(iter(splits))
+        wrong = np.unique(np.concatenate([repaired[index] for index in every]))
+        right = np.unique(np.concatenate([broken[index] for index in every]))
+        flips = {
+            fixer: Flips(
+                np.stack([_among(wrong, repaired[index]) for index in indices]),
+                np.stack([_among(right, broken[index]) for index in indices]),
+            )
+            for fixer, indices in chosen.items()
+        }
+        rest_wrong, rest_right = (n_wrong or 0) - wrong.size, (n_test or 0) - (n_wrong or 0) - right.size
+        # More failures than there are: the predictions of different runs contradict each other.
+        if min(rest_wrong, rest_right) >= 0:
+            seeds = {fixer: [runs[index].seed for index in indices] for fixer, indices in chosen.items()}
+            found[subject] = flips, rest_wrong, rest_right, seeds
+    return dict(zip(found, bootstrap.in_threads(lambda one: Samples(*one), found.values()), strict=True))
+
+
+def _among(every: NDArray[np.int32], some: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which of the sorted images are among some of them; (images,)."""
+    found = np.zeros(every.size, dtype=np.bool_)
+    found[np.searchsorted(every, some)] = True
+    return found

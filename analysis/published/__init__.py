@@ -1,0 +1,1 @@
+"""The study's published tables as results."""

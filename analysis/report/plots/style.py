@@ -1,0 +1,602 @@
+"""Figures of the report as plotly JSON: plain dicts of `data` and `layout`, without importing plotly.
+
+plotly's graph objects take longer to import than a report takes to write, and they would only turn themselves into
+these dicts. A test passes every figure through `plotly.graph_objects.Figure`, which rejects unknown properties.
+
+Colours work on a light and on a dark page; the page's script adds the colours of text and grid, which differ. No
+figure tells anything by colour alone: levels have marker shapes, the front has a line, censored runs an arrow. Names
+from the data are escaped, because plotly reads tags in text.
+"""
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from analysis.findings import words
+from analysis.statistics.paired import Interval
+
+Figure = dict[str, Any]
+
+LEVELS: Final = ("model", "layer", "neuron")
+COLOURS: Final = {"model": "#3579c8", "layer": "#c7661a", "neuron": "#25936a"}
+SYMBOLS: Final = {"model": "circle", "layer": "square", "neuron": "diamond"}
+MUTED: Final = "#868d98"
+OTHER: Final = "#8a63c4"
+HARM: Final = "#cf4a4a"
+
+_SECONDS: Final = (
+    (0.001, "1 ms"), (0.01, "10 ms"), (0.1, "0.1 s"), (0.3, "0.3 s"), (1, "1 s"), (3, "3 s"), (10, "10 s"),
+    (30, "30 s"), (60, "1 min"), (180, "3 min"), (600, "10 min"), (1800, "30 min"), (3600, "1 h"), (10800, "3 h"),
+    (36000, "10 h"), (86400, "1 d"), (259200, "3 d"), (864000, "10 d"), (8640000, "100 d"),
+)  # fmt: skip
+_BYTES: Final = tuple(
+    (float(2**power), text)
+    for power, text in (
+        (10, "1 KiB"), (15, "32 KiB"), (20, "1 MiB"), (23, "8 MiB"), (26, "64 MiB"), (28, "256 MiB"), (30, "1 GiB"),
+        (32, "4 GiB"), (34, "16 GiB"), (36, "64 GiB"), (38, "256 GiB"), (40, "1 TiB"),
+    )
+)  # fmt: skip
+
+_UNITS: Final[dict[str, Callable[[float], str]]] = {"seconds": words.seconds, "bytes": words.size}
+
+
+def text(value: object, limit: int = 28) -> str:
+    """A name for a figure: shortened, and escaped because plotly interprets tags."""
+    return html.escape(words.shortened(str(value), limit), quote=False)
+
+
+def colour(level: str) -> str:
+    """Colour of a fixer's level."""
+    return COLOURS.get(level, OTHER)
+
+
+def symbol(level: str) -> str:
+    """Marker shape of a fixer's level."""
+    return SYMBOLS.get(level, "star")
+
+
+def _layout(height: int, **more: Any) -> Figure:
+    return {
+        "height": height,
+        "margin": {"l": 56, "r": 14, "t": 10, "b": 46},
+        "showlegend": False,
+        "hovermode": "closest",
+        "dragmode": False,
+        **more,
+    }
+
+
+def _axis(title: str, **more: Any) -> Figure:
+    return {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": False, **more}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One fixer in a trade-off plot; both coordinates in percent or percentage points, with finite ends."""
+
+    name: str
+    level: str
+    x: Interval
+    y: Interval
+    front: bool
+    hover: str = ""
+
+
+# Where a label may stand around its point: plotly's name and the sides to which its box extends. The front leaves a
+# point to the right and comes to it from below, so left and above are free of its line.
+_POSITIONS: Final = (
+    ("middle left", -1, 0), ("top left", -1, 1), ("top center", 0, 1), ("middle right", 1, 0),
+    ("bottom right", 1, -1), ("bottom center", 0, -1), ("top right", 1, 1), ("bottom left", -1, -1),
+)  # fmt: skip
+
+
+def place_labels(
+    points: Sequence[tuple[float, float]],
+    labels: Sequence[str],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    size: tuple[float, float],
+) -> list[str | None]:
+    """Places labels so that none covers another label or a point; None where no room is left.
+
+    Greedy in the order given, so put the points that matter most first. plotly itself lets labels collide.
+
+    Args:
+        points: coordinates of the points.
+        labels: their texts.
+        x_range: ends of the x axis.
+        y_range: ends of the y axis.
+        size: width and height of the plotting area in pixels, the smallest at which labels must not collide.
+
+    Returns:
+        plotly's `textposition` per point, or None.
+    """
+    width, height = size
+    spots = [
+        (
+            (x - x_range[0]) / ((x_range[1] - x_range[0]) or 1) * width,
+            (y - y_range[0]) / ((y_range[1] - y_range[0]) or 1) * height,
+        )
+        for x, y in points
+    ]
+    radius = 5.0
+    markers = [(x - radius, y - radius, x + radius, y + radius) for x, y in spots]
+    taken: list[tuple[float, float, float, float]] = []
+    placed: list[str | None] = []
+    for index, ((x, y), label) in enumerate(zip(spots, labels, strict=True)):
+        w, h = 7.2 * len(label) + 2, 13.0
+        choice = None
+        for name, right, up in _POSITIONS:
+            cx, cy = x + right * (w / 2 + radius + 1), y + up * (h / 2 + radius)
+            box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+            inside = box[0] >= -2 and box[2] <= width + 2 and box[1] >= -2 and box[3] <= height + 2
+            others = taken + markers[:index] + markers[index + 1 :]
+            if inside and not any(_overlap(box, other) for other in others):
+                choice = name
+                taken.append(box)
+                break
+        placed.append(choice)
+    return placed
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _padded(values: Sequence[float], *, share: float = 0.12, at_least: float = 0.1) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = max((high - low) * share, at_least)
+    return low - pad, high + pad
+
+
+def trade_off(points: Sequence[Point], x_title: str, y_title: str = "RR, % (up is better)") -> Figure:
+    """RR against a harm: the Pareto front as a stepped line, dominated fixers grey."""
+    ordered = sorted(points, key=lambda p: (not p.front, -p.y.estimate, p.x.estimate, p.name))
+    x_range = _padded([p.x.estimate for p in ordered] + [0.0])
+    # Bars get a third more room at most: one wide interval mustn't push all points together.
+    spare = 0.3 * (x_range[1] - x_range[0])
+    x_range = (
+        max(min([x_range[0], *(p.x.low for p in ordered)]), x_range[0] - spare),
+        min(max([x_range[1], *(p.x.high for p in ordered)]), x_range[1] + spare),
+    )
+    y_range = _padded([p.y.estimate for p in ordered] + [0.0], at_least=1.0)
+    names = [words.shortened(p.name, 12) for p in ordered]
+    positions = place_labels([(p.x.estimate, p.y.estimate) for p in ordered], names, x_range, y_range, (205, 195))
+    data: list[Figure] = []
+    front = sorted({(p.x.estimate, p.y.estimate) for p in ordered if p.front})
+    if front:
+        # The region that the front dominates is bounded by steps: at a harm of x, the best RR of any point left of x.
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": [x for x, _ in front] + [x_range[1]],
+                "y": [y for _, y in front] + [front[-1][1]],
+                "line": {"shape": "hv", "width": 1.5, "dash": "dot", "color": MUTED},
+                "hoverinfo": "skip",
+                "name": "Pareto front",
+            }
+        )
+    for level in dict.fromkeys(p.level for p in ordered):
+        for on_front in (False, True):
+            chosen = [i for i, p in enumerate(ordered) if p.level == level and p.front == on_front]
+            if not chosen:
+                continue
+            paint = colour(level) if on_front else MUTED
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers+text",
+                    "name": text(f"{level} level" + ("" if on_front else ", dominated")),
+                    "x": [ordered[i].x.estimate for i in chosen],
+                    "y": [ordered[i].y.estimate for i in chosen],
+                    "text": [text(names[i]) if positions[i] else "" for i in chosen],
+                    "textposition": [positions[i] or "middle right" for i in chosen],
+                    "textfont": {"size": 11},
+                    "cliponaxis": False,
+                    "marker": {
+                        "color": paint,
+                        "symbol": symbol(level) + ("" if on_front else "-open"),
+                        "size": 9,
+                        "line": {"width": 1.5, "color": paint},
+                    },
+                    "error_x": _bars([ordered[i].x for i in chosen], paint),
+                    "error_y": _bars([ordered[i].y for i in chosen], paint),
+                    "hovertext": [ordered[i].hover for i in chosen],
+                    "hoverinfo": "text",
+                }
+            )
+    highest = max((p.y.high for p in ordered), default=1.0)
+    layout = _layout(
+        290,
+        xaxis=_axis(x_title, range=list(x_range), nticks=5),
+        yaxis=_axis(y_title, range=[y_range[0], max(y_range[1], min(highest * 1.03, y_range[1] * 1.3))], nticks=6),
+    )
+    return {"data": data, "layout": layout}
+
+
+def _bars(intervals: Sequence[Interval], paint: str) -> Figure:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [interval.high - interval.estimate for interval in intervals],
+        "arrayminus": [interval.estimate - interval.low for interval in intervals],
+        "thickness": 1,
+        "width": 0,
+        "color": _faded(paint),
+    }
+
+
+def _faded(hexadecimal: str, alpha: float = 0.4) -> str:
+    red, green, blue = (int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha:g})"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one fixer costs on one subject; `values` over seeds, `limit` where a run was cut off."""
+
+    name: str
+    level: str
+    values: Sequence[float]
+    limit: float | None = None
+
+
+def costs(rows: Sequence[Cost], title: str, *, unit: str) -> Figure:
+    """Cost per fixer on a log axis: median and range over seeds; an arrow where the limit cut a run off.
+
+    Args:
+        rows: fixers, first on top.
+        title: title of the axis.
+        unit: "seconds" or "bytes".
+    """
+    names = [text(row.name, 16) for row in rows]
+    positive = [v for row in rows for v in (*row.values, *([row.limit] if row.limit else [])) if v > 0]
+    data: list[Figure] = []
+    for level in dict.fromkeys(row.level for row in rows):
+        chosen = [i for i, row in enumerate(rows) if row.level == level and any(v > 0 for v in row.values)]
+        if not chosen:
+            continue
+        middle = {i: _median([v for v in rows[i].values if v > 0]) for i in chosen}
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": text(f"{level} level"),
+                "x": [middle[i] for i in chosen],
+                "y": chosen,
+                "marker": {"color": colour(level), "symbol": symbol(level), "size": 9},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [max(rows[i].values) - middle[i] for i in chosen],
+                    "arrayminus": [middle[i] - min(v for v in rows[i].values if v > 0) for i in chosen],
+                    "thickness": 1.5,
+                    "width": 4,
+                    "color": colour(level),
+                },
+                "hovertext": [f"{names[i]}: median {_UNITS[unit](middle[i])}" for i in chosen],
+                "hoverinfo": "text",
+            }
+        )
+    cut = [i for i, row in enumerate(rows) if row.limit]
+    if cut:
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "cut off by the time limit",
+                "x": [rows[i].limit for i in cut],
+                "y": cut,
+                "marker": {"color": HARM, "symbol": "triangle-right-open", "size": 12, "line": {"width": 2}},
+                "hovertext": [f"{names[i]}: cut off, more than {_UNITS[unit](rows[i].limit or 0)}" for i in cut],
+                "hoverinfo": "text",
+            }
+        )
+    low, high = (min(positive), max(positive)) if positive else (1.0, 10.0)
+    span = (math.log10(low) - 0.25, math.log10(high) + 0.25)
+    if span[1] - span[0] < 1:
+        middle_log = sum(span) / 2
+        span = (middle_log - 0.6, middle_log + 0.6)
+    ticks = [
+        (v, label) for v, label in (_SECONDS if unit == "seconds" else _BYTES) if span[0] <= math.log10(v) <= span[1]
+    ]
+    ticks = _thinned(ticks, span)
+    layout = _layout(
+        70 + 22 * max(1, len(rows)),
+        xaxis=_axis(
+            title,
+            type="log",
+            range=list(span),
+            tickvals=[v for v, _ in ticks],
+            ticktext=[label for _, label in ticks],
+            tickangle=0,
+        ),
+        yaxis=_axis("", range=[len(rows) - 0.4, -0.6], tickvals=list(range(len(rows))), ticktext=names),
+    )
+    return {"data": data, "layout": layout}
+
+
+def _thinned(ticks: Sequence[tuple[float, str]], span: tuple[float, float]) -> list[tuple[float, str]]:
+    """Ticks that keep a distance at which their labels don't touch on a phone; the largest stays."""
+    kept: list[tuple[float, str]] = []
+    for value, label in reversed(ticks):
+        if not kept or math.log10(kept[-1][0] / value) >= 0.2 * (span[1] - span[0]):
+            kept.append((value, label))
+    return kept[::-1]
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def heat_map(
+    z: Sequence[Sequence[float | None]],
+    x: Sequence[str],
+    y: Sequence[str],
+    *,
+    unit: str = "%",
+    scale: str = "benefit",
+    x_title: str = "",
+    upright: bool = False,
+    hover: Sequence[Sequence[str]] | None = None,
+) -> Figure:
+    """A matrix in one hue, with its figures in the cells where there is room.
+
+    Args:
+        z: values, rows as in `y`.
+        x: names of the columns.
+        y: names of the rows, first on top.
+        unit: unit of the values in hover text.
+        scale: "benefit" (blue) or "harm" (red).
+        x_title: title of the columns.
+        upright: whether names of columns have room to stand side by side; long ones or many are slanted otherwise.
+        hover: text per cell; the value otherwise.
+    """
+    paint = COLOURS["model"] if scale == "benefit" else HARM
+    columns, rows = [text(v, 16) for v in x], [text(v, 16) for v in y]
+    highest = max((v for row in z for v in row if v is not None), default=0.0) or 1.0
+    shown = len(columns) <= 12
+    data: list[Figure] = [
+        {
+            "type": "heatmap",
+            "z": [list(row) for row in z],
+            "x": list(range(len(columns))),
+            "y": list(range(len(rows))),
+            "zmin": 0,
+            "zmax": highest,
+            "xgap": 2,
+            "ygap": 2,
+            # Starts translucent so that low values take the page's own background, light or dark.
+            "colorscale": [[0, _faded(paint, 0.06)], [1, _faded(paint, 0.78)]],
+            "showscale": False,
+            "hovertext": (
+                [list(row) for row in hover]
+                if hover is not None
+                else [
+                    [
+                        f"{r}, {c}: {'not known' if v is None else f'{v:.1f} {unit}'}"
+                        for c, v in zip(columns, line, strict=True)
+                    ]
+                    for r, line in zip(rows, z, strict=True)
+                ]
+            ),
+            "hoverinfo": "text",
+            **(
+                {"text": [["" if v is None else f"{v:.0f}" for v in row] for row in z], "texttemplate": "%{text}"}
+                if shown
+                else {}
+            ),
+        }
+    ]
+    layout = _layout(
+        96 + 24 * max(1, len(rows)),
+        xaxis=_axis(
+            x_title,
+            tickvals=list(range(len(columns))),
+            ticktext=columns,
+            tickangle=0 if upright or (len(columns) <= 10 and all(len(c) <= 3 for c in columns)) else -60,
+            showgrid=False,
+        ),
+        yaxis=_axis("", tickvals=list(range(len(rows))), ticktext=rows, autorange="reversed", showgrid=False),
+    )
+    return {"data": data, "layout": layout}
+
+
+def critical_difference(
+    names: Sequence[str], mean_ranks: Sequence[float], letters: Sequence[str], cd: float, n: int
+) -> Figure:
+    """Critical-difference diagram, upright so that it reads on a phone: best on top, bars join what is not different.
+
+    Args:
+        names: fixers, best first.
+        mean_ranks: their mean ranks.
+        letters: their compact letters.
+        cd: Nemenyi's critical difference.
+        n: number of subjects.
+    """
+    k = len(names)
+    groups = sorted({letter for word in letters for letter in word})
+    data: list[Figure] = [
+        {
+            "type": "scatter",
+            "mode": "markers+text",
+            "x": list(mean_ranks),
+            "y": list(range(k)),
+            "text": [f"{rank:.2f}" for rank in mean_ranks],
+            "textposition": "top center",
+            "textfont": {"size": 10},
+            "marker": {"size": 9, "color": COLOURS["model"]},
+            "hovertext": [
+                f"{text(m)}: mean rank {r:.2f}, {w}" for m, r, w in zip(names, mean_ranks, letters, strict=True)
+            ],
+            "hoverinfo": "text",
+        },
+        {
+            "type": "scatter",
+            "mode": "lines+text",
+            "x": [1, 1 + cd],
+            "y": [-1.1, -1.1],
+            "text": [f"  CD {cd:.2f}, k {k}, N {n}", ""],
+            "textposition": "top right",
+            "line": {"width": 4, "color": MUTED},
+            "hoverinfo": "skip",
+            "cliponaxis": False,
+        },
+    ]
+    start = k + 0.6
+    for index, letter in enumerate(groups):
+        members = [i for i, word in enumerate(letters) if letter in word]
+        at = start + 0.5 * index
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+text",
+                "x": [at, at],
+                "y": [members[0] - 0.25, members[-1] + 0.25],
+                "text": ["", letter],
+                "textposition": "bottom center",
+                "line": {"width": 4, "color": OTHER},
+                "hovertext": f"group {letter}: " + ", ".join(text(names[i]) for i in members),
+                "hoverinfo": "text",
+            }
+        )
+    right = max(start + 0.5 * len(groups), 1 + cd + 0.3)
+    layout = _layout(
+        110 + 30 * max(1, k),
+        xaxis=_axis("mean rank (1 is best)", range=[0.5, right], tickvals=list(range(1, k + 1))),
+        yaxis=_axis("", range=[k - 0.1, -2.0], tickvals=list(range(k)), ticktext=[text(m, 16) for m in names]),
+    )
+    return {"data": data, "layout": layout}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A fixer's position under each failure policy; None where it can't be ranked."""
+
+    name: str
+    level: str
+    positions: Sequence[int | None]
+    values: Sequence[str] = field(default_factory=tuple)
+
+
+def slopes(lines: Sequence[Line], columns: Sequence[str]) -> Figure:
+    """How the order of the fixers turns around when failed cells are treated differently.
+
+    Args:
+        lines: fixers with their position (1 is best, all different) per policy.
+        columns: names of the policies.
+    """
+    data: list[Figure] = []
+    last = len(columns) - 1
+    for line in lines:
+        if all(p is None for p in line.positions):
+            continue
+        label = text(line.name, 9)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": list(range(len(columns))),
+                "y": list(line.positions),
+                "line": {"width": 1.5, "color": _faded(colour(line.level), 0.7)},
+                "marker": {"size": 8, "color": colour(line.level), "symbol": symbol(line.level)},
+                "hovertext": [
+                    f"{label}, {columns[i]}: {line.values[i] if line.values else p}"
+                    for i, p in enumerate(line.positions)
+                ],
+                "hoverinfo": "text",
+            }
+        )
+        for end, side in ((0, "middle left"), (last, "middle right")):
+            position = line.positions[end]
+            if position is not None:
+                data.append(
+                    {
+                        "type": "scatter",
+                        "mode": "text",
+                        "x": [end - 0.04 if end == 0 else end + 0.04],
+                        "y": [position],
+                        "text": [label],
+                        "textposition": side,
+                        "textfont": {"size": 11},
+                        "hoverinfo": "skip",
+                        "cliponaxis": False,
+                    }
+                )
+    deepest = max((p for line in lines for p in line.positions if p is not None), default=1)
+    layout = _layout(
+        90 + 22 * deepest,
+        xaxis=_axis(
+            "",
+            range=[-0.42, last + 0.42],
+            tickvals=list(range(len(columns))),
+            ticktext=list(columns),
+            side="top",
+            showgrid=False,
+        ),
+        yaxis=_axis("", range=[deepest + 0.6, 0.4], showticklabels=False, showgrid=False, showline=False, ticks=""),
+        margin={"l": 14, "r": 14, "t": 50, "b": 10},
+    )
+    return {"data": data, "layout": layout}
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Values of one fixer: a dot each; `chosen` is drawn filled and larger."""
+
+    name: str
+    level: str
+    values: Sequence[float]
+    chosen: float | None = None
+    hover: Sequence[str] = field(default_factory=tuple)
+
+
+def strips(rows: Sequence[Strip], title: str) -> Figure:
+    """One dot per seed or per set of hyper-parameters; no boxes, because three dots make no box."""
+    data: list[Figure] = []
+    for index, row in enumerate(rows):
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": list(row.values),
+                "y": [index] * len(row.values),
+                "marker": {
+                    "color": _faded(colour(row.level), 0.75),
+                    "symbol": symbol(row.level) + "-open",
+                    "size": 8,
+                    "line": {"width": 1.5},
+                },
+                "hovertext": list(row.hover) or [f"{text(row.name)}: {v:.2f}" for v in row.values],
+                "hoverinfo": "text",
+            }
+        )
+        if row.chosen is not None:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "x": [row.chosen],
+                    "y": [index],
+                    "marker": {"color": colour(row.level), "symbol": symbol(row.level), "size": 12},
+                    "hovertext": f"{text(row.name)}: chosen, {row.chosen:.2f}",
+                    "hoverinfo": "text",
+                }
+            )
+    values = [v for row in rows for v in (*row.values, *([row.chosen] if row.chosen is not None else []))]
+    layout = _layout(
+        70 + 22 * max(1, len(rows)),
+        xaxis=_axis(title, range=list(_padded(values, share=0.06)) if values else [0, 1], nticks=6),
+        yaxis=_axis(
+            "",
+            range=[len(rows) - 0.4, -0.6],
+            tickvals=list(range(len(rows))),
+            ticktext=[text(r.name, 16) for r in rows],
+        ),
+    )
+    return {"data": data, "layout": layout}

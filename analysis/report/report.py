@@ -1,0 +1,438 @@
+"""The report of a study: one file that answers first and proves after.
+
+`write_report` writes HTML that works offline and asks the network for nothing, Markdown, JSON, or the study's tables
+in LaTeX. The same results give the same bytes.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from analysis.contract.errors import UserError
+from analysis.contract.schema import SCHEMA_VERSION
+from analysis.findings import advise, trust, words
+from analysis.findings.find import UNFOLDED, Findings, find
+from analysis.report import as_json, sections
+from analysis.report.document import Answer, Code, Document, Fold, Paragraph, Section, Settings, Trials
+from analysis.report.sections.utilisation import utilisation
+from analysis.warehouse.queries import named_queries
+from analysis.warehouse.queries import run as answer
+
+if TYPE_CHECKING:
+    import duckdb
+    from jinja2 import Environment
+
+Format = Literal["html", "md", "json", "latex"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+_ENDINGS: Final[Mapping[Format, str]] = {"html": "html", "md": "md", "json": "json", "latex": "tex"}
+
+
+def write_report(
+    results: str | Path,
+    target: Path | None = None,
+    format: str = "html",
+    *,
+    pictures: bool = True,
+    subjects: Sequence[str] = (),
+) -> Path:
+    """Write the report of a study.
+
+    Args:
+        results: the study's folder, or a URI of one.
+        target: file to write; `report.html` (.md, .json, .tex) in the results folder when not given.
+        format: html, md, json or latex.
+        pictures: whether the page shows test images, where the results folder has any. Turn it off for data that must
+            not leave the folder.
+        subjects: whose tables and figures the page shows; the first 25 when not given. Answers, outcomes and ranks are
+            those of all.
+
+    Returns:
+        The file written. It appears whole or not at all.
+
+    Raises:
+        UserError: the format or a subject is unknown, or no target was given for results that aren't a local folder.
+        ResultsError: the results can't be read.
+    """
+    if format not in FORMATS:
+        raise UserError(f"There is no report format '{format}'; there are {', '.join(FORMATS)}.")
+    kind: Format = format
+    from analysis.warehouse.connection import open as open_results
+
+    with open_results(results) as con:
+        # Several questions ask for the changed samples, and each would read all predictions to find them and to see
+        # whose are all there.
+        con.execute("CREATE TEMP TABLE changes AS FROM main.changes; CREATE TEMP TABLE whole AS FROM main.whole")
+        findings = _choose(find(con), subjects)
+        renderers: dict[Format, Callable[[], str]] = {
+            "html": lambda: render_html(con, findings, results, pictures=pictures),
+            "md": lambda: as_json.markdown(build(con, findings, results)),
+            "json": lambda: as_json.as_json(findings, _warnings(con, findings)),
+            "latex": lambda: as_json.latex(findings, trust.problems(con)),
+        }
+        text = renderers[kind]()
+    if target is None:
+        if not Path(results).is_dir():
+            raise UserError(f"{results} is not a folder of this machine; say where the report goes.")
+        target = Path(results) / f"report.{_ENDINGS[kind]}"
+    _write(target, text)
+    return target
+
+
+def _choose(findings: Findings, subjects: Sequence[str]) -> Findings:
+    names = [subject.name for subject in findings.subjects]
+    for name in subjects:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {words.some(names, 10) or 'none yet'}."
+            raise UserError(f"The study has no subject '{name}'; {hint}")
+    return replace(findings, chosen=tuple(subjects))
+
+
+def _write(target: Path, text: str) -> None:
+    """Write under a temporary name and rename, so that nobody reads half a report."""
+    # In the same folder, because only there is renaming one step.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"The report can't be written to {target}: {error.strerror}.") from error
+
+
+def study_file(folder: Path) -> str | None:
+    """The study as run, when the folder has it."""
+    path = folder / "study.yaml"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def commit(folder: Path) -> str | None:
+    """The git commit of the study file, when the driver knew it."""
+    try:
+        found = json.loads((folder / "origin.json").read_text(encoding="utf-8"))["commit"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+# --- the document ------------------------------------------------------------------------------------------------
+
+
+def build(
+    con: "duckdb.DuckDBPyConnection", findings: Findings, results: str | Path = "", *, pictures: bool = False
+) -> Document:
+    """Everything that the page says.
+
+    Args:
+        con: from `analysis.open`.
+        findings: of the same study.
+        results: the results folder, for the study file and pictures; they are left out where it isn't local.
+        pictures: whether to show test images.
+    """
+    folder = Path(results) if results and Path(results).is_dir() else None
+    body = [
+        sections.outcomes(findings),
+        sections.effectiveness(findings),
+        sections.trade_offs(findings),
+        sections.efficiency(findings),
+        sections.complementarity(findings, con),
+        sections.classes(findings, con),
+        sections.examples(findings, con, folder if pictures else None),
+        sections.comparison(findings),
+        sections.seeds(findings),
+        sections.adaptation(findings, con),
+        sections.settings(findings, con),
+        *utilisation(con),
+        *_appendix(con, findings, folder),
+    ]
+    shown = {subject.name for subject in findings.detailed}
+    others = [subject for subject in findings.subjects if subject.name not in shown]
+    advices = [advise.decide(subject) for subject in (*findings.detailed, *others)]
+    answers = [_answer(advice) for advice in advices]
+    if not answers:
+        answers = [Answer("this study", findings.nothing_yet, ("fixstudy run adds trials.",), (), False)]
+    return Document(
+        title=findings.study or "fixstudy",
+        facts=_facts(findings),
+        answers=answers[:UNFOLDED],
+        overall=_overall(advices),
+        question=f"Of the fixers that repair measurably, the one with the highest RR that {advise.Limits()}.",
+        rule=(
+            "The limits are held against the estimates; where an interval reaches across a limit, the answer says so. "
+            "RR is the share of failures repaired, NFR the share of test samples broken, ASR the share of attacked "
+            "images on which the attack succeeds; brackets are 95 % intervals. For other limits: fixstudy advise."
+        ),
+        warnings=[*_warnings(con, findings), *_left_out(findings)],
+        sections=[section for section in body if section.blocks],
+        more_answers=answers[UNFOLDED:],
+    )
+
+
+def _overall(advices: Sequence[advise.Advice]) -> str | None:
+    """How often each fixer is the answer; None for so few subjects that their answers are seen at a glance."""
+    if len(advices) <= 2:
+        return None
+    chosen = Counter(advise.name(advice.chosen.cell) for advice in advices if advice.chosen is not None)
+    counts = sorted(chosen.items(), key=lambda item: (-item[1], item[0]))
+    if len(counts) == len(advices):
+        return f"No two of the {len(advices)} subjects have the same answer."
+    parts = [f"{name} for {n}" for name, n in counts[:_NAMED]]
+    if rest := sum(n for _, n in counts[_NAMED:]):
+        parts.append(f"another fixer for {rest}")
+    if none := len(advices) - chosen.total():
+        parts.append(f"to keep the original model for {none}")
+    return f"Of {len(advices)} subjects, the answer is {words.conjunction(parts)}."
+
+
+_NAMED: Final = 4
+"""Fixers that a sentence about all subjects names."""
+
+
+def _answer(advice: advise.Advice) -> Answer:
+    # Its caveats are about the study, and said once for all answers.
+    return Answer(advice.subject, advice.lead, advice.details, advice.others, advice.chosen is not None)
+
+
+def _left_out(findings: Findings) -> list[str]:
+    shown, n = findings.detailed, len(findings.subjects)
+    if len(shown) == n:
+        return []
+    which = words.some([subject.name for subject in shown], 5)
+    return [
+        f"Tables and figures by subject are those of {len(shown)} of {n} subjects ({which}); answers, outcomes and "
+        "ranks are those of all. `fixstudy report --subject NAME` shows others."
+    ]
+
+
+def _facts(findings: Findings) -> list[str]:
+    overview = findings.overview
+
+    def count(n: int, noun: str) -> str:
+        return f"{n:,} {noun}{'' if n == 1 else 's'}".replace(",", "\u202f")
+
+    facts = [
+        count(overview["n_fixers"], "fixer"),
+        count(len(findings.subjects), "subject"),
+        count(overview["n_trials"], "trial"),
+        *([count(overview["n_seeds"], "seed")] if findings.cells else []),
+    ]
+    first, last = overview["first_day"], overview["last_day"]
+    if first:
+        facts.append(first if first == last else f"{first} to {last}")
+    if overview["busy_seconds"]:
+        facts.append(f"{words.seconds(overview['busy_seconds'])} of fixing and evaluating")
+    return facts
+
+
+def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]:
+    cells = findings.cells
+    warnings = trust.sentences(trust.problems(con))
+    stale = [row["fixer"] for row in answer(con, "code_versions").to_pylist() if row["n_versions"] > 1]
+    if stale:
+        warnings.append(
+            _some(stale, "ran with more than one version of its code", "ran with more than one version each")
+        )
+    if any(cell.is_ok for cell in cells) and all(len(cell.runs) <= 1 for cell in cells):
+        warnings.append("One seed per fixer: intervals cover the test images, not what another run would give.")
+    n = len({cell.subject for cell in cells})
+    if n == 1:
+        warnings.append("One subject: nothing here says how the fixers would do on another model.")
+    few = sorted({(cell.subject, cell.n_wrong) for cell in cells if cell.n_wrong and cell.n_wrong < 30})
+    for subject, n_wrong in few:
+        warnings.append(f"{subject} has only {n_wrong} failures in its test split: every RR there is a rough figure.")
+    return [*warnings, *_unchecked(con, findings)]
+
+
+def _unchecked(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]:
+    """Whose figures no predictions confirm, and why."""
+    whole = {trial_id for trial_id, *_ in con.sql("FROM whole ORDER BY trial_id").fetchall()}
+    mixed: list[str] = []
+    contradicted: list[str] = []
+    without: list[str] = []
+    for subject in findings.subjects:
+        runs = [run for cell in subject.ok for run in cell.ok_runs]
+        # One set of images is compared: those of all fixers, or those of none.
+        if len({run.subject_fingerprint for run in runs}) > 1 and not whole.isdisjoint(run.trial_id for run in runs):
+            mixed.append(subject.name)
+            continue
+        for cell in subject.ok:
+            if subject.samples is None or cell.fixer not in subject.samples.fixers:
+                known = whole.issuperset(run.trial_id for run in cell.ok_runs)
+                (contradicted if known else without).append(f"{cell.abbreviation} on {subject.name}")
+    warnings = []
+    if mixed:
+        where = words.some(mixed, 5)
+        warnings.append(f"The fixers on {where} can't be compared by sample: they ran on different data.")
+    if contradicted:
+        why = "predictions don't fit the trials' rows or each other"
+        warnings.append(_some(contradicted, f"isn't compared by sample: {why}", f"aren't compared by sample: {why}"))
+    if without and not whole:
+        warnings.append(
+            "No trial that is OK has all its predictions, so figures can't be recomputed, and fixers can't be compared "
+            "by sample."
+        )
+    elif without:
+        warnings.append(_some(without, "lacks predictions to check it by", "lack predictions to check them by"))
+    return warnings
+
+
+def _some(items: Sequence[str], one: str, many: str, limit: int = 5) -> str:
+    return f"{words.some(items, limit)} {one if len(items) == 1 else many}."
+
+
+_SHOWN: Final = (
+    ("trial_id", "Trial", None), ("stage", "Stage", None), ("subject", "Subject", None), ("fixer", "Fixer", None),
+    ("seed", "Seed", 0), ("outcome", "Outcome", None), ("reason_code", "Kind", None), ("accuracy_fixed", "ACC %", 2),
+    ("repair_rate", "RR %", 2), ("negative_flip_rate", "NFR %", 2), ("asr_fixed", "ASR %", 1),
+    ("aaod_fixed", "AAOD", 4),
+    ("accuracy_valid_fixed", "Valid ACC %", 2), ("fix_seconds", "Fix, s", 2), ("attempts", "Attempts", 0),
+    ("params", "Hyper-parameters", None), ("reason", "Reason", None),
+)  # fmt: skip
+
+
+def _trial_data(con: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
+    """All trials by column; text columns as numbered distinct values, because most repeat."""
+    table = answer(con, "all_trials")
+    columns = []
+    for name, title, digits in _SHOWN:
+        values = table[name].to_pylist()
+        if digits is None:
+            distinct = sorted({value for value in values if value is not None})
+            index = {value: position for position, value in enumerate(distinct)}
+            columns.append(
+                {
+                    "name": name,
+                    "title": title,
+                    "numeric": False,
+                    "values": [*distinct, None],
+                    "index": [index.get(value, len(distinct)) for value in values],
+                }
+            )
+        else:
+            scale = 100 if title.endswith("%") else 1
+            numbers = [round(scale * v, digits + 2) if v is not None and math.isfinite(v) else None for v in values]
+            columns.append({"name": name, "title": title, "numeric": True, "digits": digits, "values": numbers})
+    return {"n": table.num_rows, "columns": columns}
+
+
+def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, folder: Path | None) -> list[Section]:
+    blocks: list[Any] = []
+    study = study_file(folder) if folder else None
+    for subject in findings.detailed:
+        if subject.info:
+            known = [
+                (name.replace("_", " "), _plain(value)) for name, value in subject.info.items() if value is not None
+            ]
+            blocks.append(Fold(f"Subject {subject.name}", [Settings(known)], open=len(findings.subjects) == 1))
+    overview = findings.overview
+    named = (
+        ("fixstudy", "fixstudy_versions"),
+        ("torch", "torch_versions"),
+        ("device", "devices"),
+        ("attack", "attacks"),
+    )
+    entries = [(name, overview[column]) for name, column in named if overview[column]]
+    if overview["n_hosts"]:
+        entries.append(("nodes", str(overview["n_hosts"])))
+    if folder and (known_commit := commit(folder)):
+        entries.append(("commit of the study file", known_commit))
+    entries.append(("results schema", f"version {SCHEMA_VERSION}"))
+    blocks.append(Fold("Versions and settings", [Settings(entries)], open=True))
+    versions = [(row["fixer"], row["code_versions"]) for row in answer(con, "code_versions").to_pylist()]
+    if versions:
+        blocks.append(Fold("Code version of every fixer", [Settings(versions)], open=False))
+    if study:
+        blocks.append(Fold("The study file, as run", [Code(study)], open=False))
+    return [
+        Section("setup", "Subjects, versions, settings", blocks, ("overview", "code_versions", "integrity")),
+        Section(
+            "all-trials",
+            "All trials",
+            [
+                Paragraph("Hyper-parameters are chosen on valid, and only the chosen ones are compared above."),
+                Trials([title for _, title, _ in _SHOWN]),
+            ],
+            ("all_trials",),
+        ),
+    ]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+# --- HTML --------------------------------------------------------------------------------------------------------
+
+
+def render_html(
+    con: "duckdb.DuckDBPyConnection", findings: Findings, results: str | Path = "", *, pictures: bool = False
+) -> str:
+    """The page: one file, scripts and styles inside, no request to anywhere."""
+    document = build(con, findings, results, pictures=pictures)
+    figures = document.figures()
+    js = _template("report.js")
+    plotly = _plotly() if figures else ""
+    used = {name for section in document.sections for name in section.queries}
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        document=document,
+        figures=as_json.plain(figures),
+        trials=_trial_data(con),
+        queries=[query for name, query in named_queries().items() if name in used],
+        views=resources.files("analysis.warehouse").joinpath("views.sql").read_text(encoding="utf-8"),
+        css=_template("report.css"),
+        js=js,
+        plotly=plotly,
+        policy=_policy([plotly, js]),
+        footer=f"Written by fixstudy, results schema {SCHEMA_VERSION}. Works offline and asks the network for nothing.",
+    )
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A Content-Security-Policy: nothing from anywhere, and no script but these very ones."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _plotly() -> str:
+    """plotly.js from the plotly package, without importing plotly's Python side."""
+    text = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    # Inside a script element only this sequence is special.
+    return text.replace("</script", "<\\/script")
+
+
+def _template(name: str) -> str:
+    return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.policies["json.dumps_kwargs"] = {
+        "sort_keys": True,
+        "ensure_ascii": False,
+        "allow_nan": False,
+        "separators": (",", ":"),
+    }
+    return environment

@@ -1,0 +1,1 @@
+"""Results as a database: views, named questions, and SQL by strangers."""

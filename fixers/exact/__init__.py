@@ -1,0 +1,1 @@
+"""Solving for weights: linear programs and smallest changes."""

@@ -1,0 +1,1 @@
+"""What a model sees in its inputs: activations, heatmaps, and their clusters."""

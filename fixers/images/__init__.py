@@ -1,0 +1,1 @@
+"""Changing images: augmentation, style, and what makes two images alike."""

@@ -1,0 +1,39 @@
+"""What a torch module looks like: its layers, cuts through it, hooks, fresh weights."""
+
+from fixers.network.layers import (
+    ACTIVATIONS,
+    PASS_THROUGH,
+    Cut,
+    Layer,
+    as_graph,
+    cut,
+    gives_logits,
+    inputs_of,
+    is_other_activation,
+    last_linear,
+    layers,
+    linear_runs,
+    not_reinitialisable,
+    reinitialised,
+    seeded,
+    why_untraceable,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "PASS_THROUGH",
+    "Cut",
+    "Layer",
+    "as_graph",
+    "cut",
+    "gives_logits",
+    "inputs_of",
+    "is_other_activation",
+    "last_linear",
+    "layers",
+    "linear_runs",
+    "not_reinitialisable",
+    "reinitialised",
+    "seeded",
+    "why_untraceable",
+]

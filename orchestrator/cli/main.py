@@ -1,0 +1,549 @@
+"""The command ``fixstudy``. Only parses arguments; torch and Ray are imported by the commands that need them.
+
+A mistake of the user's ends with one sentence and exit code 2, an interrupted run with 130.
+"""
+
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from analysis.contract.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FORMATS = ("table", "csv", "json", "parquet")
+REPORT_FORMATS = ("html", "md", "json", "latex")
+
+
+class _Commands(click.Group):
+    """Commands in the order of a study, with a suggestion for a mistyped one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were declared."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            meant = f"; did you mean '{near[0]}'?" if near else "."
+            raise click.UsageError(f"There is no command '{args[0]}'{meant} See fixstudy --help.", ctx) from None
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no more than ASCII gets question marks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        # click's word for Ctrl-C.
+        click.echo("fixstudy: stopped.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        click.echo(f"fixstudy: {error.format_message()}", err=True)
+        sys.exit(2)
+    except UserError as error:
+        click.echo(f"fixstudy: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of a pipe had enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@contextmanager
+def _complete_installation() -> Iterator[None]:
+    """Turn a missing package into the sentence that says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in {
+            "torch",
+            "torchvision",
+            "ray",
+            "pydantic",
+            "yaml",
+            "sklearn",
+            "onnx",
+            "safetensors",
+            "highspy",
+        }:
+            raise UserError(f"This command needs {error.name}: pip install 'fixstudy[study]'.") from error
+        raise
+
+
+def _needs_torch(command: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _complete_installation():
+            from fixers import FixerError
+
+            try:
+                return command(*args, **kwargs)
+            except FixerError as error:
+                raise UserError(str(error)) from error
+
+    return wrapped
+
+
+_DATA_ROOT = click.option(
+    "--data-root", metavar="FOLDER", help="Folder or URI of datasets; FIXSTUDY_DATA when not given."
+)
+_LIMIT = click.option(
+    "--limit", type=int, metavar="N", help="At most this many samples over all four splits, in the same proportions."
+)
+_RESULTS = click.option("--results", metavar="URI", help="Results folder or URI; results/<study> when not given.")
+
+_LOG = click.option(
+    "--log",
+    multiple=True,
+    metavar="SERVICE[=TARGET]",
+    help="Also show trials in tensorboard[=FOLDER], mlflow[=URI] or wandb[=PROJECT]; may be given several times.",
+)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fixstudy", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Tells which fixing approach to use on a failing model, and what it will break.
+
+    A study runs fixers on subjects, with seeds and hyper-parameters, and writes Parquet that any SQL tool reads.
+    Start with: fixstudy run examples/quickstart.yaml
+    """
+
+
+def _services(log: tuple[str, ...]) -> dict[str, str | None]:
+    if not log:
+        return {}
+    from orchestrator.driver.loggers import parse
+
+    return parse(log)
+
+
+# ---- studies --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _tells_of_stop() -> Iterator[None]:
+    """End with a sentence and code 130 when somebody stops the study."""
+    from orchestrator.driver.control import StudyStoppedError
+
+    try:
+        yield
+    except StudyStoppedError:
+        click.echo("fixstudy: stopped as asked; the same command goes on where this one ended.", err=True)
+        sys.exit(130)
+
+
+@cli.command()
+@click.argument("study", type=click.Path())
+@click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
+@_RESULTS
+@_DATA_ROOT
+@click.option(
+    "--retry",
+    type=click.Choice(("failures",)),
+    help="Also run again what failed for want of memory, time or a living process, and what was stopped.",
+)
+@_LOG
+@click.option("--dry-run", is_flag=True, help="Show the plan and run nothing.")
+@_needs_torch
+def run(
+    study: str, address: str | None, results: str | None, data_root: str | None, retry: str | None,
+    log: tuple[str, ...], dry_run: bool,
+) -> None:  # fmt: skip
+    """Run what is missing of a study. The same command again resumes."""
+    if dry_run and retry:
+        raise UserError("--dry-run shows what is missing and knows no failures; leave out --retry.")
+    if dry_run:
+        _print_plan(study, results, data_root)
+        return
+    from analysis.report.report import write_report
+    from orchestrator.base.units import duration
+    from orchestrator.cli.live_display import StudyDisplay
+    from orchestrator.driver.run import run_study
+
+    show_in = _services(log)
+    display = StudyDisplay(Path(study).stem)
+    with _tells_of_stop(), display.shown():
+        summary = run_study(
+            study,
+            results=results,
+            address=address,
+            data_root=data_root,
+            display=display,
+            retry_failures=retry is not None,
+            show_in=show_in,
+        )
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
+    click.echo(
+        f"{summary.ran} of {summary.planned} trials ran in {duration(summary.seconds)}; the study has now: {counts}."
+    )
+    if "://" not in summary.results:
+        click.echo(f"Report: {write_report(summary.results)}")
+
+
+@cli.command(short_help="What a trial of each fixer takes: time, memory, cores.")
+@click.argument("study", type=click.Path())
+@click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
+@_RESULTS
+@_DATA_ROOT
+@_needs_torch
+def profile(study: str, address: str | None, results: str | None, data_root: str | None) -> None:
+    """Run the first trial of every fixer on every subject, and show what trials take.
+
+    They belong to the study: fixstudy run doesn't repeat them, and packs the others by what was measured.
+    """
+    from analysis.terminal.commands import sql_command
+    from orchestrator.cli.live_display import StudyDisplay
+    from orchestrator.driver.run import run_study
+
+    display = StudyDisplay(Path(study).stem)
+    with _tells_of_stop(), display.shown():
+        summary = run_study(
+            study, results=results, address=address, data_root=data_root, display=display, profile=True
+        )  # fmt: skip
+    sql_command(summary.results, name="resources")
+
+
+@cli.command(short_help="Sweep the hyper-parameters of one fixer on one subject.")
+@click.argument("study", type=click.Path())
+@click.option("--fixer", required=True, help="Name or abbreviation; one of the study's fixers.")
+@click.option("--subject", required=True, help="Name of one of the study's subjects.")
+@click.option("--write", metavar="FILE", help="Study file to write, with the chosen hyper-parameters fixed.")
+@click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
+@_RESULTS
+@_DATA_ROOT
+@_needs_torch
+def adapt(
+    study: str, fixer: str, subject: str, write: str | None, address: str | None, results: str | None,
+    data_root: str | None,
+) -> None:  # fmt: skip
+    """Run only the adaptation of one fixer to one subject, on valid, as the study file describes it.
+
+    Its trials belong to the study: fixstudy run doesn't repeat them.
+    """
+    from orchestrator.cli.live_display import StudyDisplay
+    from orchestrator.driver.run import run_study
+    from orchestrator.storage.store import Store
+    from orchestrator.sweeps import record
+
+    if write is not None:
+        record.check_target(study, write)
+    only = record.OneSweep(fixer, subject)
+    display = StudyDisplay(Path(study).stem)
+    with _tells_of_stop(), display.shown():
+        summary = run_study(
+            study, results=results, address=address, data_root=data_root, display=display, only=only
+        )  # fmt: skip
+    found = record.chosen(Store(summary.results), only)
+    for line in record.told(found):
+        click.echo(line)
+    if write is not None:
+        record.write_study(study, write, found)
+        click.echo(f"Written: {write}")
+
+
+@cli.command(short_help="Run a study on a cluster from outside it, and follow it.")
+@click.argument("study", type=click.Path(), required=False)
+@click.option(
+    "--address",
+    metavar="URL",
+    envvar="RAY_API_SERVER_ADDRESS",
+    required=True,
+    help="Job server of the cluster's head, e.g. http://head:8265.",
+)
+@click.option("--results", metavar="URI", help="Results URI, or an absolute path that all nodes share.")
+@click.option("--data-root", metavar="FOLDER", help="Folder of datasets on the nodes, or a URI.")
+@click.option("--retry", type=click.Choice(("failures",)), help="As for fixstudy run.")
+@_LOG
+@click.option("--python", default="python", show_default=True, metavar="PATH", help="Interpreter on the head.")
+@click.option("--attach", metavar="JOB", help="Follow a job that was submitted before.")
+@_needs_torch
+def submit(**options: Any) -> None:
+    """Run a study as a job of a cluster: code, study file, plug-ins and models travel, datasets don't.
+
+    What the job says is shown until it ends, and its exit code is this command's. Ctrl-C offers to leave it running.
+    """
+    from orchestrator.cluster.submission import submit_command
+
+    sys.exit(submit_command(options.pop("study"), options.pop("address"), **options))
+
+
+@cli.command(short_help="Show the trials a study would run, and run nothing.")
+@click.argument("study", type=click.Path())
+@_RESULTS
+@_DATA_ROOT
+@_needs_torch
+def plan(study: str, results: str | None, data_root: str | None) -> None:
+    """Show the trials a study would run, what is done, what is UNADAPTABLE and why, and how long it may take."""
+    _print_plan(study, results, data_root)
+
+
+def _print_plan(study: str, results: str | None, data_root: str | None) -> None:
+    from orchestrator.cli.plan_table import preview, print_preview
+
+    print_preview(preview(study, results=results, data_root=data_root))
+
+
+@cli.command(short_help="Progress, outcomes, failures with reasons.")
+@click.argument("results")
+@click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True)
+@click.option("--watch", is_flag=True, help="Refresh every two seconds until interrupted.")
+def status(results: str, form: Any, watch: bool) -> None:
+    """Progress, outcomes, and failures with reasons, from the results folder alone."""
+    from analysis.terminal.commands import status_command, watch_command
+
+    if not watch:
+        status_command(results, form)
+    elif form == "table":
+        watch_command(results)
+    else:
+        raise UserError("--watch is for the eye and shows tables; leave out --format.")
+
+
+@cli.command(short_help="Stop a running study, or one of its trials.")
+@click.argument("results")
+@click.option("--trial", metavar="ID", help="Stop this trial alone, by its id or the beginning of it.")
+def stop(results: str, trial: str | None) -> None:
+    """Ask the `fixstudy run` that works on RESULTS to stop, from any machine that reaches the folder.
+
+    The study's trials in flight end without a row, and the next `fixstudy run` runs them. A single trial ends as a
+    FAILURE with the reason code cancelled; `fixstudy run --retry failures` runs it again.
+    """
+    from orchestrator.driver.control import ask_to_stop
+    from orchestrator.storage.store import Store
+
+    click.echo(ask_to_stop(Store(results), trial))
+
+
+@cli.command(short_help="All about one trial: attempts, traceback, last log lines.")
+@click.argument("results")
+@click.argument("trial")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+def logs(results: str, trial: str, form: str) -> None:
+    """Tell all about one trial: outcome, attempts, notes, traceback, and the last lines that it wrote.
+
+    TRIAL is its id, or the beginning of it that no other trial shares.
+    """
+    import json
+
+    from analysis.terminal.trial_story import describe, find_trial
+
+    row = find_trial(results, trial)
+    click.echo(json.dumps(row, indent=2, default=str) if form == "json" else describe(row), nl=form == "json")
+
+
+@cli.command(short_help="Ask a study in SQL; without a query, a prompt.")
+@click.argument("results", required=False)
+@click.argument("query", required=False)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("--query", "name", metavar="NAME", help="A named question instead of SQL; --list shows them.")
+@click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Parameter of a named question.")
+@click.option("--file", "file", type=click.Path(exists=True, dir_okay=False), help="Read the SQL from a file.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds.")
+@click.option("--list", "list_", is_flag=True, help="Show the named questions.")
+def sql(
+    results: str | None, query: str | None, form: Any, name: str | None, parameters: tuple[str, ...], file: str | None,
+    output: Path | None, timeout: float, list_: bool,
+) -> None:  # fmt: skip
+    """Ask a study in SQL: views trials, predictions, curves, subjects, test_samples. Without a query: a prompt."""
+    from analysis.terminal.commands import list_command, sql_command
+
+    if list_:
+        list_command(form)
+        return
+    if results is None:
+        raise UserError("Say which study to ask: fixstudy sql RESULTS. Only --list needs none.")
+    if file is not None:
+        if query is not None:
+            raise UserError("Give the SQL either as an argument or as --file, not both.")
+        try:
+            query = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} isn't text in UTF-8.") from error
+    sql_command(results, query, name=name, parameters=parameters, form=form, output=output, timeout=timeout)
+
+
+@cli.command()
+@click.argument("results")
+@click.option("--format", "form", type=click.Choice(REPORT_FORMATS), default="html", show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@click.option(
+    "--subject",
+    "subjects",
+    multiple=True,
+    metavar="NAME",
+    help="Show this subject's tables; of many, else the first 25.",
+)
+def report(results: str, form: str, output: Path | None, subjects: tuple[str, ...]) -> None:
+    """Write the report of a study: one HTML file that works offline."""
+    from analysis.report.report import write_report
+
+    click.echo(write_report(results, output, form, subjects=subjects))
+
+
+@cli.command()
+@click.argument("results")
+@click.option("--subject", default="", help="Name of the subject; not needed when there is one.")
+@click.option("--max-nfr", default="1%", show_default=True, metavar="SHARE", help="Most test samples broken.")
+@click.option(
+    "--max-asr-rise", default="5%", show_default=True, metavar="SHARE", help="Largest rise of ASR, in points."
+)
+@click.option("--max-time", metavar="TIME", help="Longest fix, such as 10m.")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+def advise(results: str, subject: str, max_nfr: str, max_asr_rise: str, max_time: str | None, form: str) -> None:
+    """Recommend a fixer for a subject within limits, and say why."""
+    import json
+
+    from analysis.findings.advise import advise as ask
+    from analysis.warehouse.answers import printable
+    from orchestrator.base import units
+
+    limit = None if max_time is None else units.seconds(max_time)
+    advice = ask(results, subject, units.share(max_nfr), units.share(max_asr_rise), limit)
+    click.echo(json.dumps(advice.to_json(), indent=2) if form == "json" else printable(str(advice)))
+
+
+@cli.command()
+@click.argument("first")
+@click.argument("second")
+@click.option("--format", "form", type=click.Choice(("md", "json")), default="md", show_default=True)
+def compare(first: str, second: str, form: str) -> None:
+    """Compare two studies, cell by cell."""
+    import json
+
+    from analysis.report.compare import compare as ask
+
+    comparison = ask(first, second)
+    click.echo(json.dumps(comparison.to_json(), indent=2) if form == "json" else str(comparison))
+
+
+@cli.command(short_help="Write a DuckDB file of views, or a kept model as ONNX.")
+@click.argument("results")
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--trial", metavar="ID", help="In place of the views, the fixed model of a trial, by its id or the beginning of it."
+)
+def export(results: str, target: Path, trial: str | None) -> None:
+    """Write a DuckDB file of views on a study, for notebooks and BI tools; or a fixed model as ONNX.
+
+    The model's metadata say which trial it is and what it reached: accuracy, RR, NFR, ASR, AAOD where they are known.
+    """
+    if trial is not None:
+        _export_model(results, trial, target)
+        return
+    from analysis.terminal.commands import export_command
+
+    export_command(results, target)
+
+
+@_needs_torch
+def _export_model(results: str, trial: str, target: Path) -> None:
+    from orchestrator.cli.single_model import export_trial
+
+    export_trial(results, trial, target)
+
+
+@cli.command("import-published", short_help="The study's published tables as results.")
+@click.argument("target", type=click.Path(file_okay=False, path_type=Path))
+def import_published(target: Path) -> None:
+    """Write the study's published tables (16 fixers, 5 subjects) as a results folder."""
+    from analysis.terminal.commands import import_published_command
+
+    import_published_command(target)
+
+
+# ---- single models --------------------------------------------------------------------------------------------
+
+
+@cli.command(short_help="Fix one model, outside a study.")
+@click.option("--model", help="ONNX file, package.module:factory, or the name of a subject.")
+@click.option("--data", help="Folder, .parquet, .npz, package.module:function, or the name of a subject.")
+@click.option("--subject", help="In place of model and data: a subject's name or YAML file.")
+@click.option("--weights", help="Safetensors or state_dict for a factory's model.")
+@click.option("--fixer", required=True, help="Name or abbreviation; see fixstudy fixers.")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="A fixer's .py file, or its module.")
+@click.option("--preset", help="Named set of hyper-parameters, such as quick.")
+@click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Hyper-parameter.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--time-limit", default="1h", show_default=True, help="Seconds, or a number with s, m, h or d.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the fixed model as ONNX.")
+@_LIMIT
+@_DATA_ROOT
+@_needs_torch
+def fix(**options: Any) -> None:
+    """Fix one model, outside a study, and print before and after on the test split."""
+    from orchestrator.cli.single_model import fix_command
+
+    fix_command(**options)
+
+
+@cli.command(short_help="Train the original model of a subject.")
+@click.argument("subject")
+@click.option("--keep-history", is_flag=True, help="Also keep the weights after each epoch.")
+@_LIMIT
+@_DATA_ROOT
+@_needs_torch
+def train(subject: str, keep_history: bool, limit: int | None, data_root: str | None) -> None:
+    """Train the original model of a subject, or say where it is."""
+    from orchestrator.cli.listings import train_command
+
+    train_command(subject, keep_history=keep_history, limit=limit, data_root=data_root)
+
+
+# ---- what exists ----------------------------------------------------------------------------------------------
+
+
+@cli.command(short_help="List the approaches, or tell all about one.")
+@click.argument("name", required=False)
+@_needs_torch
+def fixers(name: str | None) -> None:
+    """List the approaches; with a name, its parameters, search space, requirements and reference."""
+    from orchestrator.cli.listings import fixers_command
+
+    fixers_command(name)
+
+
+@cli.command(short_help="List the subjects, or tell all about one.")
+@click.argument("name", required=False)
+@click.option("--download", is_flag=True, help="Fetch the dataset into the data root; checksums are verified.")
+@_DATA_ROOT
+@_needs_torch
+def subjects(name: str | None, download: bool, data_root: str | None) -> None:
+    """List the subjects; with a name, its data, splits and architecture."""
+    from orchestrator.cli.listings import download_command, subjects_command
+
+    if download:
+        download_command(name, data_root)
+    subjects_command(name, data_root)
+
+
+@cli.command(short_help="What is wrong or unwise about a subject.")
+@click.argument("subject")
+@_LIMIT
+@_DATA_ROOT
+@_needs_torch
+def doctor(subject: str, limit: int | None, data_root: str | None) -> None:
+    """Say what is wrong or unwise about a subject: a name or a YAML file. Exit code 1 on an error."""
+    from orchestrator.cli.listings import doctor_command
+
+    if not doctor_command(subject, data_root, limit):
+        sys.exit(1)

@@ -1,0 +1,257 @@
+"""``fixstudy fix``: one fixer on one model, outside a study, judged exactly as a trial is."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import fixers
+from fixers.code_version import code_version
+from fixers.registry import load as load_plugin
+from orchestrator.base import units
+from orchestrator.base.errors import UserError
+from orchestrator.base.units import duration
+from orchestrator.cluster import ray_session
+from orchestrator.storage.store import Store
+from orchestrator.study import yaml_text
+from orchestrator.study.schema import Attack, TrialSpec, trial_id
+from orchestrator.study.subject_files import is_subject_file, read_subject
+from orchestrator.subjects.catalogue import catalogue, resolve
+from orchestrator.subjects.doctor import errors_of_original
+from orchestrator.subjects.subject import Subject, SubjectDefinition
+from orchestrator.trial.loading import load
+from orchestrator.trial.trial import TrialRecord, TrialSettings, run_trial
+
+DEFAULT_SPLITS = {"train": 0.5, "valid": 0.1, "repair": 0.2, "test": 0.2}
+"""Shares of data that have no splits of their own."""
+
+
+def fix_command(
+    *,
+    model: str | None,
+    data: str | None,
+    subject: str | None,
+    weights: str | None,
+    fixer: str,
+    preset: str | None,
+    parameters: Iterable[str],
+    seed: int,
+    time_limit: str,
+    out: Path | None,
+    limit: int | None = None,
+    data_root: str | None,
+    plugins: Iterable[str] = (),
+    console: Console | None = None,
+) -> TrialRecord:
+    """Fix a model, print before and after on its test split, and write it.
+
+    What is wrong with the model on its data is said before it is fixed: it may be what the fix repairs.
+
+    Raises:
+        UserError: an argument is off, the model can't be imported, the fix failed, or the file can't be written.
+    """
+    console = console or Console()
+    if out is not None and not os.access(out.absolute().parent, os.W_OK):
+        raise UserError(f"Nothing can be written into {out.absolute().parent}, where --out is to go; make the folder.")
+    for plugin in plugins:
+        load_plugin(plugin)
+    cls = fixers.get(fixer)
+    built = cls.build(_values(parameters), preset)
+    seconds = units.seconds(time_limit)
+    definition = _definition(model, data, subject, weights, limit)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        store.create()
+        (loaded, baseline), _ = load(
+            definition,
+            store=store,
+            data_root=ray_session.data_root(data_root),
+            cache_dir=ray_session.usable_cache_dir() / "originals",
+            keep_history=any(item.code == "training_history" for item in cls.requirements),
+        )
+    console.print(Text(loaded.data.description, style="dim"))
+    for finding in errors_of_original(loaded):
+        console.print(Text(f"Figures may mean nothing: {finding.message}", style="yellow"))
+    unmet = cls.unmet(loaded.facts())
+    if unmet is not None:
+        raise UserError(unmet.reason)
+    params, version = built.canonical_parameters(), code_version(cls)
+    spec = TrialSpec(
+        trial_id(cls.name, params, loaded.fingerprint, seed, version, "final"),
+        "fix", "final", definition.name, cls.name, params, seed, loaded.fingerprint, version,
+    )  # fmt: skip
+    settings = TrialSettings(
+        time_limit=seconds,
+        corrupted_drop=0.10,
+        attack=Attack().model_dump(exclude={"epsilon"}),
+        keep_models=True,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with console.status(f"{cls.name} on {definition.name}") as live:
+
+        def on_progress(step: int, figures: Mapping[str, float]) -> None:
+            told = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            live.update(f"{cls.name} on {definition.name}: step {step}  {told}")
+
+        record = run_trial(spec, loaded, baseline, settings, device=device, on_progress=on_progress)
+    if record.row["outcome"] == "FAILURE":
+        raise UserError(f"{cls.name} failed: {record.row['reason']}")
+    _print(record, console)
+    if out is not None:
+        _write(record, loaded, out, console)
+    return record
+
+
+def _definition(
+    model: str | None, data: str | None, subject: str | None, weights: str | None, limit: int | None
+) -> SubjectDefinition:
+    if subject is not None:
+        if model or data or weights:
+            raise UserError("Give either --subject or --model with --data, not both.")
+        return subject_from(subject, limit)
+    if model is None:
+        raise UserError("Give --model with --data, or --subject.")
+    named = catalogue()
+    if data is None:
+        if model not in named:
+            raise UserError(f"--data is missing: what data does {model} fail on? Give files or the name of a subject.")
+        return resolve(model, limit=limit)
+    spec: dict[str, Any] = {"name": Path(model).stem if model.endswith(".onnx") else "model", "model": model}
+    if weights is not None:
+        spec["weights"] = weights
+    if data in named:
+        spec["dataset"] = data
+    else:
+        spec |= {"data": data, "splits": DEFAULT_SPLITS}
+    return resolve(spec, limit=limit)
+
+
+def subject_from(text: str, limit: int | None = None) -> SubjectDefinition:
+    """The subject of a catalogue name or of a YAML file with a ``subject`` mapping.
+
+    Args:
+        text: the name or the file.
+        limit: at most this many samples over all four splits; what the file says when not given.
+
+    Raises:
+        UserError: there is none of that name, or the file can't be read.
+    """
+    path = Path(text)
+    if is_subject_file(text):
+        return resolve(read_subject(path), limit=limit, base_dir=path.parent)
+    return resolve(text, limit=limit)
+
+
+def _values(parameters: Iterable[str]) -> dict[str, Any]:
+    values = {}
+    for item in parameters:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise UserError(f"A parameter is written name=value, but got '{item}'.")
+        try:
+            values[name], _ = yaml_text.read(text, name)
+        except UserError as error:
+            raise UserError(f"The value of the parameter {name} can't be read: '{text}'.") from error
+    return values
+
+
+def _print(record: TrialRecord, console: Console) -> None:
+    row = record.row
+    table = Table(title=f"{row['fixer']} on {row['subject']}, test split of {row['n_test']:,}")
+    for column in ("", "original", "fixed"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("accuracy", f"{row['accuracy_original']:.2%}", f"{row['accuracy_fixed']:.2%}")
+    if row.get("asr_fixed") is not None:
+        note = f"attack success (PGD, {row['n_attacked']} samples)"
+        table.add_row(note, f"{row['asr_original']:.1%}", f"{row['asr_fixed']:.1%}")
+    if row.get("aaod_fixed") is not None:
+        table.add_row("AAOD (unfairness)", f"{row['aaod_original']:.4f}", f"{row['aaod_fixed']:.4f}")
+    console.print(table)
+    repaired = "" if row["repair_rate"] is None else f" (RR {row['repair_rate']:.1%})"
+    console.print(
+        f"repaired {row['n_repaired']} of {row['n_wrong']} failures{repaired}, "
+        f"broke {row['n_broken']} of {row['n_test']} (NFR {row['negative_flip_rate']:.2%}), "
+        f"in {duration(row['fix_seconds'])}",
+        highlight=False,
+    )
+    if row["reason"]:
+        console.print(Text(f"{row['outcome']}: {row['reason']}"))
+    notes = json.loads(row["notes"])
+    if notes:
+        console.print(Text("notes: " + ", ".join(f"{name} = {value}" for name, value in notes.items()), style="dim"))
+
+
+def _write(record: TrialRecord, subject: Subject, out: Path, console: Console) -> None:
+    from orchestrator.subjects.onnx.exporting import export_onnx
+
+    if record.fixed is None:
+        raise UserError("There is no fixed model to write.")
+    difference = export_onnx(record.fixed, out, input_shape=subject.definition.input_shape, metadata=_facts(record.row))
+    console.print(f"wrote {out} (differs from the fixed model by at most {difference:.1e} in onnxruntime)")
+
+
+_FACTS = (
+    "trial_id", "subject", "fixer", "params", "seed", "outcome", "accuracy_original", "accuracy_fixed", "repair_rate",
+    "negative_flip_rate", "asr_original", "asr_fixed", "aaod_original", "aaod_fixed", "n_test", "n_wrong", "n_repaired",
+    "n_broken",
+)  # fmt: skip
+"""Columns of a trial that go into the metadata of its model."""
+
+
+def _facts(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a fixed model says of itself: only what is known."""
+    known = {name: row[name] for name in _FACTS if row.get(name) is not None}
+    return {name: f"{value:.6f}" if isinstance(value, float) else str(value) for name, value in known.items()}
+
+
+def export_trial(results: str, given: str, target: Path, console: Console | None = None) -> None:
+    """Write the fixed model that a study kept as ONNX.
+
+    Args:
+        results: folder or URI of the study.
+        given: id of the trial, or the beginning of it that no other trial shares.
+        target: the file to write.
+        console: where to say what was written.
+
+    Raises:
+        UserError: the study has no such trial or several, or didn't keep its model.
+    """
+    from safetensors.torch import load as load_tensors
+
+    from analysis.terminal.trial_story import choose
+    from orchestrator.study.schema import parse_study
+    from orchestrator.subjects.onnx.exporting import export_onnx
+
+    store = Store(results)
+    trial = choose(given, sorted(store.done()), results)
+    row = store.row(trial, _FACTS[1:])
+    weights = store.read_bytes(f"models/{trial}.safetensors")
+    if row is None or weights is None:
+        kept = sorted(store.model_ids())
+        others = f" (kept are those of {', '.join(kept[:5])}{', ...' if len(kept) > 5 else ''})" if kept else ""
+        raise UserError(
+            f"The model of trial {trial} wasn't kept{others}, and no trial runs again for it; run the study with "
+            "keep_models: all into another --results, or fixstudy fix with the trial's parameters and --out."
+        )
+    text = (store.read_bytes("study.yaml") or b"").decode()
+    folder = Path(json.loads(store.read_bytes(ray_session.ORIGIN) or b'{"folder": "."}')["folder"])
+    study = parse_study(text, f"{results}/study.yaml", folder)
+    definition = ray_session.definitions(study, folder).get(row["subject"])
+    if definition is None:
+        raise UserError(f"The study file in {results} no longer has {row['subject']}, which trial {trial} is of.")
+    model, state = definition.build_model(), load_tensors(weights)
+    if state.keys() != model.state_dict().keys():
+        raise UserError(
+            f"{row['fixer']} adds to the architecture, so the kept weights of trial {trial} don't load into "
+            f"{row['subject']}; run fixstudy fix with its parameters and --out."
+        )
+    model.load_state_dict(state)
+    difference = export_onnx(model, target, input_shape=definition.input_shape, metadata=_facts(row))
+    (console or Console()).print(f"wrote {target} (differs by at most {difference:.1e} in onnxruntime)")

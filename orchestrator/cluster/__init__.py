@@ -1,0 +1,1 @@
+"""What a study needs of Ray and of its nodes."""

@@ -1,0 +1,80 @@
+"""The trials of a running study as ``driver.control`` needs them: where they are, and how they are ended."""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import ray
+import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.driver.control import end_process
+from orchestrator.planning.plan import TrialQueue
+from orchestrator.worker.monitor import Sighting
+
+SECONDS_TO_END = 30.0
+SECONDS_TO_RESTART = 20.0
+"""How long a monitor that was killed may take to start anew; Ray's memory monitor may choose it, too."""
+Answer = TypeVar("Answer")
+
+
+def ask(question: Callable[[], Any], otherwise: Answer, patience: float = SECONDS_TO_RESTART) -> Answer:
+    """What the monitor answers to a call of one of its methods; ``otherwise`` when it is gone for longer than that.
+
+    A monitor that starts anew has forgotten what it knew.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            answer: Answer = ray.get(question())
+        except ray.exceptions.RayActorError:
+            if time.monotonic() > until:
+                return otherwise
+            time.sleep(0.5)
+        else:
+            return answer
+
+
+class Flight:
+    """Trials in flight on Ray.
+
+    Args:
+        queue: of the study.
+        monitor: handle of its monitor actor.
+    """
+
+    def __init__(self, queue: TrialQueue, monitor: Any) -> None:
+        self._queue = queue
+        self._monitor = monitor
+
+    def open_trials(self) -> dict[str, str]:
+        """Trials that wait or are in flight: id and what they are, for people."""
+        return {
+            spec.trial_id: f"{spec.fixer} on {spec.subject}, seed {spec.seed}" for spec in self._queue.open_trials()
+        }
+
+    def in_flight(self) -> Collection[str]:
+        """Ids of the trials in flight."""
+        return list(self._queue.in_flight)
+
+    def sightings(self) -> Sequence[Sighting]:
+        """Where the trials in flight are; nothing when the monitor doesn't answer, the next look will tell."""
+        with suppress(ray.exceptions.RayError):
+            found: list[Sighting] = ray.get(self._monitor.running.remote(), timeout=SECONDS_TO_END)
+            return found
+        return []
+
+    def end(self, sightings: Sequence[Sighting]) -> None:
+        """Kill the processes of some trials, each from a task on its node.
+
+        An actor runs one call after another, so asking it to stop would wait for the end of its trial.
+        """
+        task = ray.remote(num_cpus=0, max_retries=0)(end_process)
+        ending = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(sighting.node_id, soft=False)).remote(
+                sighting.pid
+            )
+            for sighting in sightings
+        ]
+        ray.wait(ending, num_returns=len(ending), timeout=SECONDS_TO_END)

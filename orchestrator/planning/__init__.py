@@ -1,0 +1,1 @@
+"""Which trials run, in what order, and what they cost."""

@@ -1,0 +1,1 @@
+"""Writing results so that nothing is lost or half written."""

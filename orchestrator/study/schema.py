@@ -1,0 +1,554 @@
+"""The study file: what the user writes, checked before anything starts, and the trials that it means.
+
+Errors name the line, the field and the nearest valid name.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from orchestrator.base import units
+from orchestrator.base.errors import UserError
+from orchestrator.study import objectives, yaml_text
+from orchestrator.study import points as space
+from orchestrator.study.subject_files import with_subjects
+
+Location = tuple[int | str, ...]
+Stage = Literal["adapt", "final"]
+
+
+def _seconds(value: object) -> object:
+    # Python takes true for 1.
+    if isinstance(value, (str, bool)):
+        try:
+            return units.seconds(str(value))
+        except UserError:
+            days = units.LONGEST_TIME // 86400
+            raise ValueError(f"must be seconds or a number with s, m, h or d, such as 10m, up to {days}d") from None
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=units.LONGEST_TIME)]
+
+
+def _size(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return units.size(value)
+        except UserError:
+            raise ValueError("must be bytes or a number with KB, MB, GB, KiB, MiB or GiB, such as 4GiB") from None
+    return value
+
+
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+"""A whole number that a row can hold, and torch takes."""
+MOST_SEEDS: Final = 1_000_000
+"""Of a study that gives their number; more is a seed itself, meant as a list."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Adaptation(_Model):
+    """A hyper-parameter sweep on the valid split; the best configuration runs with the study's seeds.
+
+    See ``sweeps.sweep`` for what the searches do, and ``study.objectives`` for the objectives.
+    """
+
+    search: Literal["grid", "random", "optuna", "asha"] = "grid"
+    budget: int | str = 20
+    """Trials at most, or the time they take together, such as 2h: a sum over trials, however many run at once. A grid
+    that is larger is sampled."""
+    objective: str | dict[str, Any] = "valid_accuracy"
+    """``valid_accuracy``, ``{weighted: {repair_rate: 1, negative_flip_rate: -1}}``, ``pareto`` (repair rate against
+    negative flip rate) or ``{pareto: [repair_rate, fix_seconds]}``; all on valid."""
+    space: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """Values to try by parameter; the fixer's own search space when empty."""
+    sampler: Literal["tpe", "nsga2"] = "tpe"
+    """Of optuna."""
+    parallel: int = Field(default=4, ge=1)
+    """Trials of an optuna sweep that run at once at most. It belongs to what determines the sweep: a suggestion knows
+    all results but those of the trials that may still run."""
+    reduction: int = Field(default=3, ge=2)
+    """Of how many configurations asha lets one go on, with so many times the effort."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _trials_or_time(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+        if isinstance(value, str) and value.strip()[-1:] in units.SUFFIXES:
+            with suppress(UserError):
+                if units.seconds(value) > 0:
+                    return value
+        raise ValueError("must be a number of trials, or a time with s, m, h or d, such as 2h")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _known_objective(cls, value: object) -> object:
+        objectives.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name, search in (("sampler", "optuna"), ("parallel", "optuna"), ("reduction", "asha")):
+            if name in self.model_fields_set and self.search != search:
+                raise ValueError(f"has '{name}', which belongs to search: {search}, not to {self.search}: leave it out")
+        if self.search == "asha" and self.aim.is_pareto:
+            raise ValueError("has a pareto objective, and asha stops by one figure: use weighted, or search: optuna")
+        return self
+
+    @property
+    def aim(self) -> objectives.Objective:
+        """The objective."""
+        return objectives.parse(self.objective)
+
+    @property
+    def most_trials(self) -> int | None:
+        """The budget, if it is a number of trials."""
+        return self.budget if isinstance(self.budget, int) else None
+
+    @property
+    def most_seconds(self) -> float | None:
+        """The budget, if it is a time."""
+        return units.seconds(self.budget) if isinstance(self.budget, str) else None
+
+
+class FixerEntry(_Model):
+    """One approach in a study: fixed parameters, a grid of which every combination runs, or an adaptation."""
+
+    name: str
+    preset: str | None = None
+    params: dict[str, Any] = {}
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    adapt: Adaptation | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and value.get("adapt") is True:
+            return {**value, "adapt": {}}
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_of_choosing(self) -> Self:
+        if self.grid and self.adapt:
+            raise ValueError("has both a grid and adapt: use one of them")
+        both = sorted(set(self.params) & set(self.grid))
+        if both:
+            raise ValueError(f"has '{both[0]}' both in params and in grid: use one of them")
+        return self
+
+
+class Resources(_Model):
+    """What one trial gets."""
+
+    cpu: float = Field(default=1, gt=0)
+    gpu: float | None = Field(default=None, ge=0)
+    """GPUs per trial; one where the cluster has any when not given. A fraction shares a GPU."""
+    share_gpu: int = Field(default=1, ge=1)
+    """Trials that may share a GPU, each walled in to its part of the memory: as many as fit by what their fixer and
+    subject took before. What was never measured has a GPU to itself."""
+    memory: Size | None = None
+    """Most host memory that a trial's process may take for itself, of at least a GiB that Python and torch take; the
+    one that takes more is ended. As much as there is when not given."""
+
+
+class OutcomeThresholds(_Model):
+    """Where an outcome begins."""
+
+    corrupted_drop: float = Field(default=0.10, gt=0, lt=1)
+    """Relative fall of test accuracy above which a fix counts as CORRUPTED."""
+
+
+class Attack(_Model):
+    """L-infinity PGD with random start, relative step 1/30."""
+
+    samples: int = Field(default=500, ge=1)
+    steps: int = Field(default=40, ge=1)
+    seed: Seed = 0
+    epsilon: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    """Radius by subject, on inputs in [0, 1]; the subject's own when not given."""
+
+
+class Study(_Model):
+    """A study file."""
+
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    subjects: list[Any] = Field(min_length=1)
+    """Names of the catalogue, subject files ending in .yaml or .yml (relative to the study file), or mappings."""
+    fixers: list[FixerEntry] = Field(min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
+    preset: str | None = None
+    """Preset of every fixer that has it and doesn't name one itself."""
+    resources: Resources = Resources()
+    time_limit: Seconds = 3600.0
+    outcomes: OutcomeThresholds = OutcomeThresholds()
+    attack: Attack | None = Attack()
+    keep_models: Literal["best", "all", "none"] = "best"
+    pictures: bool = True
+    """Whether some test samples (repaired, broken, never repaired) are kept as small pictures for the report."""
+    plugins: list[str] = []
+    """Approaches from elsewhere: files ending in .py (relative to the study file) or importable modules."""
+
+    _places: dict[Location, str] = PrivateAttr(default_factory=dict)
+    _text: str = PrivateAttr("")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_of_seeds(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value > MOST_SEEDS:
+                raise ValueError(f"is a number of seeds, {MOST_SEEDS} at most; write one seed as a list, [{value}]")
+            return list(range(value))
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value):
+            raise ValueError("has a seed twice")
+        return value
+
+    @field_validator("attack", mode="before")
+    @classmethod
+    def _no_attack(cls, value: object) -> object:
+        return None if value in ("none", False) else value
+
+    @field_validator("subjects")
+    @classmethod
+    def _subject_names(cls, value: list[Any]) -> list[Any]:
+        names = [subject_name(item) for item in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"has the subject '{name}' twice")
+        return value
+
+    def expand(self, entry: FixerEntry) -> list[FixerEntry]:
+        """An entry with its names resolved and its parameters checked; ``all`` becomes every fixer not named itself.
+
+        Raises:
+            fixers.FixerError: an unknown fixer, preset or parameter, or a value out of range.
+        """
+        import fixers
+
+        if entry.name != "all":
+            return [self._checked(entry)]
+        named = {fixers.get(other.name).name for other in self.fixers if other.name != "all"}
+        others = [name for name in fixers.all_fixers() if name not in named]
+        return [self._checked(entry.model_copy(update={"name": name})) for name in others]
+
+    def _checked(self, entry: FixerEntry) -> FixerEntry:
+        import fixers
+
+        cls = fixers.get(entry.name)
+        preset = entry.preset or (self.preset if self.preset in cls.presets else None)
+        for parameters in combinations(entry.params, entry.grid):
+            cls.build(parameters, preset)
+        if entry.adapt:
+            for name, values in entry.adapt.space.items():
+                for value in values:
+                    cls.build({**entry.params, name: value}, preset)
+            if entry.adapt.search == "asha":
+                rungs_of(entry.model_copy(update={"name": cls.name, "preset": preset}))
+        return entry.model_copy(update={"name": cls.name, "preset": preset})
+
+    def place(self, *location: str | int) -> str:
+        """Where the study file says something, to begin a sentence with: ``study.yaml, line 3: ``.
+
+        Args:
+            location: ``"subjects"`` and a position, or ``"attack", "epsilon"`` and a name.
+
+        Returns:
+            An empty text for a study that was not read from a file.
+        """
+        return self._places.get(location, "")
+
+    @property
+    def text(self) -> str:
+        """The YAML that it was read from, with the content of subject files; empty for one that was not."""
+        return self._text
+
+    def settings_of_rows(self) -> dict[str, Any]:
+        """What every row of a results folder must share; fixers, subjects and seeds may be added to a study later.
+
+        The attack's radii are the subjects' own.
+        """
+        shared = {"study", "attack", "outcomes", "time_limit"}
+        return self.model_dump(include=shared, exclude={"attack": {"epsilon"}}, mode="json")
+
+
+def subject_name(spec: object) -> str:
+    """Name of a subject given as a catalogue name or as a mapping with ``name``."""
+    if isinstance(spec, str):
+        return spec
+    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        return str(spec["name"])
+    raise ValueError("must be the name of a subject or a mapping with a name")
+
+
+def combinations(fixed: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the grid's values, on top of the fixed ones."""
+    return [
+        {**fixed, **dict(zip(grid, values, strict=True))}
+        for values in itertools.product(*(grid[name] for name in grid))
+    ]
+
+
+# ---- trials ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial before it runs; everything a worker needs to know, as plain values."""
+
+    trial_id: str
+    study: str
+    stage: Stage
+    subject: str
+    fixer: str
+    params: str
+    """All hyper-parameters as canonical JSON."""
+    seed: int
+    subject_fingerprint: str
+    code_version: str
+    short_rung: bool | None = None
+    """Whether successive halving gives it a part of the effort only; None outside of sweeps. No part of its identity:
+    the parameters say the effort."""
+
+
+def trial_id(fixer: str, params: str, fingerprint: str, seed: int, code_version: str, stage: Stage) -> str:
+    """Identity of a trial: a hash of what determines it, and of nothing else.
+
+    Format 1: SHA-256 over a JSON list of the arguments, first 20 hexadecimal digits. The stage belongs to it because
+    an adaptation trial is judged on valid only. Retry, resource and storage options don't.
+    """
+    text = json.dumps([1, fixer, params, fingerprint, seed, code_version, stage])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def configurations(entry: FixerEntry) -> list[dict[str, Any]]:
+    """The settings of an entry in the final stage; those of an adaptation follow from its sweep."""
+    return combinations(entry.params, entry.grid)
+
+
+def space_of(entry: FixerEntry) -> dict[str, list[Any]]:
+    """Values that the adaptation of an entry tries, by parameter."""
+    import fixers
+
+    if entry.adapt is None:
+        return {}
+    own = fixers.get(entry.name).search_space()
+    return entry.adapt.space or {name: list(values) for name, values in own.items() if name not in entry.params}
+
+
+def rungs_of(entry: FixerEntry) -> tuple[str, list[int]]:
+    """The parameter by which asha stops early (see :meth:`fixers.Fixer.effort`), and its values, ascending.
+
+    The highest is the entry's own, or the largest one in the space of the adaptation.
+
+    Raises:
+        fixers.FixerError: the approach has no such parameter, or no room for two rungs.
+    """
+    import fixers
+
+    cls, adapt = fixers.get(entry.name), entry.adapt or Adaptation()
+    effort = cls.effort()
+    if effort is None:
+        able = ", ".join(name for name, other in fixers.all_fixers().items() if other.effort())
+        raise fixers.ParameterError(
+            f"asha cuts the parameter 'epochs', 'generations' or 'iterations' short, and {cls.name} has none of these; "
+            f"use search: random, grid or optuna. Those that have: {able}."
+        )
+    full = int(getattr(cls.build(entry.params, entry.preset), effort))
+    full = max(map(int, adapt.space.get(effort, [full])))
+    least = int(cls.parameter_infos()[effort].low or 1)
+    rungs = space.rungs(full, least=least, reduction=adapt.reduction, budget=adapt.most_trials)
+    if len(rungs) < 2:
+        raise fixers.ParameterError(
+            f"asha needs two rungs at least, and {effort} = {full} of {cls.name} with a budget of {adapt.budget} and a "
+            f"reduction of {adapt.reduction} gives one; raise {effort} or the budget, or use search: random."
+        )
+    return effort, rungs
+
+
+def trial_specs(
+    study: Study, entry: FixerEntry, subject: str, fingerprint: str, stage: Stage,
+    settings: Sequence[Mapping[str, Any]] | None = None,
+) -> list[TrialSpec]:  # fmt: skip
+    """The trials of one entry on one subject in a stage.
+
+    Args:
+        study: the expanded study.
+        entry: one of its fixers.
+        subject: name of the subject.
+        fingerprint: of the loaded subject.
+        stage: ``adapt`` uses the first seed only.
+        settings: configurations to run; those of the entry's final stage when not given.
+    """
+    import fixers
+    from fixers.code_version import code_version
+
+    cls = fixers.get(entry.name)
+    version = code_version(cls)
+    seeds = study.seeds[:1] if stage == "adapt" else study.seeds
+    specs: dict[str, TrialSpec] = {}
+    for setting in configurations(entry) if settings is None else settings:
+        params = cls.build(setting, entry.preset).canonical_parameters()
+        for seed in seeds:
+            identity = trial_id(entry.name, params, fingerprint, seed, version, stage)
+            specs[identity] = TrialSpec(
+                identity,
+                study.study,
+                stage,
+                subject,
+                entry.name,
+                params,
+                seed,
+                fingerprint,
+                version,
+                short_rung=False if stage == "adapt" else None,
+            )
+    return list(specs.values())
+
+
+# ---- reading --------------------------------------------------------------------------------------------------
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        UserError: one sentence per mistake, each with its line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"There is no study file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The study file {path} can't be read: {error}.") from error
+    return parse_study(text, str(path), path.parent)
+
+
+def parse_study(text: str, source: str, folder: Path) -> Study:
+    """Check the text of a study file.
+
+    Args:
+        text: YAML.
+        source: names it in errors.
+        folder: relative paths in it start here.
+
+    Raises:
+        UserError: one sentence per mistake, each with its line.
+    """
+    import fixers
+    from fixers import registry
+    from fixers.fixer import suggest
+
+    text = with_subjects(text, source, folder)
+    data, root = yaml_text.read(text, source)
+    if not isinstance(data, dict) or root is None:
+        raise UserError(f"{source}: a study file is a mapping with study, subjects and fixers; see examples/.")
+    try:
+        study = Study.model_validate(data)
+    except ValidationError as error:
+        lines = [_sentence(item, root, source) for item in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines))) from error
+    plugins = [str((folder / item).resolve()) if item.endswith(".py") else item for item in study.plugins]
+    for index, plugin in enumerate(plugins):
+        try:
+            registry.load(plugin)
+        except fixers.FixerError as error:
+            raise UserError(f"{source}, line {_line(root, ('plugins', index))}: {error}") from error
+    presets = {preset for cls in fixers.all_fixers().values() for preset in cls.presets}
+    if study.preset is not None and study.preset not in presets:
+        known = suggest(study.preset, presets)
+        raise UserError(f"{source}, line {_line(root, ('preset',))}: no approach has a preset '{study.preset}'{known}")
+    entries: list[FixerEntry] = []
+    for index, entry in enumerate(study.fixers):
+        where = f"{source}, line {_line(root, ('fixers', index))}"
+        try:
+            expanded = study.expand(entry)
+        except fixers.FixerError as error:
+            raise UserError(f"{where}: {error}") from error
+        swept = {other.name for other in entries if other.adapt}
+        for one in expanded:
+            # A trial of both would end in one of them, and the other would wait for it for ever.
+            if one.adapt and one.name in swept:
+                raise UserError(f"{where}: '{one.name}' has two sweeps; put the second into a study of its own.")
+        entries += expanded
+    study = study.model_copy(update={"fixers": entries, "plugins": plugins})
+    locations: list[Location] = [("subjects", index) for index in range(len(study.subjects))]
+    locations += [("attack", "epsilon", name) for name in (study.attack.epsilon if study.attack else ())]
+    study._text = text
+    study._places = {location: f"{source}, line {_line(root, location)}: " for location in locations}
+    return study
+
+
+def _line(root: yaml.Node, location: Location) -> int:
+    """Line, from 1, of the deepest node on the way to a location."""
+    node = root
+    line = root.start_mark.line
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next((pair for pair in node.value if pair[0].value == step), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line
+        else:
+            break
+    return int(line) + 1
+
+
+def _sentence(item: Any, root: yaml.Node, source: str) -> str:
+    location: Location = item["loc"]
+    where = f"{source}, line {_line(root, location)}"
+    field = ".".join(str(step) for step in location)
+    if item["type"] == "extra_forbidden":
+        owner = _fields_at(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), owner, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        return f"{where}: there is no field '{field}'{hint} Valid: {', '.join(owner)}."
+    if item["type"] == "missing":
+        return f"{where}: the field '{field}' is missing."
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: '{field}' {message[0].lower() + message[1:]} (got {item['input']!r})."
+
+
+def _fields_at(location: Location) -> list[str]:
+    nested: dict[int | str, type[BaseModel]] = {
+        "fixers": FixerEntry,
+        "adapt": Adaptation,
+        "resources": Resources,
+        "outcomes": OutcomeThresholds,
+        "attack": Attack,
+    }
+    model = next((nested[step] for step in reversed(location) if step in nested), Study)
+    return sorted(model.model_fields)

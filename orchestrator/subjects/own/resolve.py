@@ -1,0 +1,476 @@
+"""Anybody's own subject: a model and data of the user's, as a mapping in a study file.
+
+    subject:
+      name: my-faces
+      model: my_model.onnx            # or package.module:factory, with weights
+      data: faces.parquet             # or a folder, an .npz file, package.module:function
+      splits: {train: 0.5, valid: 0.1, repair: 0.2, test: 0.2, seed: 0}
+
+``docs/subjects.md`` describes every key.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from torch import nn
+
+from fixers import Split
+from fixers.fixer import suggest
+from orchestrator.base.errors import UserError
+from orchestrator.subjects import weights
+from orchestrator.subjects.architectures import Normalise
+from orchestrator.subjects.own.data import OwnData, SplitOrigin
+from orchestrator.subjects.own.local_files import place
+from orchestrator.subjects.own.targets import is_target, load_target, make_importable
+from orchestrator.subjects.parity import PARITY_INPUTS, Parity
+from orchestrator.subjects.reading.splits import SPLIT_NAMES, SplitName
+from orchestrator.subjects.sources.corruption import CorruptedData, Corruption, Kind
+from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Origin(_Strict):
+    """Where a split is taken from: a part of the data by its name, shared with others in proportion."""
+
+    source: str = Field(alias="from")
+    share: float = Field(default=1.0, gt=0)
+
+
+class Splits(_Strict):
+    """The four splits: fractions of all data, or parts of the data by their names."""
+
+    train: float | str | Origin
+    valid: float | str | Origin
+    repair: float | str | Origin
+    test: float | str | Origin
+    seed: int = 0
+
+    def origins(self) -> dict[SplitName, SplitOrigin]:
+        """Part and share of each split."""
+        result: dict[SplitName, SplitOrigin] = {}
+        for name in SPLIT_NAMES:
+            value = getattr(self, name)
+            if isinstance(value, Origin):
+                result[name] = SplitOrigin(value.source, value.share)
+            elif isinstance(value, str):
+                result[name] = SplitOrigin(value, 1.0)
+            else:
+                result[name] = SplitOrigin("", value)
+        return result
+
+
+class Sensitive(_Strict):
+    """The sensitive attribute: a column, and which of its values make up group 0; all others are group 1."""
+
+    column: str
+    groups: list[str] | dict[str, list[str | int]]
+    """Two names, the first of which is a value of the column; or values by name, group 0 first."""
+
+    @field_validator("groups")
+    @classmethod
+    def _two(cls, value: Any) -> Any:
+        if len(value) != 2:
+            raise ValueError("must be two groups")
+        return value
+
+
+class Normalisation(_Strict):
+    """Mean and standard deviation per channel or column, which become the model's first layer."""
+
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+
+class Corrupted(_Strict):
+    """What makes the images of valid, repair and test worse than those of train."""
+
+    kind: Kind
+    severity: int = Field(default=3, ge=1, le=5)
+    seed: int = 0
+
+
+class OwnSubject(_Strict):
+    """A subject as a study file has it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: str | None = None
+    """An ``.onnx`` file, or ``package.module:factory``."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Of the factory."""
+    weights: str | None = None
+    """A safetensors file, or a state_dict in a ``.pt``, ``.pth`` or ``.th`` file."""
+    normalise: Normalisation | None = None
+    dataset: str | None = None
+    """Data of a subject of the catalogue, in place of ``data``."""
+    data: str | None = None
+    """A folder, a ``.parquet`` or ``.npz`` file, or ``package.module:function``."""
+    image: str | None = None
+    label: str = "label"
+    size: tuple[int, int] | None = None
+    """Height and width that images are resized to."""
+    splits: Splits | None = None
+    sensitive: Sensitive | None = None
+    metadata: list[str] = Field(default_factory=list)
+    """Columns of Parquet files that the results keep of the test samples."""
+    epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    classes: list[str] = Field(default_factory=list)
+    recipe: dict[str, Any] | None = None
+    limit: int | None = Field(default=None, ge=4)
+    """At most this many samples over all four splits."""
+    corruption: Corrupted | None = None
+
+
+DEFAULT_EPSILON = 8 / 255
+_PARITY_BATCH = 50
+
+
+def own_subject(
+    spec: Mapping[str, Any], named: Mapping[str, SubjectDefinition], base_dir: Path, limit: int | None
+) -> SubjectDefinition:
+    """The definition that a mapping in a study file describes.
+
+    Reads as much of model and data as tells the input's shape and the number of classes.
+
+    Args:
+        spec: the mapping.
+        named: the catalogue, whose data and architectures can be used.
+        base_dir: where relative paths start and modules are looked for.
+        limit: at most this many samples over all four splits; what the mapping says when not given.
+
+    Raises:
+        UserError: one sentence on the first thing that's wrong.
+    """
+    own = _validated(spec)
+    definition = _uncorrupted(own, named, base_dir, limit)
+    if own.corruption is None:
+        return definition
+    data = CorruptedData(definition.data, Corruption(**own.corruption.model_dump()))
+    return dataclasses.replace(definition, data=data)
+
+
+def _uncorrupted(
+    own: OwnSubject, named: Mapping[str, SubjectDefinition], base_dir: Path, limit: int | None
+) -> SubjectDefinition:
+    limit = own.limit if limit is None else limit
+    recipe = None if own.recipe is None else _recipe(own)
+    if own.data is None:
+        return _on_catalogue_data(own, named, base_dir, limit, recipe)
+    if own.dataset is not None:
+        raise UserError(f"Subject {own.name} has both data and dataset; give one of them.")
+    if own.model is None or own.splits is None:
+        raise UserError(f"Subject {own.name} needs 'model' and 'splits' beside its data; see docs/subjects.md.")
+    data = OwnData(
+        location=own.data if is_target(own.data) else str(place(base_dir, own.data)),
+        function_dir=base_dir if is_target(own.data) else None,
+        origins=tuple(own.splits.origins().items()),
+        seed=own.splits.seed,
+        image=own.image,
+        label=own.label,
+        size=own.size,
+        sensitive=None if own.sensitive is None else _groups(own.sensitive),
+        metadata=tuple(own.metadata),
+    )
+    shape = data.input_shape()
+    model = _model_source(own, base_dir, shape)
+    return SubjectDefinition(
+        name=own.name,
+        dataset=Path(own.data).name if not is_target(own.data) else own.data,
+        architecture=own.model if is_target(own.model) else Path(own.model).name,
+        n_classes=_n_outputs(own, model, shape),
+        input_shape=shape,
+        epsilon=own.epsilon or DEFAULT_EPSILON,
+        sensitive_attribute=own.sensitive.column if own.sensitive else None,
+        sensitive_groups=_group_names(own.sensitive),
+        recipe=recipe or (OriginalRecipe() if model.trains else None),
+        model=model,
+        data=data,
+        class_names=tuple(own.classes),
+        limit=limit,
+    )
+
+
+def _on_catalogue_data(
+    own: OwnSubject,
+    named: Mapping[str, SubjectDefinition],
+    base_dir: Path,
+    limit: int | None,
+    recipe: OriginalRecipe | None,
+) -> SubjectDefinition:
+    """A subject of the catalogue with another model, other weights or another recipe."""
+    dataset = own.dataset or own.name
+    if dataset not in named:
+        raise UserError(f"Subject {own.name} has no data, and there is no dataset '{dataset}'{suggest(dataset, named)}")
+    fixed = [key for key in ("splits", "sensitive", "size", "image", "metadata") if getattr(own, key)]
+    if fixed:
+        raise UserError(
+            f"Subject {own.name} takes the data of {dataset}, where '{fixed[0]}' can't be changed; drop it."
+        )
+    base = named[dataset]
+    model: ModelSource = base.model
+    architecture = base.architecture
+    if own.model is not None:
+        model, architecture = _model_source(own, base_dir, base.input_shape), Path(own.model).name
+    elif own.weights is not None:
+        model = WithWeights(base.model, _existing(base_dir, own.weights, own.name))
+    definition = dataclasses.replace(
+        base,
+        name=own.name,
+        architecture=architecture,
+        epsilon=own.epsilon or base.epsilon,
+        recipe=recipe or base.recipe,
+        model=model,
+        limit=limit,
+    )
+    if own.model is not None:
+        n_outputs = _n_outputs(own, model, base.input_shape)
+        if n_outputs != base.n_classes:
+            raise UserError(f"{own.model} has {n_outputs} outputs, but {dataset} has {base.n_classes} classes.")
+    return definition
+
+
+@dataclass(frozen=True)
+class NormaliseLayer:
+    """Values of a :class:`Normalise` layer in front of a model."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    n_dims: int
+    """Of an input: 3 for images, 1 for rows of a table."""
+
+    def in_front_of(self, model: nn.Module) -> nn.Module:
+        """The layer and the model as one."""
+        return nn.Sequential(Normalise(self.mean, self.std, self.n_dims), model)
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A model source: an ONNX file."""
+
+    path: Path
+    normalise: NormaliseLayer | None = None
+
+    @property
+    def trains(self) -> bool:
+        """The weights are in the file."""
+        return False
+
+    def build(self) -> nn.Module:
+        """Import the file.
+
+        Raises:
+            ModelImportError: it can't be imported faithfully.
+        """
+        from orchestrator.subjects.onnx.importing import load_onnx
+
+        return _normalised(load_onnx(self.path).model, self.normalise)
+
+    def parity(self, split: Split) -> Parity:
+        """Hold the imported model against the file on the first inputs of a split, behind the normalisation.
+
+        Raises:
+            ModelImportError: it can't be imported, or gives other outputs than the file.
+        """
+        from orchestrator.subjects.onnx.importing import load_onnx
+
+        some = split.select(torch.arange(min(len(split), PARITY_INPUTS)))
+        prepare = _normalised(nn.Identity(), self.normalise)
+        with torch.no_grad():
+            return load_onnx(self.path).parity(prepare(batch.inputs) for batch in some.batches(_PARITY_BATCH))
+
+    def identity(self) -> str:
+        """Hash of the file and the normalisation; weights outside the file are in the subject's fingerprint."""
+        return f"onnx/{_file_hash(self.path)}/{self.normalise}"
+
+
+@dataclass(frozen=True)
+class FactoryModel:
+    """A model source: a function of the user's that returns a module, and its weights if there are some.
+
+    Args:
+        target: ``package.module:function``.
+        arguments: of the function, as JSON.
+        base_dir: where the module may lie.
+        weights: file of the weights; the model is trained when not given.
+        normalise: mean and standard deviation per channel, in front of the module.
+    """
+
+    target: str
+    arguments: str
+    base_dir: Path
+    weights: Path | None = None
+    normalise: NormaliseLayer | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process; the modules of the subject that follow it there are found from then on."""
+        self.__dict__.update(state)
+        make_importable(self.base_dir)
+
+    @property
+    def trains(self) -> bool:
+        """Only without weights."""
+        return self.weights is None
+
+    def build(self) -> nn.Module:
+        """Call the function, load the weights.
+
+        Raises:
+            UserError: the function is missing or returns no module, or the weights don't fit.
+        """
+        model = self._fresh()
+        if self.weights is not None:
+            weights.load_state(model, weights.read_weights(self.weights, model), str(self.weights))
+        return _normalised(model, self.normalise)
+
+    def identity(self) -> str:
+        """Target, arguments, the module's structure, hash of the weights and the normalisation."""
+        structure = hashlib.sha256(repr(self._fresh()).encode()).hexdigest()[:16]
+        given = _file_hash(self.weights) if self.weights else "trained"
+        return f"{self.target}({self.arguments})/{structure}/{given}/{self.normalise}"
+
+    def _fresh(self) -> nn.Module:
+        model = load_target(self.target, self.base_dir)(**json.loads(self.arguments))
+        if not isinstance(model, nn.Module):
+            raise UserError(f"{self.target} must return a torch.nn.Module, but returned {type(model).__name__}.")
+        return model
+
+
+@dataclass(frozen=True)
+class WithWeights:
+    """A model source: another source's architecture with weights from a file."""
+
+    base: ModelSource
+    path: Path
+
+    @property
+    def trains(self) -> bool:
+        """The weights are there."""
+        return False
+
+    def build(self) -> nn.Module:
+        """Build the architecture and load the weights, with the normalisation layer in front or without.
+
+        Raises:
+            UserError: the weights don't fit the architecture.
+        """
+        model = self.base.build()
+        inner = model[1] if isinstance(model, nn.Sequential) and isinstance(model[0], Normalise) else model
+        state = weights.read_weights(self.path, model)
+        target = model if state.keys() == model.state_dict().keys() else inner
+        weights.load_state(target, weights.read_weights(self.path, target), str(self.path))
+        return model
+
+    def identity(self) -> str:
+        """Architecture and hash of the weights."""
+        return f"{self.base.identity()}/{_file_hash(self.path)}"
+
+
+def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> ModelSource:
+    assert own.model is not None
+    normalise = None
+    if own.normalise is not None:
+        for key, values in (("mean", own.normalise.mean), ("std", own.normalise.std)):
+            if len(values) not in (1, shape[0]):
+                raise UserError(
+                    f"normalise.{key} of {own.name} must have 1 or {shape[0]} values for inputs of shape {shape}, but "
+                    f"has {len(values)}."
+                )
+        normalise = NormaliseLayer(tuple(own.normalise.mean), tuple(own.normalise.std), len(shape))
+    if is_target(own.model):
+        given = None if own.weights is None else _existing(base_dir, own.weights, own.name)
+        return FactoryModel(own.model, json.dumps(own.arguments, sort_keys=True), base_dir, given, normalise)
+    path = _existing(base_dir, own.model, own.name)
+    if path.suffix != ".onnx":
+        raise UserError(
+            f"The model of {own.name} must be an .onnx file or package.module:factory, but got {own.model}; give the "
+            "factory as model and the file as weights."
+        )
+    if own.weights is not None:
+        raise UserError(f"The model of {own.name} is an ONNX file, which has its weights; drop 'weights'.")
+    return OnnxModel(path, normalise)
+
+
+def _n_outputs(own: OwnSubject, model: ModelSource, shape: tuple[int, ...]) -> int:
+    with torch.random.fork_rng(devices=[]):
+        built = model.build().eval()
+    try:
+        with torch.no_grad():
+            outputs = built(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{own.model} can't take the inputs of {own.name}, of shape {shape}: {reason}.") from error
+    if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 2:
+        raise UserError(f"{own.model} must return logits of shape (samples, classes) for inputs of shape {shape}.")
+    return int(outputs.shape[1])
+
+
+def _normalised(model: nn.Module, normalise: NormaliseLayer | None) -> nn.Module:
+    return model if normalise is None else normalise.in_front_of(model)
+
+
+def _recipe(own: OwnSubject) -> OriginalRecipe:
+    assert own.recipe is not None
+    known = {field.name: field for field in dataclasses.fields(OriginalRecipe)}
+    for key in own.recipe:
+        if key not in known:
+            raise UserError(f"The recipe of {own.name} has no '{key}'{suggest(key, known)}")
+    try:
+        return TypeAdapter(OriginalRecipe).validate_python(own.recipe)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"The recipe of {own.name}, {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+def _groups(sensitive: Sensitive) -> tuple[str, tuple[str, ...]]:
+    """Column, and its values (as text) that make up group 0."""
+    if isinstance(sensitive.groups, list):
+        return sensitive.column, (sensitive.groups[0],)
+    return sensitive.column, tuple(str(value) for value in next(iter(sensitive.groups.values())))
+
+
+def _group_names(sensitive: Sensitive | None) -> tuple[str, str] | None:
+    if sensitive is None:
+        return None
+    first, second = sensitive.groups
+    return first, second
+
+
+def _validated(spec: Mapping[str, Any]) -> OwnSubject:
+    try:
+        return OwnSubject.model_validate(dict(spec))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        name = spec.get("name", "?")
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            key = str(first["loc"][0])
+            raise UserError(f"Subject {name} has no key '{key}'{suggest(key, OwnSubject.model_fields)}") from error
+        raise UserError(f"Subject {name}: {where}: {first['msg']}.") from error
+
+
+def _existing(base_dir: Path, text: str, name: str) -> Path:
+    path = place(base_dir, text)
+    if not path.is_file():
+        raise UserError(f"There is no file {path}, which subject {name} names; check the path{_unset(text)}.")
+    return path
+
+
+def _unset(text: str) -> str:
+    names = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
+    return f", and set {' and '.join(names)}" if names else ""
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

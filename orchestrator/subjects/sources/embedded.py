@@ -1,0 +1,52 @@
+"""The embedded subjects: scikit-learn's 1,797 real digits, which need no data folder."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.subjects.reading.roots import DataRoot
+from orchestrator.subjects.reading.samples import ArraySamples
+from orchestrator.subjects.reading.splits import Pool, SplitPlan
+from orchestrator.subjects.sources.skew import Skew, assemble_skewed, tinted
+from orchestrator.subjects.subject import SubjectData, assemble
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The digits as 1x8x8 pixels.
+
+    The train split is kept small on purpose: repair and test are to hold some 60 honest failures each.
+    """
+
+    plan: SplitPlan
+
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
+        """Divide the digits; the data root isn't needed."""
+        return assemble({"all": _digits()[1]}, self.plan, "scikit-learn digits", limit)
+
+
+@dataclass(frozen=True)
+class SkewedDigits:
+    """The digits as 3x8x8 pixels in grey or tinted, as CIFAR10S is made from CIFAR10.
+
+    The colour form of a digit has a hue of its own; the grey form is the luminance of that same image, so that both
+    show the same shape equally well.
+    """
+
+    plan: SplitPlan
+    skew: Skew
+
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
+        """Divide the digits and give them their forms; the data root isn't needed."""
+        images, pool = _digits()
+        colour = {"all": tinted(images, self.skew.seed)}
+        return assemble_skewed({"all": pool}, colour, self.plan, 10, "scikit-learn digits, tinted", self.skew, limit)
+
+
+def _digits() -> tuple[npt.NDArray[np.uint8], Pool]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]  # (1797, 1, 8, 8); values were 0 to 16
+    return images, Pool(ArraySamples(images), bunch.target.astype(np.int64))

@@ -1,0 +1,1 @@
+"""Sweeps of hyper-parameters on valid, and the choice they lead to."""

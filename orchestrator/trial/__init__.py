@@ -1,0 +1,1 @@
+"""One trial: from a subject and a fixer to a row."""

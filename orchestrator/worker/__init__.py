@@ -1,0 +1,1 @@
+"""The process that runs trials, and what watches over it."""

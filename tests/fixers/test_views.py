@@ -1,0 +1,40 @@
+import torch
+
+from fixers.training.best_weights import BestWeights
+from fixers.views import JoinedSplit
+
+
+def test_a_joined_split_is_its_parts_one_after_the_other(digits):
+    joined = JoinedSplit([digits["train"], digits["valid"], digits["repair"]])
+    inputs = torch.cat([digits[name].batch().inputs for name in ("train", "valid", "repair")])
+    labels = torch.cat([digits[name].labels for name in ("train", "valid", "repair")])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(joined.labels, labels)
+    assert torch.equal(joined.inputs(order, torch.device("cpu")), inputs[order])
+    selected = joined.select(order).select(labels[order] == 3)
+    assert torch.equal(selected.batch().inputs, inputs[order][labels[order] == 3])
+    assert torch.equal(selected.labels, torch.full((int((labels == 3).sum()),), 3))
+    assert selected.shape == (1, 8, 8)
+
+
+def test_an_empty_part_is_no_obstacle(digits):
+    empty = digits["train"].select(torch.arange(0))
+    joined = JoinedSplit([empty, digits["valid"], empty])
+    assert torch.equal(joined.batch().inputs, digits["valid"].batch().inputs)
+
+
+def test_best_weights_are_clones_and_come_back_bit_for_bit(make_problem, resnet):
+    model = make_problem(resnet).new_model()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    best = BestWeights(model, 0.5)
+    with torch.no_grad():
+        for value in (*model.parameters(), *model.buffers()):
+            value.add_(1)
+    assert not best.offer(model, 0.5)
+    assert not best.offer(model, float("nan"))
+    best.restore(model)
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    assert best.offer(model, 0.6)
+    assert best.score == 0.6

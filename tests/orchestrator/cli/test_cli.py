@@ -1,0 +1,177 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import fixers
+from analysis.published.published import import_published
+from fixers import registry
+from orchestrator.cli import main
+from orchestrator.subjects.catalogue import catalogue
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def fixstudy(monkeypatch, capsys, tmp_path):
+    """The command in this process, as its entry point runs it; saves importing torch for every case."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fixstudy", *map(str, arguments)])
+        try:
+            main.main()
+        except SystemExit as stop:
+            return Done(stop.code, *capsys.readouterr())
+        return Done(0, *capsys.readouterr())
+
+    return call
+
+
+def test_help_imports_neither_torch_nor_ray_nor_duckdb():
+    script = "import sys; from orchestrator.cli import cli; cli(['--help'], standalone_mode=False); "
+    script += (
+        "print([name for name in ('torch', 'ray', 'duckdb', 'pyarrow', 'rich', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize("command", ["status", "sql", "report"])
+def test_reading_results_imports_neither_torch_nor_ray(command, tmp_path):
+    import_published(tmp_path / "published")
+    query = ["select 1"] if command == "sql" else []
+    script = (
+        f"import sys; from orchestrator.cli import cli; cli({[command, str(tmp_path / 'published'), *query]!r}, "
+        "standalone_mode=False); print([name for name in ('torch', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu"], "did you mean 'run'"),
+        (["run", "nowhere.yaml"], "There is no study file nowhere.yaml."),
+        (["plan"], "Missing argument 'STUDY'"),
+        (["status", "nowhere"], "nowhere"),
+        (["sql", "nowhere", "select 1"], "nowhere"),
+        (["sql"], "Say which study to ask: fixstudy sql RESULTS."),
+        (["sql", "--query", "effectiveness"], "Say which study to ask"),
+        (["fixers", "arachn"], "did you mean 'arachne'?"),
+        (["subjects", "digit"], "did you mean 'digits'"),
+        (["fix", "--model", "digits", "--fixer", "arachne", "--param", "populaton=3"], "did you mean 'population'?"),
+        (["fix", "--model", "digits", "--fixer", "arachne", "--param", "alpha=2024-13-01"], "alpha can't be read"),
+        (["fix", "--model", "nowhere.onnx", "--fixer", "arachne"], "--data is missing"),
+        (["fix", "--fixer", "arachne"], "Give --model with --data, or --subject."),
+        (["advise", "x", "--max-nfr", "much"], "A share is written"),
+        (["train", "imagenet", "--data-root", "nowhere"], "imagenet"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, said, fixstudy):
+    done = fixstudy(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_the_named_questions_are_listed_without_a_study(fixstudy):
+    done = fixstudy("sql", "--list", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    names = [row["name"] for row in json.loads(done.stdout)]
+    assert {"effectiveness", "per_class"} <= set(names) and names == sorted(names)
+    assert fixstudy("sql", "any/results", "--list", "--format", "json").stdout == done.stdout
+
+
+def test_the_plan_of_a_study_runs_nothing(fixstudy, tmp_path):
+    study = tmp_path / "s.yaml"
+    study.write_text(
+        "study: s\nsubjects: [digits]\nfixers: [arachne, {name: finetune, grid: {epochs: [1, 2]}}]\nseeds: 2"
+    )
+    done = fixstudy("plan", study)
+    assert done.returncode == 0, done.stderr
+    assert "6 trials" in done.stdout
+    assert not (tmp_path / "results").exists()
+    assert fixstudy("run", study, "--dry-run").stdout == done.stdout
+
+
+def test_fix_prints_before_and_after_and_writes_onnx(fixstudy, tmp_path):
+    out = tmp_path / "fixed.onnx"
+    done = fixstudy("fix", "--model", "digits", "--fixer", "arachne", "--preset", "quick", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "repaired" in done.stdout
+    assert "accuracy" in done.stdout
+    import onnx
+
+    facts = {item.key: item.value for item in onnx.load(out).metadata_props}
+    assert facts["fixer"] == "arachne"
+    assert json.loads(facts["params"])["population"] > 0
+    again = fixstudy("fix", "--model", out, "--data", "digits", "--fixer", "finetune", "--preset", "quick")
+    assert again.returncode == 0, again.stderr
+    assert f"{float(facts['accuracy_fixed']):.2%}" in again.stdout, "the written model is the fixed one"
+
+
+def test_fix_refuses_a_target_before_it_fixes(fixstudy, monkeypatch):
+    monkeypatch.setattr("orchestrator.cli.single_model.load", lambda *args, **kwargs: pytest.fail("it began"))
+    done = fixstudy("fix", "--model", "digits", "--fixer", "arachne", "--out", "nowhere/fixed.onnx")
+    assert done.returncode == 2
+    assert "nowhere, where --out is to go" in done.stderr
+
+
+def test_ctrl_c_is_answered(fixstudy, monkeypatch):
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.cli.single_model.fix_command", interrupted)
+    done = fixstudy("fix", "--model", "digits", "--fixer", "arachne")
+    assert (done.returncode, done.stderr.strip()) == (130, "fixstudy: stopped.")
+
+
+def test_a_terminal_without_unicode_gets_question_marks():
+    command = [sys.executable, "-m", "orchestrator.cli", "subjects"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "fashion_mnist" in done.stdout
+
+
+def test_fix_takes_a_plug_in(fixstudy, monkeypatch):
+    fixers.all_fixers()
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    plugin = Path(__file__).parents[3] / "examples" / "misbehaving_fixers.py"
+    words = ("fix", "--model", "digits", "--fixer", "does_nothing")
+    assert "There is no fixer 'does_nothing'" in fixstudy(*words).stderr
+    done = fixstudy(*words, "--plugin", plugin)
+    assert done.returncode == 0, done.stderr
+    assert "repaired 0 of" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["fixers", "subjects"])
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_names_that_one_has_to_type_are_not_cut(fixstudy, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    names = fixers.all_fixers() if command == "fixers" else catalogue()
+    done = fixstudy(command)
+    assert all(f" {name} " in done.stdout for name in names)
+    assert "…" not in done.stdout
+
+
+def test_fix_writes_a_model_that_the_fixer_extended(fixstudy, tmp_path):
+    import onnx
+
+    out = tmp_path / "fixed.onnx"
+    done = fixstudy("fix", "--model", "digits", "--fixer", "reassure", "--preset", "quick", "--out", out)
+    assert done.returncode == 0, done.stderr
+    weights = {item.name for item in onnx.load(out).graph.initializer}
+    assert any(name.startswith("patch.") for name in weights)
