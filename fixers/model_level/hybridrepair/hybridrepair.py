@@ -22,20 +22,13 @@ from fixers.images.consistency import (
     view_entropy,
     with_views,
 )
-from fixers.model_level.hybridrepair.label_propagation import (
-    LabelOracle,
-    Propagated,
-    Relabelled,
-    dense_mask,
-    directions,
-    propagate,
-)
+from fixers.model_level.hybridrepair.label_propagation import LabelOracle, Propagated, dense_mask, directions, propagate
 from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 from fixers.requirements import ImageInput, LinearLayers, Requirement, TrainingSamples
 from fixers.training.best_weights import BestWeights
 from fixers.training.ensembles import wrong_mask
-from fixers.views import JoinedSplit
+from fixers.views import JoinedSplit, Relabelled
 
 _NEIGHBOURS = 100
 _AVERAGE_DENSITY = 1000

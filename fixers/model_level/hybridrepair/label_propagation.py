@@ -39,36 +39,6 @@ class LabelOracle:
         return self._split.labels[indices]
 
 
-class Relabelled(Split):
-    """A split under other labels.
-
-    Args:
-        split: the inputs.
-        labels: (N,) int64.
-    """
-
-    def __init__(self, split: Split, labels: Tensor) -> None:
-        self._split, self._labels = split, labels
-
-    @property
-    def labels(self) -> Tensor:
-        """The other labels (N,) int64."""
-        return self._labels
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one input."""
-        return self._split.shape
-
-    def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Inputs of the split."""
-        return self._split.inputs(indices, device)
-
-    def select(self, indices: Tensor) -> "Relabelled":
-        """Some of the samples, under their other labels."""
-        return Relabelled(self._split.select(indices), self._labels[indices])
-
-
 @dataclass(frozen=True)
 class Propagated:
     """Samples that got a label."""

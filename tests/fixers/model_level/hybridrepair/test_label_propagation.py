@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from fixers import TensorSplit
 from fixers.features.clustering import k_means
-from fixers.model_level.hybridrepair.label_propagation import LabelOracle, Relabelled, dense_mask, directions, propagate
+from fixers.model_level.hybridrepair.label_propagation import LabelOracle, dense_mask, directions, propagate
+from fixers.views import Relabelled
 
 CPU = torch.device("cpu")
 
