@@ -1,12 +1,10 @@
 """What a torch module looks like: its layers, cuts through it, hooks, fresh weights."""
 
+from fixers.network.cuts import Cut, as_graph, cut, why_untraceable
 from fixers.network.layers import (
     ACTIVATIONS,
     PASS_THROUGH,
-    Cut,
     Layer,
-    as_graph,
-    cut,
     gives_logits,
     inputs_of,
     is_other_activation,
@@ -16,7 +14,6 @@ from fixers.network.layers import (
     not_reinitialisable,
     reinitialised,
     seeded,
-    why_untraceable,
 )
 
 __all__ = [
