@@ -1,12 +1,12 @@
 """What a torch module looks like: its layers, cuts through it, hooks, fresh weights."""
 
 from fixers.network.cuts import Cut, as_graph, cut, why_untraceable
+from fixers.network.hooks import inputs_of
 from fixers.network.layers import (
     ACTIVATIONS,
     PASS_THROUGH,
     Layer,
     gives_logits,
-    inputs_of,
     is_other_activation,
     last_linear,
     layers,

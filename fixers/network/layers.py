@@ -4,7 +4,7 @@ Frozen prefixes run once: an approach that changes one layer caches what enters 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,28 +70,6 @@ def linear_runs(sequence: tuple[Layer, ...]) -> list[list[str]]:
 def is_other_activation(layer: Layer) -> bool:
     """Whether a layer is an activation other than ReLU."""
     return isinstance(layer.module, ACTIVATIONS)
-
-
-@contextmanager
-def inputs_of(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep what enters some layers during the block; where a layer is called several times the first counts.
-
-    Clear the mapping before each forward pass.
-    """
-    entering: dict[str, Tensor] = {}
-
-    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
-        def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            entering.setdefault(name, arguments[0])
-
-        return model.get_submodule(name).register_forward_pre_hook(keep)
-
-    handles = [hook(name) for name in layers]
-    try:
-        yield entering
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def last_linear(sequence: tuple[Layer, ...]) -> str | None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fixers.data import Split
 from fixers.features.heatmaps import layers_to_explain
-from fixers.network.layers import inputs_of
+from fixers.network.hooks import inputs_of
 from fixers.problem import RepairProblem
 from fixers.search.localisation import weight_layers
 
