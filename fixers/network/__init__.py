@@ -1,6 +1,7 @@
 """What a torch module looks like: its layers, cuts through it, hooks, fresh weights."""
 
 from fixers.network.cuts import Cut, as_graph, cut, why_untraceable
+from fixers.network.fresh import not_reinitialisable, reinitialised, seeded
 from fixers.network.hooks import inputs_of
 from fixers.network.layers import (
     ACTIVATIONS,
@@ -11,9 +12,6 @@ from fixers.network.layers import (
     last_linear,
     layers,
     linear_runs,
-    not_reinitialisable,
-    reinitialised,
-    seeded,
 )
 
 __all__ = [
