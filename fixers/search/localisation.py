@@ -17,8 +17,8 @@ from fixers import network
 from fixers.data import Split
 from fixers.network import convolutions
 from fixers.network.layers import Layer
+from fixers.network.places import Places, places_in
 from fixers.problem import RepairProblem
-from fixers.search.patches import Places, places_in
 
 
 @dataclass(frozen=True)

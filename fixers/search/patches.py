@@ -18,6 +18,7 @@ from torch.nn import functional
 from fixers import network
 from fixers.data import Split
 from fixers.network import convolutions
+from fixers.network.places import Places, _layer
 from fixers.problem import RepairProblem
 
 PerSample = Callable[[Tensor, Tensor], Tensor]
@@ -28,53 +29,6 @@ _BYTES_PER_SAMPLE = 2**19
 # Changes of so few weights are applied one by one; of more, as a matrix.
 _FEW = 64
 _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
-
-
-@dataclass(frozen=True)
-class Places:
-    """Some single weights of a model, in a fixed order: layer by layer, each layer's in the order of its indices."""
-
-    layers: tuple[str, ...]
-    """Qualified names of Linear or Conv2d layers in order of execution, each once."""
-    indices: tuple[Tensor, ...]
-    """(D_l,) int64 each, distinct: positions in its flattened weight; from ``weight.numel()`` on, in its bias."""
-
-    def __len__(self) -> int:
-        return sum(len(index) for index in self.indices)
-
-    def read(self, model: nn.Module) -> Tensor:
-        """The values (D,) that a model has there, on the CPU."""
-        parts = [_flat(model, name)[index] for name, index in zip(self.layers, self.indices, strict=True)]
-        return torch.cat([part.cpu() for part in parts]) if parts else torch.empty(0)
-
-    def write(self, model: nn.Module, values: Tensor) -> None:
-        """Set them in place to ``values`` (D,); every other number of the model stays as it is, bit for bit."""
-        for name, index, part in zip(self.layers, self.indices, self.split(values), strict=True):
-            layer = _layer(model, name)
-            weights = layer.weight.numel()
-            with torch.no_grad():
-                # On the contiguous copy, because a weight in channels-last memory has no flat view.
-                weight = layer.weight.detach().clone().flatten()
-                weight[index[index < weights]] = part[index < weights].to(weight)
-                layer.weight.copy_(weight.reshape(layer.weight.shape))
-                if layer.bias is not None:
-                    layer.bias[index[index >= weights] - weights] = part[index >= weights].to(layer.bias)
-
-    def split(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Values (..., D) in parts (..., D_l), one a layer."""
-        parts: tuple[Tensor, ...] = values.split([len(index) for index in self.indices], dim=-1)
-        return parts
-
-
-def places_in(layers: Sequence[str], indices: Sequence[Tensor]) -> Places:
-    """Places in some of the layers: those with no index are left out.
-
-    Args:
-        layers: qualified names in order of execution.
-        indices: for each layer (D_l,) int64, possibly none; see :class:`Places`.
-    """
-    kept = [(name, index.cpu()) for name, index in zip(layers, indices, strict=True) if len(index)]
-    return Places(tuple(name for name, _ in kept), tuple(index for _, index in kept))
 
 
 class PatchEvaluator:
@@ -339,21 +293,6 @@ def _without_in_place(graph_module: fx.GraphModule) -> fx.GraphModule:
             vars(module)["inplace"] = False
     graph_module.recompile()
     return graph_module
-
-
-def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
-    module = model.get_submodule(name)
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        raise ValueError(
-            f"Weights can be patched in Linear and Conv2d layers, but '{name}' is a {type(module).__name__}."
-        )
-    return module
-
-
-def _flat(model: nn.Module, name: str) -> Tensor:
-    layer = _layer(model, name)
-    weight = layer.weight.detach().flatten()
-    return weight if layer.bias is None else torch.cat([weight, layer.bias.detach()])
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from fixers.cache import Tensors
 from fixers.data import Split
 from fixers.fixer import Fixer, parameter
+from fixers.network.places import Places
 from fixers.neuron_level.care import interventions
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, SubjectFacts, Traceable
-from fixers.search.patches import PatchEvaluator, Places, most_accurate, pair_up
+from fixers.search.patches import PatchEvaluator, most_accurate, pair_up
 from fixers.search.swarms import Fitness, Progress, inertia_swarm
 
 INERTIA = 0.8

@@ -15,12 +15,13 @@ from fixers import network
 from fixers.data import Split
 from fixers.errors import FixFailedError, ParameterError, UnadaptableError
 from fixers.fixer import Fixer, parameter
+from fixers.network.places import Places
 from fixers.neuron_level.arachne import CANDIDATES_PER_FAILURE, PASSES_IN_FITNESS, PATIENCE, PHI, loss_fitness
 from fixers.neuron_level.distrrep.merged_repairs import Kind, Mixture, Repair, RiskScore
 from fixers.problem import RepairProblem
 from fixers.requirements import LinearLayers, Requirement, Traceable
 from fixers.search.localisation import Scored, front_places, impacts
-from fixers.search.patches import Places, most_accurate
+from fixers.search.patches import most_accurate
 from fixers.search.swarms import Progress, particle_swarm
 
 FIRST_COEFFICIENTS = (0.5, 0.125)

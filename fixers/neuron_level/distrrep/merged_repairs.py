@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fixers.network.places import Places
 from fixers.problem import RepairProblem
-from fixers.search.patches import PatchEvaluator, Places, pair_up
+from fixers.search.patches import PatchEvaluator, pair_up
 
 
 @dataclass(frozen=True, eq=False)

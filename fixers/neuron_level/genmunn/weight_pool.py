@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from fixers import network
 from fixers.data import Split
+from fixers.network.places import Places, places_in
 from fixers.neuron_level.genmunn.genetic import Mutants
 from fixers.problem import RepairProblem
-from fixers.search.patches import PatchEvaluator, Places, pair_up, places_in
+from fixers.search.patches import PatchEvaluator, pair_up
 
 GROUPS = 8
 """Mutants are evaluated together with those whose first changed layer is near, in at most so many groups."""

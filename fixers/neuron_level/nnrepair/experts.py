@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fixers import network
 from fixers.data import Split
+from fixers.network.places import Places
 from fixers.problem import RepairProblem
-from fixers.search.patches import PatchEvaluator, Places
+from fixers.search.patches import PatchEvaluator
 from fixers.task import Task
 
 Rule = Literal["naive", "prec", "conf", "votes", "pvc"]

@@ -16,6 +16,7 @@ from fixers import network
 from fixers.errors import FixFailedError, UnadaptableError
 from fixers.exact.linear_program import FloatArray, Status
 from fixers.fixer import Fixer, parameter
+from fixers.network.places import Places
 from fixers.neuron_level.nnrepair.activation_patterns import Pattern, feeds_relu, fit_patterns
 from fixers.neuron_level.nnrepair.experts import RULES, ExpertNetwork, Experts, precision_and_f1, predictions
 from fixers.neuron_level.nnrepair.layer_inequalities import comparisons, entered, joined, switched
@@ -23,7 +24,6 @@ from fixers.neuron_level.nnrepair.soft_constraints import Constraints, Found, mo
 from fixers.problem import RepairProblem
 from fixers.requirements import LinearOutput, Requirement, Traceable
 from fixers.search.localisation import stratified
-from fixers.search.patches import Places
 
 
 @dataclass(frozen=True)

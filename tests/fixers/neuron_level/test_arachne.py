@@ -6,11 +6,11 @@ from torch import nn
 
 from fixers import RepairProblem, apply, network
 from fixers.errors import DeadlineExceededError, FixFailedError
+from fixers.network.places import Places
 from fixers.neuron_level import arachne
 from fixers.neuron_level.arachne import Arachne, counting_fitness, loss_fitness
 from fixers.registry import get
 from fixers.search.localisation import impacts
-from fixers.search.patches import Places
 
 FAST = {"population": 30, "generations": 15, "layers": "last_fc"}
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fixers import RepairProblem, TensorSplit, network
-from fixers.search.patches import PatchEvaluator, Places, most_accurate, places_in
+from fixers.network.places import Places, places_in
+from fixers.search.patches import PatchEvaluator, most_accurate
 
 
 def reference(model, places, values, inputs):

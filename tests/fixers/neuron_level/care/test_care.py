@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from fixers import RepairProblem, TensorSplit, apply
+from fixers.network.places import Places
 from fixers.neuron_level.care import care, interventions
 from fixers.neuron_level.care.care import CARE, undesired
-from fixers.search.patches import Places
 
 LAYERS = ["classifier.1", "classifier.3", "classifier.5"]
 EVERYWHERE = [

@@ -8,9 +8,9 @@ from torch import nn
 
 from fixers import RepairProblem, TensorSplit, fix, get, network
 from fixers.errors import DeadlineExceededError, FixFailedError, ParameterError, UnadaptableError
+from fixers.network.places import Places
 from fixers.neuron_level.distrrep.distrrep import DistrRep
 from fixers.neuron_level.distrrep.merged_repairs import Kind, Mixture, Repair, RiskScore
-from fixers.search.patches import Places
 
 FAST = {
     "min_types": 1, "min_examples": 1, "repairs": 6, "particles": 12, "iterations": 8, "merge_particles": 30,

@@ -6,10 +6,10 @@ from torch import nn
 
 from fixers import RepairProblem, apply
 from fixers.errors import FixFailedError, UnadaptableError
+from fixers.network.places import Places
 from fixers.neuron_level.neurecover.history import compare, epoch_of_original
 from fixers.neuron_level.neurecover.neurecover import NeuRecover, regression_fitness
 from fixers.search.localisation import impacts
-from fixers.search.patches import Places
 from fixers.training.loop import train
 
 FAST = {"particles": 20, "iterations": 8}

@@ -10,12 +10,12 @@ from torch import nn
 from fixers import RepairProblem, TensorSplit, apply
 from fixers.errors import FixFailedError, UnadaptableError
 from fixers.exact.linear_program import Status
+from fixers.network.places import Places
 from fixers.neuron_level.nnrepair.activation_patterns import feeds_relu, fit_patterns
 from fixers.neuron_level.nnrepair.experts import RULES, ExpertNetwork, Experts, combined, decide, precision_and_f1
 from fixers.neuron_level.nnrepair.layer_inequalities import comparisons, entered
 from fixers.neuron_level.nnrepair.nnrepair import NNrepair, _together, _Work
 from fixers.neuron_level.nnrepair.soft_constraints import Constraints, most_satisfied
-from fixers.search.patches import Places
 from fixers.task import Classification
 
 LAST, SECOND_LAST = "classifier.5", "classifier.3"

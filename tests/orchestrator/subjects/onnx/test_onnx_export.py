@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from fixers.network.places import Places
 from fixers.neuron_level.nnrepair.experts import RULES, ExpertNetwork, Experts
-from fixers.search.patches import Places
 from fixers.task import Classification
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.architectures import ARCHITECTURES
