@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fixers import network
+
 ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish,
     nn.PReLU, nn.RReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh,
@@ -100,3 +102,13 @@ def gives_logits(model: nn.Module, layer: str, input_shape: tuple[int, ...]) -> 
         return False
     own, whole = (logits - logits[..., :1] for logits in (seen[0], outputs))
     return torch.allclose(own, whole, rtol=1e-4, atol=1e-5)
+
+
+def weight_layers(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Layer, ...]:
+    """The Linear and Conv2d layers that a forward pass meets, in order of their first call, each once."""
+    seen = {
+        layer.name: layer
+        for layer in network.layers(model, input_shape)
+        if isinstance(layer.module, (nn.Linear, nn.Conv2d))
+    }
+    return tuple(seen.values())

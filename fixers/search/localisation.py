@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fixers import network
 from fixers.data import Split
 from fixers.network import convolutions
-from fixers.network.layers import Layer
 from fixers.network.places import Places, places_in
 from fixers.problem import RepairProblem
 
@@ -29,16 +27,6 @@ class Impact:
     """|sum over the samples of d loss / d weight|: the sum first, then its absolute value."""
     forward: Tensor
     """How much of the layer's output, and through it of the model's, goes through the weight; at least 0."""
-
-
-def weight_layers(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Layer, ...]:
-    """The Linear and Conv2d layers that a forward pass meets, in order of their first call, each once."""
-    seen = {
-        layer.name: layer
-        for layer in network.layers(model, input_shape)
-        if isinstance(layer.module, (nn.Linear, nn.Conv2d))
-    }
-    return tuple(seen.values())
 
 
 def impacts(

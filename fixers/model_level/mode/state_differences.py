@@ -15,8 +15,8 @@ from torch.nn import functional
 from fixers.data import Split
 from fixers.features.heatmaps import layers_to_explain
 from fixers.network.hooks import inputs_of
+from fixers.network.layers import weight_layers
 from fixers.problem import RepairProblem
-from fixers.search.localisation import weight_layers
 
 Group = Literal["correct", "mistaken", "missed"]
 """Inputs of a class that are decided right, inputs of others that are taken for it, and inputs of it that aren't."""

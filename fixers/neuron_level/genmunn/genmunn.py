@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from fixers.cache import Tensors
 from fixers.data import Split
 from fixers.fixer import Fixer, parameter
+from fixers.network.layers import weight_layers
 from fixers.neuron_level.genmunn.ablation import called_once, score_without
 from fixers.neuron_level.genmunn.genetic import Generation, Mutants, Mutation, evolve
 from fixers.neuron_level.genmunn.weight_pool import Pool, PoolEvaluator
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable
-from fixers.search.localisation import impacts, in_groups, stratified, weight_layers
+from fixers.search.localisation import impacts, in_groups, stratified
 from fixers.views import JoinedSplit
 
 SIGN_FLIPS = 0.1

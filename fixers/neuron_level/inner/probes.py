@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fixers import network
 from fixers.data import Split
+from fixers.network.layers import weight_layers
 from fixers.problem import RepairProblem
 from fixers.requirements import Requirement, SubjectFacts
-from fixers.search.localisation import weight_layers
 
 BATCH = 128
 _LARGE_STAGES = 2

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from fixers.data import Split
 from fixers.errors import FixFailedError
 from fixers.fixer import Fixer, parameter
+from fixers.network.layers import weight_layers
 from fixers.network.places import Places, places_in
 from fixers.neuron_level.neurecover.history import Comparison, compare
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable, TrainingHistory
-from fixers.search.localisation import impacts, in_groups, weight_layers
+from fixers.search.localisation import impacts, in_groups
 from fixers.search.patches import PatchEvaluator, most_accurate, pair_up
 from fixers.search.swarms import Fitness, Progress, particle_swarm
 
