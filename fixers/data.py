@@ -154,3 +154,19 @@ def at_most_per_class(split: Split, count: int, generator: torch.Generator) -> S
 
 def _array(values: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+
+
+def stratified(split: Split, count: int, generator: torch.Generator) -> Split:
+    """About ``count`` samples without replacement, each class with its share of the split and at least one.
+
+    Of samples that the model gets right the label is also the prediction, so this is stratified by either.
+    """
+    if count >= len(split):
+        return split
+    chosen = []
+    for label, members in enumerate(torch.bincount(split.labels).tolist()):
+        if members:
+            wanted = max(1, round(count * members / len(split)))
+            rows = (split.labels == label).nonzero().squeeze(1)
+            chosen.append(rows[torch.randperm(members, generator=generator)[:wanted]])
+    return split.select(torch.cat(chosen))

@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fixers.data import Split
+from fixers.data import Split, stratified
 from fixers.errors import FixFailedError
 from fixers.fixer import Fixer, parameter
 from fixers.network.layers import Layer, weight_layers
 from fixers.network.places import Places
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable
-from fixers.search.localisation import Scored, front_places, impacts, in_groups, stratified
+from fixers.search.localisation import Scored, front_places, impacts, in_groups
 from fixers.search.patches import PatchEvaluator, most_accurate, pair_up
 from fixers.search.swarms import Fitness, Progress, SearchResult, differential_evolution, particle_swarm
 

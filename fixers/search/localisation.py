@@ -171,22 +171,6 @@ def front_places(scored: Iterable[Scored], *, strongest: int | None = None) -> P
     return places_in(names, [everywhere[front[layer_of[front] == i]] for i in range(len(names))])
 
 
-def stratified(split: Split, count: int, generator: torch.Generator) -> Split:
-    """About ``count`` samples without replacement, each class with its share of the split and at least one.
-
-    Of samples that the model gets right the label is also the prediction, so this is stratified by either.
-    """
-    if count >= len(split):
-        return split
-    chosen = []
-    for label, members in enumerate(torch.bincount(split.labels).tolist()):
-        if members:
-            wanted = max(1, round(count * members / len(split)))
-            rows = (split.labels == label).nonzero().squeeze(1)
-            chosen.append(rows[torch.randperm(members, generator=generator)[:wanted]])
-    return split.select(torch.cat(chosen))
-
-
 def _shortlist(first: Tensor, second: Tensor, strongest: int | None) -> Tensor:
     """What can still be on the front of all: the front, or the points with the largest first scores."""
     if strongest is None:

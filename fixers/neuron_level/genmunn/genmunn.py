@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fixers.cache import Tensors
-from fixers.data import Split
+from fixers.data import Split, stratified
 from fixers.fixer import Fixer, parameter
 from fixers.network.layers import weight_layers
 from fixers.neuron_level.genmunn.ablation import called_once, score_without
@@ -21,7 +21,7 @@ from fixers.neuron_level.genmunn.genetic import Generation, Mutants, Mutation, e
 from fixers.neuron_level.genmunn.weight_pool import Pool, PoolEvaluator
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable
-from fixers.search.localisation import impacts, in_groups, stratified
+from fixers.search.localisation import impacts, in_groups
 from fixers.views import JoinedSplit
 
 SIGN_FLIPS = 0.1

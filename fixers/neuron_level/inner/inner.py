@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fixers import network
-from fixers.data import Split
+from fixers.data import Split, stratified
 from fixers.errors import FixFailedError
 from fixers.features.frozen_prefix import FrozenPrefix
 from fixers.fixer import Fixer, parameter
@@ -17,7 +17,6 @@ from fixers.neuron_level.inner.probes import Block, HiddenBlock, anomaly_scores,
 from fixers.neuron_level.inner.routing import count_votes, most_voted, route_masks
 from fixers.problem import RepairProblem
 from fixers.requirements import Requirement, Traceable
-from fixers.search.localisation import stratified
 from fixers.training.best_weights import BestWeights
 from fixers.training.ensembles import wrong_mask
 from fixers.training.masked_steps import Loss, descend

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fixers import network
+from fixers.data import stratified
 from fixers.errors import FixFailedError, UnadaptableError
 from fixers.exact.linear_program import FloatArray, Status
 from fixers.fixer import Fixer, parameter
@@ -23,7 +24,6 @@ from fixers.neuron_level.nnrepair.layer_inequalities import comparisons, entered
 from fixers.neuron_level.nnrepair.soft_constraints import Constraints, Found, most_satisfied
 from fixers.problem import RepairProblem
 from fixers.requirements import LinearOutput, Requirement, Traceable
-from fixers.search.localisation import stratified
 
 
 @dataclass(frozen=True)

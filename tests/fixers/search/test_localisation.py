@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fixers import RepairProblem, TensorSplit
+from fixers.data import stratified
 from fixers.network.layers import weight_layers
-from fixers.search.localisation import Scored, front_places, impacts, in_groups, pareto_front, stratified
+from fixers.search.localisation import Scored, front_places, impacts, in_groups, pareto_front
 
 
 def problem_of(model, inputs, labels, **options):
