@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from fixers import RepairProblem, TensorSplit, TrainingRecipe, network
 from fixers.data import Split
 from fixers.network.places import Places
-from fixers.neuron_level.arachne import Arachne, counting_fitness, loss_fitness
+from fixers.neuron_level.arachne import Arachne
 from fixers.neuron_level.genmunn.genetic import Mutants, evolve
 from fixers.neuron_level.genmunn.genmunn import GenMuNN
 from fixers.neuron_level.genmunn.weight_pool import PoolEvaluator
 from fixers.neuron_level.inner.probes import Block, blocks, train_probes
 from fixers.neuron_level.inner.routing import route_masks
 from fixers.neuron_level.vere.bounds import dense_chain, lower_lines
+from fixers.search.fitness import counting_fitness, loss_fitness
 from fixers.search.localisation import impacts
 from fixers.search.swarms import constriction
 from fixers.training.loop import train

@@ -16,10 +16,10 @@ from fixers.data import Split
 from fixers.errors import FixFailedError, ParameterError, UnadaptableError
 from fixers.fixer import Fixer, parameter
 from fixers.network.places import Places
-from fixers.neuron_level.arachne import CANDIDATES_PER_FAILURE, PASSES_IN_FITNESS, PATIENCE, PHI, loss_fitness
 from fixers.neuron_level.distrrep.merged_repairs import Kind, Mixture, Repair, RiskScore
 from fixers.problem import RepairProblem
 from fixers.requirements import LinearLayers, Requirement, Traceable
+from fixers.search.fitness import CANDIDATES_PER_FAILURE, PASSES_IN_FITNESS, PATIENCE, PHI, loss_fitness
 from fixers.search.localisation import Scored, front_places, impacts
 from fixers.search.patches import most_accurate
 from fixers.search.swarms import Progress, particle_swarm

@@ -8,8 +8,9 @@ from fixers import RepairProblem, apply, network
 from fixers.errors import DeadlineExceededError, FixFailedError
 from fixers.network.places import Places
 from fixers.neuron_level import arachne
-from fixers.neuron_level.arachne import Arachne, counting_fitness, loss_fitness
+from fixers.neuron_level.arachne import Arachne
 from fixers.registry import get
+from fixers.search.fitness import counting_fitness, loss_fitness
 from fixers.search.localisation import impacts
 
 FAST = {"population": 30, "generations": 15, "layers": "last_fc"}
