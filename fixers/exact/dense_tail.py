@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fixers import network
-from fixers.exact.linear_program import FloatArray
+from fixers.exact.arrays import FloatArray
 from fixers.requirements import Requirement, SubjectFacts
 
 _RELU_CALLS: tuple[object, ...] = (torch.relu, torch.relu_, functional.relu, functional.relu_, "relu", "relu_")

@@ -11,13 +11,10 @@ from typing import Any
 
 import highspy
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from fixers.errors import FixFailedError
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from fixers.exact.arrays import FloatArray, IntArray
 
 DEFAULT_MEMORY = 8 * 2**30
 """Bytes that a program may take before it is refused."""

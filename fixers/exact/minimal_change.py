@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from fixers.exact.arrays import FloatArray, IntArray
 from fixers.exact.linear_program import (
     DEFAULT_MEMORY,
-    FloatArray,
-    IntArray,
     LinearProgram,
     Method,
     Solution,

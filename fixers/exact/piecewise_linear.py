@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from fixers.exact.linear_program import IntArray
+from fixers.exact.arrays import IntArray
 
 
 class Kind(Enum):

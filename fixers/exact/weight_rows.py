@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from fixers.exact.linear_program import FloatArray, IntArray, no_rows
+from fixers.exact.arrays import FloatArray, IntArray
+from fixers.exact.linear_program import no_rows
 
 
 class Rows(Protocol):

@@ -21,8 +21,9 @@ from torch import Tensor, fx, nn
 
 from fixers import network
 from fixers.errors import UnadaptableError
+from fixers.exact.arrays import FloatArray, IntArray
 from fixers.exact.decoupled import patches
-from fixers.exact.linear_program import DEFAULT_MEMORY, FloatArray, IntArray, Solution, check_size, no_rows
+from fixers.exact.linear_program import DEFAULT_MEMORY, Solution, check_size, no_rows
 from fixers.exact.minimal_change import CONFLICT, DUST, VIOLATION, ChangeProgram, Norm
 from fixers.exact.piecewise_linear import (
     Kind,

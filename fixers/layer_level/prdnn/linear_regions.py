@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from fixers import network
 from fixers.errors import FixFailedError, UnadaptableError
-from fixers.exact.linear_program import FloatArray
+from fixers.exact.arrays import FloatArray
 from fixers.exact.piecewise_linear import (
     Kind,
     branch_at,

@@ -12,17 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import sparse
 
+from fixers.exact.arrays import FloatArray
 from fixers.exact.dense_tail import Region
-from fixers.exact.linear_program import (
-    DEFAULT_MEMORY,
-    FloatArray,
-    LinearProgram,
-    Method,
-    Solver,
-    Status,
-    check_size,
-    solve,
-)
+from fixers.exact.linear_program import DEFAULT_MEMORY, LinearProgram, Method, Solver, Status, check_size, solve
 
 
 @dataclass(frozen=True)

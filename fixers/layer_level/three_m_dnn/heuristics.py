@@ -12,7 +12,8 @@ from itertools import islice
 import numpy as np
 
 from fixers.errors import DeadlineExceededError
-from fixers.exact.linear_program import FloatArray, IntArray, Status
+from fixers.exact.arrays import FloatArray, IntArray
+from fixers.exact.linear_program import Status
 from fixers.exact.minimal_change import Norm
 from fixers.layer_level.three_m_dnn.separated_network import Modification, SeparatedNetwork, State
 

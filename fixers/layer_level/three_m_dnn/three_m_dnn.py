@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from fixers import network
 from fixers.errors import FixFailedError, ParameterError
-from fixers.exact.linear_program import FloatArray, Status
+from fixers.exact.arrays import FloatArray
+from fixers.exact.linear_program import Status
 from fixers.exact.minimal_change import L1, LINF
 from fixers.fixer import Fixer, Level, parameter
 from fixers.layer_level.three_m_dnn.heuristics import HEURISTICS, Search

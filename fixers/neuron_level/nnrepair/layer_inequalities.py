@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fixers import network
 from fixers.data import Split
-from fixers.exact.linear_program import FloatArray
+from fixers.exact.arrays import FloatArray
 from fixers.problem import RepairProblem
 
 MARGIN = 1e-4

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fixers import network
 from fixers.data import stratified
 from fixers.errors import FixFailedError, UnadaptableError
-from fixers.exact.linear_program import FloatArray, Status
+from fixers.exact.arrays import FloatArray
+from fixers.exact.linear_program import Status
 from fixers.fixer import Fixer, parameter
 from fixers.network.places import Places
 from fixers.neuron_level.nnrepair.activation_patterns import Pattern, feeds_relu, fit_patterns

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import sparse
 
-from fixers.exact.linear_program import FloatArray, LinearProgram, Method, Solver, Status
+from fixers.exact.arrays import FloatArray
+from fixers.exact.linear_program import LinearProgram, Method, Solver, Status
 
 _SHRINK = 1e-5
 """The box is open: changes stay this share of it away from its faces, which outlasts rounding to single precision."""
