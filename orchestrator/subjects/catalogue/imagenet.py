@@ -1,7 +1,7 @@
 """ImageNet with DenseNet121; streamed, never in memory as a whole."""
 
+from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.splits import SplitPlan
-from orchestrator.subjects.reading.streaming import ImageFormat
 from orchestrator.subjects.sources.datasets import ImageNet
 from orchestrator.subjects.subject import OriginalRecipe
 from orchestrator.subjects.trained import trained_subject

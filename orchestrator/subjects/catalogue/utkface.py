@@ -1,7 +1,7 @@
 """UTKFace with gender as the label and race as the sensitive attribute; FaceNet without batch norm."""
 
+from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.splits import SplitPlan
-from orchestrator.subjects.reading.streaming import ImageFormat
 from orchestrator.subjects.sources.datasets import UtkFace
 from orchestrator.subjects.subject import OriginalRecipe
 from orchestrator.subjects.trained import trained_subject

@@ -11,18 +11,12 @@ import numpy.typing as npt
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.own.targets import load_target
 from orchestrator.subjects.reading.formats import class_folders, integer_labels, read_npz
+from orchestrator.subjects.reading.images import ImageFormat, image_shape
 from orchestrator.subjects.reading.parquet import read_parquet
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.samples import ArraySamples
 from orchestrator.subjects.reading.splits import Pool, Samples, SplitPlan
-from orchestrator.subjects.reading.streaming import (
-    Encoded,
-    EncodedStream,
-    ImageFormat,
-    first_image,
-    image_samples,
-    image_shape,
-)
+from orchestrator.subjects.reading.streaming import Encoded, EncodedStream, first_image, image_samples
 from orchestrator.subjects.subject import SubjectData, assemble
 
 INPUT_KEYS = ("images", "inputs", "x", "X")

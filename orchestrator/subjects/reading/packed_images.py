@@ -25,9 +25,10 @@ import numpy.typing as npt
 
 from orchestrator.base.errors import UserError
 from orchestrator.storage.durable import publish
+from orchestrator.subjects.reading.images import UnreadableImageError
 from orchestrator.subjects.reading.roots import CACHE_VARIABLE, cache_dir
 from orchestrator.subjects.reading.splits import Indices
-from orchestrator.subjects.reading.streaming import EncodedStream, UnreadableImageError
+from orchestrator.subjects.reading.streaming import EncodedStream
 
 FOLDER: Final = "images"
 DIGEST_BYTES: Final = 16

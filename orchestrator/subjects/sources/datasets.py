@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.reading.formats import class_folders, dataset_folder, integer_labels, read_idx, read_npz
+from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.parquet import ParquetRows, read_parquet
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.samples import ArraySamples
 from orchestrator.subjects.reading.splits import Pool, SplitPlan
-from orchestrator.subjects.reading.streaming import ImageFiles, ImageFormat, image_samples
+from orchestrator.subjects.reading.streaming import ImageFiles, image_samples
 from orchestrator.subjects.sources.skew import Skew, assemble_skewed
 from orchestrator.subjects.subject import SubjectData, assemble
 

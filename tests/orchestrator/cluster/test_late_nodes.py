@@ -23,7 +23,7 @@ from orchestrator.storage.patience import StorageError
 from orchestrator.storage.store import Store
 from orchestrator.study.schema import TrialSpec
 from orchestrator.subjects.catalogue import resolve
-from orchestrator.subjects.reading.streaming import UnreadableImageError
+from orchestrator.subjects.reading.images import UnreadableImageError
 
 PLUGIN = Path(__file__).parents[1] / "cluster_fixers.py"
 SEEDS = 3

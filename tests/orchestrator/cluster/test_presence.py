@@ -18,8 +18,9 @@ from orchestrator.cluster.presence import (
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.resolve import OnnxModel
+from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.roots import RemoteRoot
-from orchestrator.subjects.reading.streaming import ImageFiles, ImageFormat, StreamedSplit
+from orchestrator.subjects.reading.streaming import ImageFiles, StreamedSplit
 from orchestrator.subjects.sources.corruption import CorruptedData, Corruption
 
 

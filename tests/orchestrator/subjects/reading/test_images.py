@@ -11,17 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from orchestrator.subjects.reading.images import ImageFormat, UnreadableImageError, image_shape
 from orchestrator.subjects.reading.parquet import ParquetImages, read_parquet
 from orchestrator.subjects.reading.samples import ArraySamples
-from orchestrator.subjects.reading.streaming import (
-    ImageFiles,
-    ImageFormat,
-    StreamedImages,
-    StreamedSplit,
-    UnreadableImageError,
-    image_samples,
-    image_shape,
-)
+from orchestrator.subjects.reading.streaming import ImageFiles, StreamedImages, StreamedSplit, image_samples
 
 
 def encoded(n: int = 12, side: int = 16, mode: str = "RGB") -> list[bytes]:

@@ -21,16 +21,11 @@ from PIL import Image
 from orchestrator.base.errors import UserError
 from orchestrator.cluster.presence import NodeLacksImagesError, check_images
 from orchestrator.subjects.own.data import OwnData, SplitOrigin
+from orchestrator.subjects.reading.images import ImageFormat, UnreadableImageError
 from orchestrator.subjects.reading.packed_images import PackedImages
 from orchestrator.subjects.reading.parquet import ParquetImages, read_parquet
 from orchestrator.subjects.reading.roots import CACHE_VARIABLE
-from orchestrator.subjects.reading.streaming import (
-    ImageFormat,
-    StreamedImages,
-    StreamedSplit,
-    UnreadableImageError,
-    image_samples,
-)
+from orchestrator.subjects.reading.streaming import StreamedImages, StreamedSplit, image_samples
 
 FORM = ImageFormat((3, 16, 16))
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.reading import parquet
+from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.parquet import read_parquet
 from orchestrator.subjects.reading.samples import ArraySamples
-from orchestrator.subjects.reading.streaming import ImageFormat, StreamedImages, first_image, image_samples
+from orchestrator.subjects.reading.streaming import StreamedImages, first_image, image_samples
 
 FORM = ImageFormat((3, 16, 16))
 

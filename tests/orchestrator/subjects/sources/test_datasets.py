@@ -21,8 +21,8 @@ from PIL import Image
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
+from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.splits import row_digests
-from orchestrator.subjects.reading.streaming import ImageFormat
 from orchestrator.subjects.subject import SubjectData
 from orchestrator.trial.loading import sample_columns
 

@@ -1,0 +1,97 @@
+"""One picture: opening it, its shape, its pixels."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.base.errors import UserError
+
+
+class UnreadableImageError(UserError):
+    """An image that can't be decoded or doesn't fit, with its name."""
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What an image is made to be: (C, H, W) uint8 with C = 1 (grey) or 3 (red, green, blue).
+
+    ``fit`` says what happens to an image of another size: ``exact`` refuses it, ``stretch`` resizes it (bilinear,
+    anti-aliased), ``crop`` brings the shorter side to 8/7 of the target and cuts out the middle (ImageNet's way).
+    """
+
+    shape: tuple[int, int, int]
+    fit: Literal["exact", "stretch", "crop"] = "exact"
+
+    def decode(self, encoded: bytes, name: str) -> npt.NDArray[np.uint8]:
+        """One image (C, H, W).
+
+        Raises:
+            UnreadableImageError: damaged, no image at all, or of another size where that isn't allowed.
+        """
+        channels, height, width = self.shape
+        with _opened(encoded, name) as image:
+            converted = image.convert("L" if channels == 1 else "RGB")
+            if converted.size != (width, height):
+                converted = self._resized(converted, name)
+            pixels = np.asarray(converted, dtype=np.uint8)
+        return pixels[None] if channels == 1 else np.moveaxis(pixels, 2, 0)
+
+    def _resized(self, image: Any, name: str) -> Any:
+        from PIL import Image
+
+        _, height, width = self.shape
+        if self.fit == "exact":
+            raise UnreadableImageError(
+                f"Image {name} is {image.height}x{image.width} where {height}x{width} is expected; "
+                f"give size: [{height}, {width}] to have all images resized."
+            )
+        if self.fit == "stretch":
+            return image.resize((width, height), Image.Resampling.BILINEAR)
+        scale = max(height / image.height, width / image.width) * 8 / 7
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+
+def image_shape(encoded: bytes, name: str) -> tuple[int, int, int]:
+    """Shape (C, H, W) of an encoded image as it is: C is 1 for grey images, else 3."""
+    with _opened(encoded, name) as image:
+        return (1 if image.mode in ("1", "L", "I;16") else 3, image.height, image.width)
+
+
+@contextmanager
+def _opened(encoded: bytes, name: str) -> Iterator[Any]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.load()
+            yield image
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError as error:
+        # Its own message names an object in memory.
+        raise UnreadableImageError(
+            f"Image {name} can't be read (it is in no known format); repair or remove it."
+        ) from error
+    # What Pillow raises on damaged files; its own errors derive from these.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"Image {name} can't be read ({error}); repair or remove it.") from error
+
+
+class Images(Protocol):
+    """Encoded images that are fetched one at a time."""
+
+    def __len__(self) -> int:
+        """Number of images N."""
+
+    def fetch(self, index: int) -> bytes:
+        """The encoded image at a position."""
+
+    def name(self, index: int) -> str:
+        """What to call it in a message."""
