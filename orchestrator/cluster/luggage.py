@@ -22,7 +22,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.cluster.unpacking import digest_of, has_content, place, unpacked
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.local_files import external_data, module_files
-from orchestrator.subjects.own.resolve import FactoryModel, OnnxModel, WithWeights
+from orchestrator.subjects.own.models import FactoryModel, OnnxModel, WithWeights
 from orchestrator.subjects.own.targets import make_importable
 from orchestrator.subjects.sources.corruption import CorruptedData
 from orchestrator.subjects.subject import DataSource, ModelSource, SubjectDefinition

@@ -10,34 +10,27 @@
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 
-from fixers import Split
 from fixers.fixer import suggest
 from orchestrator.base.errors import UserError
-from orchestrator.subjects import weights
-from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.local_files import place
+from orchestrator.subjects.own.models import FactoryModel, NormaliseLayer, OnnxModel, WithWeights
 from orchestrator.subjects.own.schema import OwnSubject, Sensitive
-from orchestrator.subjects.own.targets import is_target, load_target, make_importable
-from orchestrator.subjects.parity import PARITY_INPUTS, Parity
+from orchestrator.subjects.own.targets import is_target
 from orchestrator.subjects.sources.corruption import CorruptedData, Corruption
 from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
 
 DEFAULT_EPSILON = 8 / 255
-_PARITY_BATCH = 50
 
 
 def own_subject(
@@ -144,142 +137,6 @@ def _on_catalogue_data(
     return definition
 
 
-@dataclass(frozen=True)
-class NormaliseLayer:
-    """Values of a :class:`Normalise` layer in front of a model."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    n_dims: int
-    """Of an input: 3 for images, 1 for rows of a table."""
-
-    def in_front_of(self, model: nn.Module) -> nn.Module:
-        """The layer and the model as one."""
-        return nn.Sequential(Normalise(self.mean, self.std, self.n_dims), model)
-
-
-@dataclass(frozen=True)
-class OnnxModel:
-    """A model source: an ONNX file."""
-
-    path: Path
-    normalise: NormaliseLayer | None = None
-
-    @property
-    def trains(self) -> bool:
-        """The weights are in the file."""
-        return False
-
-    def build(self) -> nn.Module:
-        """Import the file.
-
-        Raises:
-            ModelImportError: it can't be imported faithfully.
-        """
-        from orchestrator.subjects.onnx.importing import load_onnx
-
-        return _normalised(load_onnx(self.path).model, self.normalise)
-
-    def parity(self, split: Split) -> Parity:
-        """Hold the imported model against the file on the first inputs of a split, behind the normalisation.
-
-        Raises:
-            ModelImportError: it can't be imported, or gives other outputs than the file.
-        """
-        from orchestrator.subjects.onnx.importing import load_onnx
-
-        some = split.select(torch.arange(min(len(split), PARITY_INPUTS)))
-        prepare = _normalised(nn.Identity(), self.normalise)
-        with torch.no_grad():
-            return load_onnx(self.path).parity(prepare(batch.inputs) for batch in some.batches(_PARITY_BATCH))
-
-    def identity(self) -> str:
-        """Hash of the file and the normalisation; weights outside the file are in the subject's fingerprint."""
-        return f"onnx/{_file_hash(self.path)}/{self.normalise}"
-
-
-@dataclass(frozen=True)
-class FactoryModel:
-    """A model source: a function of the user's that returns a module, and its weights if there are some.
-
-    Args:
-        target: ``package.module:function``.
-        arguments: of the function, as JSON.
-        base_dir: where the module may lie.
-        weights: file of the weights; the model is trained when not given.
-        normalise: mean and standard deviation per channel, in front of the module.
-    """
-
-    target: str
-    arguments: str
-    base_dir: Path
-    weights: Path | None = None
-    normalise: NormaliseLayer | None = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrive in another process; the modules of the subject that follow it there are found from then on."""
-        self.__dict__.update(state)
-        make_importable(self.base_dir)
-
-    @property
-    def trains(self) -> bool:
-        """Only without weights."""
-        return self.weights is None
-
-    def build(self) -> nn.Module:
-        """Call the function, load the weights.
-
-        Raises:
-            UserError: the function is missing or returns no module, or the weights don't fit.
-        """
-        model = self._fresh()
-        if self.weights is not None:
-            weights.load_state(model, weights.read_weights(self.weights, model), str(self.weights))
-        return _normalised(model, self.normalise)
-
-    def identity(self) -> str:
-        """Target, arguments, the module's structure, hash of the weights and the normalisation."""
-        structure = hashlib.sha256(repr(self._fresh()).encode()).hexdigest()[:16]
-        given = _file_hash(self.weights) if self.weights else "trained"
-        return f"{self.target}({self.arguments})/{structure}/{given}/{self.normalise}"
-
-    def _fresh(self) -> nn.Module:
-        model = load_target(self.target, self.base_dir)(**json.loads(self.arguments))
-        if not isinstance(model, nn.Module):
-            raise UserError(f"{self.target} must return a torch.nn.Module, but returned {type(model).__name__}.")
-        return model
-
-
-@dataclass(frozen=True)
-class WithWeights:
-    """A model source: another source's architecture with weights from a file."""
-
-    base: ModelSource
-    path: Path
-
-    @property
-    def trains(self) -> bool:
-        """The weights are there."""
-        return False
-
-    def build(self) -> nn.Module:
-        """Build the architecture and load the weights, with the normalisation layer in front or without.
-
-        Raises:
-            UserError: the weights don't fit the architecture.
-        """
-        model = self.base.build()
-        inner = model[1] if isinstance(model, nn.Sequential) and isinstance(model[0], Normalise) else model
-        state = weights.read_weights(self.path, model)
-        target = model if state.keys() == model.state_dict().keys() else inner
-        weights.load_state(target, weights.read_weights(self.path, target), str(self.path))
-        return model
-
-    def identity(self) -> str:
-        """Architecture and hash of the weights."""
-        return f"{self.base.identity()}/{_file_hash(self.path)}"
-
-
 def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> ModelSource:
     assert own.model is not None
     normalise = None
@@ -317,10 +174,6 @@ def _n_outputs(own: OwnSubject, model: ModelSource, shape: tuple[int, ...]) -> i
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 2:
         raise UserError(f"{own.model} must return logits of shape (samples, classes) for inputs of shape {shape}.")
     return int(outputs.shape[1])
-
-
-def _normalised(model: nn.Module, normalise: NormaliseLayer | None) -> nn.Module:
-    return model if normalise is None else normalise.in_front_of(model)
 
 
 def _recipe(own: OwnSubject) -> OriginalRecipe:
@@ -373,8 +226,3 @@ def _existing(base_dir: Path, text: str, name: str) -> Path:
 def _unset(text: str) -> str:
     names = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
     return f", and set {' and '.join(names)}" if names else ""
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from orchestrator.cluster.presence import (
 )
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.own.data import OwnData
-from orchestrator.subjects.own.resolve import OnnxModel
+from orchestrator.subjects.own.models import OnnxModel
 from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.roots import RemoteRoot
 from orchestrator.subjects.reading.streaming import ImageFiles, StreamedSplit
