@@ -15,10 +15,11 @@ from orchestrator.planning.plan import Cell, CostModel, Plan, estimate, make_pla
 from orchestrator.storage.store import Store
 from orchestrator.study import points
 from orchestrator.study.schema import Study, load_study, space_of
+from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.originals import cache_file
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import SubjectData, SubjectDefinition
-from orchestrator.trial.loading import LoadedSubject, load
+from orchestrator.trial.loading import load
 
 _UNTRAINED = "untrained-{}"
 """In place of a fingerprint; every subject has its own."""

@@ -21,9 +21,10 @@ from orchestrator.cluster.node_events import pause_when_full, telling_epochs
 from orchestrator.cluster.presence import check_nodes, complaint, loading_nodes, this_node
 from orchestrator.storage.patience import StorageError
 from orchestrator.storage.store import Store
+from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.reading.roots import DataRoot, use_cache_dir
 from orchestrator.subjects.subject import SubjectDefinition
-from orchestrator.trial.loading import LoadedSubject, load, sample_columns
+from orchestrator.trial.loading import load, sample_columns
 
 MOST_RUNS = 3
 """Of a loading task whose process or node dies."""

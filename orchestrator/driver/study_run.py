@@ -40,12 +40,12 @@ from orchestrator.storage.patience import StorageError
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import COLUMNS, Figures
 from orchestrator.study.schema import Study, TrialSpec
+from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import SubjectDefinition
 from orchestrator.sweeps.record import figures_on_valid, record, record_name
 from orchestrator.sweeps.sweep import Choice
 from orchestrator.trial import outcomes
-from orchestrator.trial.loading import LoadedSubject
 from orchestrator.trial.outcomes import Verdict
 from orchestrator.trial.trial import TrialSettings, identity_columns, verdict_columns
 from orchestrator.worker.logtail import read_streams

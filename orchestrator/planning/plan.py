@@ -18,8 +18,8 @@ from orchestrator.base.errors import UserError
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import Figures
 from orchestrator.study.schema import FixerEntry, Study, TrialSpec, trial_specs
+from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.sweeps.sweep import Choice, Setup, Sweep, make_sweep
-from orchestrator.trial.loading import LoadedSubject
 
 
 @dataclass(frozen=True)

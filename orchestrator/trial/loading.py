@@ -3,7 +3,6 @@
 import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fixers.requirements import SubjectFacts
 from orchestrator.storage.store import Store
+from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.originals import Progress, cache_file, prepare
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import Subject, SubjectData, SubjectDefinition
 from orchestrator.trial.trial import Baseline, make_baseline
-
-
-@dataclass(frozen=True)
-class LoadedSubject:
-    """What the driver knows of a subject; the subject itself stays on the cluster."""
-
-    definition: SubjectDefinition
-    fingerprint: str
-    row: Mapping[str, Any]
-    """Its row in the ``subjects`` dataset."""
-    facts: SubjectFacts
-    accuracy: Mapping[str, float]
-    """Of the original model, by split."""
 
 
 def load(

@@ -15,7 +15,7 @@ from orchestrator.storage.store import Store
 from orchestrator.study.objectives import Figures
 from orchestrator.study.schema import Adaptation, FixerEntry, Study
 from orchestrator.subjects.catalogue import resolve
-from orchestrator.trial.loading import LoadedSubject
+from orchestrator.subjects.loaded import LoadedSubject
 
 
 def loaded(name):

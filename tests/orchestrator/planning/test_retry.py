@@ -12,7 +12,7 @@ from orchestrator.planning.retry import MAY_PASS, failures_that_may_pass, may_pa
 from orchestrator.storage.store import Store
 from orchestrator.study.schema import FixerEntry, Study
 from orchestrator.subjects.catalogue import resolve
-from orchestrator.trial.loading import LoadedSubject
+from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.trial.outcomes import ReasonCode
 
 

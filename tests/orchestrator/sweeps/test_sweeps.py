@@ -20,10 +20,10 @@ from orchestrator.study import points
 from orchestrator.study.objectives import COLUMNS, Figures, Objective, pareto_set, parse
 from orchestrator.study.schema import Adaptation, FixerEntry, Study, load_study, parse_study, rungs_of
 from orchestrator.subjects.catalogue import resolve
+from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.sweeps import record as adaptation
 from orchestrator.sweeps.record import OneSweep
 from orchestrator.sweeps.sweep import Setup, make_sweep
-from orchestrator.trial.loading import LoadedSubject
 
 ORDERS = st.randoms(use_true_random=False)
 SEARCHES = st.sampled_from(
