@@ -14,7 +14,8 @@ from orchestrator.driver.run import default_results
 from orchestrator.planning.plan import Cell, CostModel, Plan, estimate, make_plan, needs_history, outdated
 from orchestrator.storage.store import Store
 from orchestrator.study import points
-from orchestrator.study.schema import Study, load_study, space_of
+from orchestrator.study.reading import load_study
+from orchestrator.study.schema import Study, space_of
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.originals import cache_file
 from orchestrator.subjects.reading.roots import DataRoot

@@ -226,7 +226,7 @@ def export_trial(results: str, given: str, target: Path, console: Console | None
     from safetensors.torch import load as load_tensors
 
     from analysis.terminal.trial_story import choose
-    from orchestrator.study.schema import parse_study
+    from orchestrator.study.reading import parse_study
     from orchestrator.subjects.onnx.exporting import export_onnx
 
     store = Store(results)

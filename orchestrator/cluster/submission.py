@@ -26,7 +26,7 @@ import click
 import yaml
 
 from orchestrator.base.errors import UserError
-from orchestrator.study.schema import load_study
+from orchestrator.study.reading import load_study
 from orchestrator.study.subject_files import with_subjects
 from orchestrator.subjects.own.local_files import PACKAGES, external_data, lies_beside, module_files, place
 from orchestrator.subjects.own.targets import is_target

@@ -14,7 +14,8 @@ from orchestrator.planning.profile import first_trials
 from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store
 from orchestrator.storage.upkeep import Upkeep
-from orchestrator.study.schema import Study, load_study
+from orchestrator.study.reading import load_study
+from orchestrator.study.schema import Study
 from orchestrator.sweeps.record import OneSweep
 from orchestrator.worker.monitor import Sighting
 

@@ -18,7 +18,8 @@ from fixers.fixer import suggest
 from orchestrator.base.errors import UserError
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import COLUMNS, Figures
-from orchestrator.study.schema import Adaptation, FixerEntry, Study, parse_study, subject_name
+from orchestrator.study.reading import parse_study
+from orchestrator.study.schema import Adaptation, FixerEntry, Study, subject_name
 from orchestrator.study.subject_files import with_subjects
 from orchestrator.sweeps.sweep import Candidate, Choice
 

@@ -13,7 +13,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.cluster import ray_session
 from orchestrator.cluster.ray_session import STARTS_OF_RAY, commit_of, definitions, freeze, ray_running
 from orchestrator.storage.store import Store
-from orchestrator.study.schema import load_study, parse_study
+from orchestrator.study.reading import load_study, parse_study
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 import fixers
 from orchestrator.base.errors import UserError
-from orchestrator.study.schema import FixerEntry, combinations, load_study, parse_study, trial_id, trial_specs
+from orchestrator.study.reading import load_study, parse_study
+from orchestrator.study.schema import FixerEntry, combinations, trial_id, trial_specs
 
 GOOD = """
 study: demo

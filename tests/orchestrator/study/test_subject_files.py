@@ -13,7 +13,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.cluster import ray_session
 from orchestrator.cluster.submission import pack
 from orchestrator.storage.store import Store
-from orchestrator.study.schema import load_study
+from orchestrator.study.reading import load_study
 from orchestrator.study.subject_files import with_subjects
 from orchestrator.sweeps import record
 

@@ -18,7 +18,8 @@ from orchestrator.planning.plan import TrialQueue, make_plan
 from orchestrator.storage.store import Store
 from orchestrator.study import points
 from orchestrator.study.objectives import COLUMNS, Figures, Objective, pareto_set, parse
-from orchestrator.study.schema import Adaptation, FixerEntry, Study, load_study, parse_study, rungs_of
+from orchestrator.study.reading import load_study, parse_study
+from orchestrator.study.schema import Adaptation, FixerEntry, Study, rungs_of
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.sweeps import record as adaptation
