@@ -20,7 +20,8 @@ from analysis.published.published import import_published
 from orchestrator.makespan import lower_bound, makespan
 from orchestrator.planning.plan import Cell, CostModel, Plan, TrialQueue
 from orchestrator.storage.store import Store
-from orchestrator.study.schema import FixerEntry, Study, TrialSpec
+from orchestrator.study.schema import FixerEntry, Study
+from orchestrator.study.trials import TrialSpec
 
 SEEDS = 3
 GPUS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Callable, Iterable
 
 from orchestrator.planning.plan import TrialQueue
-from orchestrator.study.schema import TrialSpec
+from orchestrator.study.trials import TrialSpec
 
 
 def makespan(queue: TrialQueue, seconds: Callable[[TrialSpec], float], lanes: int) -> float:

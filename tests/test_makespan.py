@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from orchestrator.makespan import lower_bound, makespan
 from orchestrator.planning.plan import Cell, Plan, TrialQueue
-from orchestrator.study.schema import FixerEntry, Study, TrialSpec
+from orchestrator.study.schema import FixerEntry, Study
+from orchestrator.study.trials import TrialSpec
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "makespan.py"
 

@@ -21,8 +21,9 @@ from orchestrator.base.units import duration
 from orchestrator.cluster import ray_session
 from orchestrator.storage.store import Store
 from orchestrator.study import yaml_text
-from orchestrator.study.schema import Attack, TrialSpec, trial_id
+from orchestrator.study.schema import Attack
 from orchestrator.study.subject_files import is_subject_file, read_subject
+from orchestrator.study.trials import TrialSpec, trial_id
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.doctor import errors_of_original
 from orchestrator.subjects.subject import Subject, SubjectDefinition

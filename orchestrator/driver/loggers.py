@@ -18,7 +18,7 @@ from ray.tune.logger import LoggerCallback
 
 from orchestrator.base.errors import UserError
 from orchestrator.storage.store import Store
-from orchestrator.study.schema import TrialSpec
+from orchestrator.study.trials import TrialSpec
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """By service, the package that it needs."""

@@ -39,7 +39,8 @@ from orchestrator.planning.retry import failures_that_may_pass
 from orchestrator.storage.patience import StorageError
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import COLUMNS, Figures
-from orchestrator.study.schema import Study, TrialSpec
+from orchestrator.study.schema import Study
+from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import SubjectDefinition

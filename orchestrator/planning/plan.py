@@ -17,7 +17,8 @@ from fixers.requirements import TrainingHistory, Unmet
 from orchestrator.base.errors import UserError
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import Figures
-from orchestrator.study.schema import FixerEntry, Study, TrialSpec, trial_specs
+from orchestrator.study.schema import FixerEntry, Study
+from orchestrator.study.trials import TrialSpec, trial_specs
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.sweeps.sweep import Choice, Setup, Sweep, make_sweep
 

@@ -10,7 +10,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from orchestrator.study import points
 from orchestrator.study.objectives import Figures
-from orchestrator.study.schema import TrialSpec
+from orchestrator.study.trials import TrialSpec
 from orchestrator.sweeps.sweep import Setup, Sweep
 
 MOST_REPEATS: Final = 30

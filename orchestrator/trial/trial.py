@@ -28,7 +28,8 @@ from fixers.cache import Cache, NoCache
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation.evaluate import evaluate, has_nonfinite, predictions
 from orchestrator.evaluation.robustness import AttackSettings, OriginalAttack
-from orchestrator.study.schema import Study, TrialSpec
+from orchestrator.study.schema import Study
+from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import outcomes
 from orchestrator.trial.outcomes import Verdict

@@ -32,7 +32,7 @@ from orchestrator.cluster.plugins import Plugin
 from orchestrator.cluster.presence import check_images
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import COLUMNS
-from orchestrator.study.schema import TrialSpec
+from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.reading.roots import DataRoot, use_cache_dir
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import outcomes

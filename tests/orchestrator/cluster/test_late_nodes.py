@@ -21,7 +21,7 @@ from orchestrator.driver import pictures
 from orchestrator.driver.study_run import StudyRun
 from orchestrator.storage.patience import StorageError
 from orchestrator.storage.store import Store
-from orchestrator.study.schema import TrialSpec
+from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.reading.images import UnreadableImageError
 

@@ -7,7 +7,8 @@ import pytest
 import fixers
 from orchestrator.planning.profile import first_trials
 from orchestrator.study.reading import load_study
-from orchestrator.study.schema import Adaptation, FixerEntry, Study, trial_specs
+from orchestrator.study.schema import Adaptation, FixerEntry, Study
+from orchestrator.study.trials import trial_specs
 from orchestrator.sweeps.sweep import Setup, make_sweep
 
 STUDY = Study(

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 import fixers
 from orchestrator.base.errors import UserError
 from orchestrator.study.reading import load_study, parse_study
-from orchestrator.study.schema import FixerEntry, combinations, trial_id, trial_specs
+from orchestrator.study.schema import FixerEntry
+from orchestrator.study.trials import combinations, trial_id, trial_specs
 
 GOOD = """
 study: demo

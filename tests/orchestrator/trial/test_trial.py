@@ -9,7 +9,7 @@ import pytest
 
 import fixers
 from fixers import registry
-from orchestrator.study.schema import TrialSpec
+from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
 from orchestrator.trial import trial

@@ -4,7 +4,7 @@ import pytest
 
 import fixers
 from fixers.code_version import code_version
-from orchestrator.study.schema import TrialSpec
+from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
 from orchestrator.trial.trial import TrialSettings, make_baseline, run_trial
