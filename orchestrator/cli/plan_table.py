@@ -15,7 +15,8 @@ from orchestrator.planning.plan import Cell, CostModel, Plan, estimate, make_pla
 from orchestrator.storage.store import Store
 from orchestrator.study import points
 from orchestrator.study.reading import load_study
-from orchestrator.study.schema import Study, space_of
+from orchestrator.study.schema import Study
+from orchestrator.study.search_space import space_of
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.originals import cache_file
 from orchestrator.subjects.reading.roots import DataRoot

@@ -33,7 +33,8 @@ from typing import Any, NamedTuple
 import fixers
 from orchestrator.study import points
 from orchestrator.study.objectives import Figures, Objective, pareto_set
-from orchestrator.study.schema import Adaptation, FixerEntry, Study, rungs_of, space_of
+from orchestrator.study.schema import Adaptation, FixerEntry, Study
+from orchestrator.study.search_space import rungs_of, space_of
 from orchestrator.study.trials import TrialSpec, trial_specs
 
 

@@ -19,7 +19,8 @@ from orchestrator.storage.store import Store
 from orchestrator.study import points
 from orchestrator.study.objectives import COLUMNS, Figures, Objective, pareto_set, parse
 from orchestrator.study.reading import load_study, parse_study
-from orchestrator.study.schema import Adaptation, FixerEntry, Study, rungs_of
+from orchestrator.study.schema import Adaptation, FixerEntry, Study
+from orchestrator.study.search_space import rungs_of
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.sweeps import record as adaptation
