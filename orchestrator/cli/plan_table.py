@@ -13,7 +13,7 @@ from orchestrator.cluster import ray_session
 from orchestrator.driver.run import default_results
 from orchestrator.planning.plan import Cell, CostModel, Plan, estimate, make_plan, needs_history, outdated
 from orchestrator.storage.store import Store
-from orchestrator.study import points
+from orchestrator.study import points, subjects
 from orchestrator.study.reading import load_study
 from orchestrator.study.schema import Study
 from orchestrator.study.search_space import space_of
@@ -56,7 +56,7 @@ def preview(path: str | Path, *, results: str | None = None, data_root: str | No
     root, history = ray_session.data_root(data_root), needs_history(study)
     subjects = {
         name: _look(definition, store, root, history)
-        for name, definition in ray_session.definitions(study, Path(path).parent).items()
+        for name, definition in subjects.definitions(study, Path(path).parent).items()
     }
     plan, cost = make_plan(study, subjects, store.done()), CostModel(store, subjects)
     return Preview(study, store.uri, subjects, plan, cost, outdated(plan, store))

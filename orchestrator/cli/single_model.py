@@ -20,7 +20,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
 from orchestrator.cluster import ray_session
 from orchestrator.storage.store import Store
-from orchestrator.study import yaml_text
+from orchestrator.study import subjects, yaml_text
 from orchestrator.study.schema import Attack
 from orchestrator.study.subject_files import is_subject_file, read_subject
 from orchestrator.study.trials import TrialSpec, trial_id
@@ -244,7 +244,7 @@ def export_trial(results: str, given: str, target: Path, console: Console | None
     text = (store.read_bytes("study.yaml") or b"").decode()
     folder = Path(json.loads(store.read_bytes(ray_session.ORIGIN) or b'{"folder": "."}')["folder"])
     study = parse_study(text, f"{results}/study.yaml", folder)
-    definition = ray_session.definitions(study, folder).get(row["subject"])
+    definition = subjects.definitions(study, folder).get(row["subject"])
     if definition is None:
         raise UserError(f"The study file in {results} no longer has {row['subject']}, which trial {trial} is of.")
     model, state = definition.build_model(), load_tensors(weights)

@@ -16,7 +16,8 @@ from typing import Any
 
 from orchestrator.base.errors import UserError
 from orchestrator.storage.store import Store
-from orchestrator.study.schema import Study, subject_name
+from orchestrator.study.schema import Study
+from orchestrator.study.subjects import definitions
 from orchestrator.subjects.reading.roots import cache_dir, data_root
 from orchestrator.subjects.subject import SubjectDefinition
 
@@ -28,36 +29,6 @@ SECONDS_FOR_GIT = 5.0
 SECONDS_FOR_ANSWER = 10.0
 STARTS_OF_RAY = 3
 """How often Ray is started before giving up."""
-
-
-def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
-    """The subjects of a study, by name, with the attack radius the study gives them.
-
-    Args:
-        study: expanded.
-        base_dir: folder of the study file; relative paths of a subject start there.
-
-    Raises:
-        UserError: a subject that can't be understood, or a radius for one that isn't in the study.
-    """
-    import dataclasses
-
-    from fixers.fixer import suggest
-    from orchestrator.subjects.catalogue import resolve
-
-    found = {}
-    for index, spec in enumerate(study.subjects):
-        try:
-            found[subject_name(spec)] = resolve(spec, base_dir=base_dir)
-        except UserError as error:
-            raise UserError(f"{study.place('subjects', index)}{error}") from error
-    for name, epsilon in (study.attack.epsilon if study.attack else {}).items():
-        if name not in found:
-            where = study.place("attack", "epsilon", name)
-            known = suggest(name, found)
-            raise UserError(f"{where}attack.epsilon names '{name}', which isn't a subject of the study{known}")
-        found[name] = dataclasses.replace(found[name], epsilon=epsilon)
-    return found
 
 
 def usable_cache_dir() -> Path:

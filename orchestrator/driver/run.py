@@ -14,6 +14,7 @@ from orchestrator.planning.profile import first_trials
 from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store
 from orchestrator.storage.upkeep import Upkeep
+from orchestrator.study import subjects
 from orchestrator.study.reading import load_study
 from orchestrator.study.schema import Study
 from orchestrator.sweeps.record import OneSweep
@@ -70,7 +71,7 @@ def run_study(
     """
     began = time.monotonic()
     study = load_study(path)
-    definitions = ray_session.definitions(study, Path(path).parent)
+    definitions = subjects.definitions(study, Path(path).parent)
     told: Callable[[str], None] = display.event if display is not None else lambda sentence: None
     if only is not None:
         whole, study = study, only.of(study)

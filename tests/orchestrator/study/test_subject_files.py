@@ -13,6 +13,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.cluster import ray_session
 from orchestrator.cluster.submission import pack
 from orchestrator.storage.store import Store
+from orchestrator.study import subjects
 from orchestrator.study.reading import load_study
 from orchestrator.study.subject_files import with_subjects
 from orchestrator.sweeps import record
@@ -119,6 +120,6 @@ def test_the_example_of_the_docs(tmp_path, monkeypatch):
         block = section.partition(f"`{name}`")[2].partition("\n\n")[2]
         lines = list(itertools.takewhile(lambda line: not line or line.startswith("    "), block.splitlines()))
         (tmp_path / name).write_text(textwrap.dedent("\n".join(lines)))
-    definitions = ray_session.definitions(load_study(tmp_path / "study.yaml"), tmp_path)
+    definitions = subjects.definitions(load_study(tmp_path / "study.yaml"), tmp_path)
     assert {name: subject.trains_original for name, subject in definitions.items()} == {"mine": True}
     assert len(definitions["mine"].load_data(None).train) == 180
