@@ -13,6 +13,7 @@ from fixers.fixer import ParameterInfo
 from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
 from orchestrator.cluster import ray_session
+from orchestrator.subjects.reading import roots
 
 WIDTH_FOR_REFERENCES = 120
 """Characters."""
@@ -109,7 +110,7 @@ def train_command(
 
     console = console or Console()
     definition, root = subject_from(subject, limit), ray_session.data_root(data_root)
-    folder: Path = ray_session.usable_cache_dir() / "originals"
+    folder: Path = roots.usable_cache_dir() / "originals"
     if not definition.trains_original:
         raise UserError(f"The model of {subject} comes with its weights; there is nothing to train.")
 

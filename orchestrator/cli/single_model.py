@@ -26,6 +26,7 @@ from orchestrator.study.subject_files import is_subject_file, read_subject
 from orchestrator.study.trials import TrialSpec, trial_id
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.doctor import errors_of_original
+from orchestrator.subjects.reading import roots
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial.loading import load
 from orchestrator.trial.trial import TrialRecord, TrialSettings, run_trial
@@ -74,7 +75,7 @@ def fix_command(
             definition,
             store=store,
             data_root=ray_session.data_root(data_root),
-            cache_dir=ray_session.usable_cache_dir() / "originals",
+            cache_dir=roots.usable_cache_dir() / "originals",
             keep_history=any(item.code == "training_history" for item in cls.requirements),
         )
     console.print(Text(loaded.data.description, style="dim"))

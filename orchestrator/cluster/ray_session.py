@@ -1,7 +1,6 @@
 """The surroundings of a command: where data, cache and results are, and a running Ray."""
 
 import contextlib
-import errno
 import io
 import json
 import logging
@@ -18,7 +17,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.storage.store import Store
 from orchestrator.study.schema import Study
 from orchestrator.study.subjects import definitions
-from orchestrator.subjects.reading.roots import cache_dir, data_root
+from orchestrator.subjects.reading.roots import cache_dir, data_root, usable_cache_dir
 from orchestrator.subjects.subject import SubjectDefinition
 
 __all__ = ["cache_dir", "data_root", "definitions", "freeze", "joins", "ray_running", "usable_cache_dir"]
@@ -29,25 +28,6 @@ SECONDS_FOR_GIT = 5.0
 SECONDS_FOR_ANSWER = 10.0
 STARTS_OF_RAY = 3
 """How often Ray is started before giving up."""
-
-
-def usable_cache_dir() -> Path:
-    """The cache folder, made if need be.
-
-    Raises:
-        UserError: it can't be made or written.
-    """
-    folder = cache_dir()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(
-            f"The cache folder {folder} can't be used ({error.strerror}): set FIXSTUDY_CACHE to one that can be "
-            "written."
-        ) from error
-    return folder
 
 
 def joins(address: str | None) -> bool:

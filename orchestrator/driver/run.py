@@ -17,6 +17,7 @@ from orchestrator.storage.upkeep import Upkeep
 from orchestrator.study import subjects
 from orchestrator.study.reading import load_study
 from orchestrator.study.schema import Study
+from orchestrator.subjects.reading import roots
 from orchestrator.sweeps.record import OneSweep
 from orchestrator.worker.monitor import Sighting
 
@@ -115,7 +116,7 @@ def run_study(
                 definitions,
                 store,
                 ray_session.data_root(data_root),
-                ray_session.usable_cache_dir(),
+                roots.usable_cache_dir(),
                 stopping,
                 on_row=on_row,
                 final=only is None and not profile,

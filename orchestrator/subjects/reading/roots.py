@@ -1,5 +1,6 @@
 """Where datasets are: a folder of this machine, or a URI from which every machine fetches what it loads, once."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -178,3 +179,22 @@ def _is_there(path: Path, info: Any) -> bool:
 def _time(info: Any) -> int:
     """When a file was written, in seconds; 0 where its file system doesn't say."""
     return 0 if info.mtime_ns is None else int(info.mtime_ns // 10**9)
+
+
+def usable_cache_dir() -> Path:
+    """The cache folder, made if need be.
+
+    Raises:
+        UserError: it can't be made or written.
+    """
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {folder} can't be used ({error.strerror}): set FIXSTUDY_CACHE to one that can be "
+            "written."
+        ) from error
+    return folder

@@ -15,6 +15,7 @@ from orchestrator.cluster.ray_session import STARTS_OF_RAY, commit_of, freeze, r
 from orchestrator.storage.store import Store
 from orchestrator.study.reading import load_study, parse_study
 from orchestrator.study.subjects import definitions
+from orchestrator.subjects.reading import roots
 
 
 @pytest.fixture
@@ -153,10 +154,10 @@ def test_a_cache_that_cannot_be_is_said(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FIXSTUDY_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cache folder .*file can't be used .*: set FIXSTUDY_CACHE"):
-        ray_session.usable_cache_dir()
+        roots.usable_cache_dir()
     monkeypatch.setenv("FIXSTUDY_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(UserError, match="set FIXSTUDY_CACHE"):
-        ray_session.usable_cache_dir()
+        roots.usable_cache_dir()
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
