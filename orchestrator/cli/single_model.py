@@ -19,6 +19,7 @@ from orchestrator.base import units
 from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
 from orchestrator.cluster import ray_session
+from orchestrator.driver import frozen
 from orchestrator.storage.store import Store
 from orchestrator.study import subjects, yaml_text
 from orchestrator.study.schema import Attack
@@ -243,7 +244,7 @@ def export_trial(results: str, given: str, target: Path, console: Console | None
             "keep_models: all into another --results, or fixstudy fix with the trial's parameters and --out."
         )
     text = (store.read_bytes("study.yaml") or b"").decode()
-    folder = Path(json.loads(store.read_bytes(ray_session.ORIGIN) or b'{"folder": "."}')["folder"])
+    folder = Path(json.loads(store.read_bytes(frozen.ORIGIN) or b'{"folder": "."}')["folder"])
     study = parse_study(text, f"{results}/study.yaml", folder)
     definition = subjects.definitions(study, folder).get(row["subject"])
     if definition is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.cli.live_display import StudyObserver
 from orchestrator.cluster import ray_session
+from orchestrator.driver import frozen
 from orchestrator.driver.control import Stopping
 from orchestrator.planning.profile import first_trials
 from orchestrator.storage.sole_driver import sole_driver
@@ -91,7 +92,7 @@ def run_study(
         store.wait_when_full(display.event, functools.partial(display.event, "there is space again; the study goes on"))
     stopping = Stopping(store, on_event=told)
     with sole_driver(store, on_wait=told), stopping.listening():
-        ray_session.freeze(study, definitions, Path(path), store)
+        frozen.freeze(study, definitions, Path(path), store)
         store.tidy()
         if display is not None:
             display.event("starting Ray" if address is None else f"joining Ray at {address}")

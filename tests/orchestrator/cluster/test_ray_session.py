@@ -11,7 +11,8 @@ import ray
 
 from orchestrator.base.errors import UserError
 from orchestrator.cluster import ray_session
-from orchestrator.cluster.ray_session import STARTS_OF_RAY, commit_of, freeze, ray_running
+from orchestrator.cluster.ray_session import STARTS_OF_RAY, ray_running
+from orchestrator.driver.frozen import commit_of, freeze
 from orchestrator.storage.store import Store
 from orchestrator.study.reading import load_study, parse_study
 from orchestrator.study.subjects import definitions

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from orchestrator.base.errors import UserError
-from orchestrator.cluster import ray_session
 from orchestrator.cluster.submission import pack
+from orchestrator.driver import frozen
 from orchestrator.storage.store import Store
 from orchestrator.study import subjects
 from orchestrator.study.reading import load_study
@@ -82,7 +82,7 @@ def test_a_module_that_is_installed_may_be_named_from_anywhere(tmp_path):
 def test_results_say_what_the_subject_was(tmp_path):
     study, store = write(tmp_path, "parquet.yaml"), Store(str(tmp_path / "results"))
     store.create()
-    ray_session.freeze(load_study(study), {}, study, store)
+    frozen.freeze(load_study(study), {}, study, store)
     (study.parent / "parquet.yaml").unlink()
     assert load_study(tmp_path / "results" / "study.yaml").subjects == ["digits", {"name": "parquet", **SPEC}]
 
