@@ -106,7 +106,7 @@ def train_command(
 
     from orchestrator.cli.single_model import subject_from
     from orchestrator.subjects.originals import cache_file, prepare
-    from orchestrator.trial.trial import make_baseline
+    from orchestrator.trial.baseline import make_baseline
 
     console = console or Console()
     definition, root = subject_from(subject, limit), ray_session.data_root(data_root)

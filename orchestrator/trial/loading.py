@@ -15,7 +15,7 @@ from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.originals import Progress, cache_file, prepare
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import Subject, SubjectData, SubjectDefinition
-from orchestrator.trial.trial import Baseline, make_baseline
+from orchestrator.trial.baseline import Baseline, make_baseline
 
 
 def load(

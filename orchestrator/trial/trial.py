@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +31,7 @@ from orchestrator.study.schema import Study
 from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import outcomes
+from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.outcomes import Verdict
 
 Result = TypeVar("Result")
@@ -59,19 +59,6 @@ class TrialSettings:
         return cls(study.time_limit, study.outcomes.corrupted_drop, attack, study.keep_models != "none")
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """What every trial of a subject needs to know of its original model; computed once per subject."""
-
-    test: npt.NDArray[np.int64]
-    """Predictions (N,) on the test split."""
-    valid: npt.NDArray[np.int64]
-    """Predictions on the valid split."""
-    accuracy: Mapping[str, float]
-    """Accuracy by split, fractions."""
-    aaod: metrics.Aaod | None
-
-
 @dataclass
 class TrialRecord:
     """Everything that comes out of a trial."""
@@ -97,21 +84,6 @@ class _Attempts:
         """Record one attempt; ``error`` is what ended it."""
         text = None if error is None else f"{type(error).__name__}: {error}"[:300]
         self.log.append({"phase": phase, "micro_batch": micro_batch, "seconds": round(seconds, 3), "error": text})
-
-
-def make_baseline(subject: Subject, device: torch.device | str = "cpu") -> Baseline:
-    """Judge the original model on all splits."""
-    model = subject.model().to(device)
-    data, task = subject.data, subject.task
-    decided = {
-        name: predictions(model, getattr(data, name), task=task, device=device)
-        for name in ("train", "valid", "repair", "test")
-    }
-    accuracy = {name: metrics.accuracy(getattr(data, name).labels.numpy(), value) for name, value in decided.items()}
-    aaod = None
-    if data.test_groups is not None:
-        aaod = metrics.aaod(data.test.labels.numpy(), decided["test"], data.test_groups, task.n_classes)
-    return Baseline(decided["test"], decided["valid"], accuracy, aaod)
 
 
 def identity_columns(spec: TrialSpec, definition: SubjectDefinition) -> dict[str, Any]:

@@ -36,8 +36,8 @@ from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.reading.roots import DataRoot, use_cache_dir
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import outcomes
+from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.trial import (
-    Baseline,
     Phase,
     TrialRecord,
     TrialSettings,

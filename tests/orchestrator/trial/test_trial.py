@@ -13,7 +13,8 @@ from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
 from orchestrator.trial import trial
-from orchestrator.trial.trial import TrialSettings, make_baseline, run_trial
+from orchestrator.trial.baseline import make_baseline
+from orchestrator.trial.trial import TrialSettings, run_trial
 
 SETTINGS = TrialSettings(time_limit=60, corrupted_drop=0.10, attack=None, keep_models=True)
 

@@ -7,7 +7,8 @@ from fixers.code_version import code_version
 from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
-from orchestrator.trial.trial import TrialSettings, make_baseline, run_trial
+from orchestrator.trial.baseline import make_baseline
+from orchestrator.trial.trial import TrialSettings, run_trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
