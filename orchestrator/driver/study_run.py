@@ -47,8 +47,9 @@ from orchestrator.subjects.subject import SubjectDefinition
 from orchestrator.sweeps.record import figures_on_valid, record, record_name
 from orchestrator.sweeps.sweep import Choice
 from orchestrator.trial import outcomes
+from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.outcomes import Verdict
-from orchestrator.trial.trial import TrialSettings, identity_columns, verdict_columns
+from orchestrator.trial.trial import TrialSettings
 from orchestrator.worker.logtail import read_streams
 from orchestrator.worker.memory import give_back_memory
 from orchestrator.worker.monitor import Monitor, Sighting

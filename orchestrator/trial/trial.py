@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -23,9 +21,10 @@ from orchestrator.evaluation.evaluate import evaluate, has_nonfinite, prediction
 from orchestrator.evaluation.robustness import AttackSettings, OriginalAttack
 from orchestrator.study.schema import Study
 from orchestrator.study.trials import TrialSpec
-from orchestrator.subjects.subject import Subject, SubjectDefinition
+from orchestrator.subjects.subject import Subject
 from orchestrator.trial import outcomes
 from orchestrator.trial.baseline import Baseline
+from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import peak_memory, reset_peak_memory, surroundings
 from orchestrator.trial.outcomes import Verdict
 
@@ -79,44 +78,6 @@ class _Attempts:
         """Record one attempt; ``error`` is what ended it."""
         text = None if error is None else f"{type(error).__name__}: {error}"[:300]
         self.log.append({"phase": phase, "micro_batch": micro_batch, "seconds": round(seconds, 3), "error": text})
-
-
-def identity_columns(spec: TrialSpec, definition: SubjectDefinition) -> dict[str, Any]:
-    """The columns of a trial's row that are known before it runs."""
-    fixer = fixers.get(spec.fixer)
-    return {
-        "trial_id": spec.trial_id,
-        "study": spec.study,
-        "stage": spec.stage,
-        "short_rung": spec.short_rung,
-        "subject": spec.subject,
-        "dataset": definition.dataset,
-        "architecture": definition.architecture,
-        "fixer": spec.fixer,
-        "abbreviation": fixer.abbreviation,
-        "level": fixer.level,
-        "params": spec.params,
-        "seed": spec.seed,
-        "subject_fingerprint": spec.subject_fingerprint,
-        "code_version": spec.code_version,
-        "fixstudy_version": _own_version(),
-        "torch_version": torch.__version__,
-    }
-
-
-@cache
-def _own_version() -> str:
-    return version("fixstudy")
-
-
-def verdict_columns(verdict: Verdict) -> dict[str, Any]:
-    """Outcome and reason as columns."""
-    return {
-        "outcome": verdict.outcome,
-        "reason_code": verdict.reason_code,
-        "reason": verdict.reason,
-        "traceback": verdict.traceback,
-    }
 
 
 def run_trial(
