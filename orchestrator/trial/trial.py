@@ -6,9 +6,9 @@ Nothing a trial does escapes as an exception: what went wrong is in the record, 
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +23,12 @@ from orchestrator.study.schema import Study
 from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.subject import Subject
 from orchestrator.trial import outcomes
+from orchestrator.trial.attempts import Phase, _Attempts, _with_smaller_batches
 from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import peak_memory, reset_peak_memory, surroundings
 from orchestrator.trial.outcomes import Verdict
 
-Result = TypeVar("Result")
-Phase = Literal["load", "fix", "evaluate", "store"]
-MICRO_BATCHES = (512, 128, 32)
-"""Tried in turn: an out-of-memory is answered by a smaller one, at most twice."""
 MOST_CURVE_POINTS = 20_000
 
 
@@ -66,18 +63,6 @@ class TrialRecord:
     """The fixed model itself, which may have more than the original's architecture; not stored."""
     device_broken: bool = False
     """Whether the process must not take another trial."""
-
-
-@dataclass
-class _Attempts:
-    """The attempts of one trial, for the row."""
-
-    log: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, phase: Phase, micro_batch: int, seconds: float, error: BaseException | None) -> None:
-        """Record one attempt; ``error`` is what ended it."""
-        text = None if error is None else f"{type(error).__name__}: {error}"[:300]
-        self.log.append({"phase": phase, "micro_batch": micro_batch, "seconds": round(seconds, 3), "error": text})
 
 
 def run_trial(
@@ -185,27 +170,6 @@ def _fix(
         return fixers.fix(fixer, problem), problem, time.monotonic() - started
 
     return _with_smaller_batches(attempt, "fix", attempts, device)
-
-
-def _with_smaller_batches(
-    attempt: Callable[[int], Result], phase: Phase, attempts: _Attempts, device: torch.device
-) -> Result:
-    """What ``attempt`` returns for the largest micro-batch that fits into memory."""
-    for micro_batch in MICRO_BATCHES:
-        started = time.monotonic()
-        try:
-            result = attempt(micro_batch)
-        except Exception as error:
-            attempts.add(phase, micro_batch, time.monotonic() - started, error)
-            if micro_batch == MICRO_BATCHES[-1] or not outcomes.is_out_of_memory(error):
-                raise
-        else:
-            attempts.add(phase, micro_batch, time.monotonic() - started, None)
-            return result
-        # Outside the except block, so that the exception no longer keeps the failed attempt's tensors alive.
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _problem(

@@ -36,10 +36,11 @@ from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.reading.roots import DataRoot, use_cache_dir
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import outcomes
+from orchestrator.trial.attempts import Phase
 from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import surroundings
-from orchestrator.trial.trial import Phase, TrialRecord, TrialSettings, run_trial
+from orchestrator.trial.trial import TrialRecord, TrialSettings, run_trial
 from orchestrator.worker.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
 from orchestrator.worker.monitor import Sighting
 from orchestrator.worker.shared_cache import SharedCache
