@@ -36,6 +36,7 @@ from orchestrator.study.objectives import Figures, Objective, pareto_set
 from orchestrator.study.schema import Adaptation, FixerEntry, Study
 from orchestrator.study.search_space import rungs_of, space_of
 from orchestrator.study.trials import TrialSpec, trial_specs
+from orchestrator.sweeps.listed import _Listed
 
 
 @dataclass(frozen=True)
@@ -281,19 +282,6 @@ class Sweep(ABC):
 
 def _unjudged(figures: Figures) -> str:
     return f"not judged on valid: {figures.outcome or 'no row'}"
-
-
-class _Listed(Sweep):
-    """Grid and random search: the order is known before anything runs."""
-
-    def __init__(self, setup: Setup, known: Mapping[str, Figures]) -> None:
-        most = setup.adapt.most_trials
-        sampled = setup.adapt.search == "random" or (most is not None and points.size(setup.space) > most)
-        self._settings = points.settings(setup.entry.params, setup.space, _seed(setup) if sampled else None)
-        super().__init__(setup, known)
-
-    def _next(self) -> Mapping[str, Any] | None:
-        return next(self._settings, None)
 
 
 class _Coming(NamedTuple):
