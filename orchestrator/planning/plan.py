@@ -20,7 +20,8 @@ from orchestrator.study.objectives import Figures
 from orchestrator.study.schema import FixerEntry, Study
 from orchestrator.study.trials import TrialSpec, trial_specs
 from orchestrator.subjects.loaded import LoadedSubject
-from orchestrator.sweeps.sweep import Choice, Setup, Sweep, make_sweep
+from orchestrator.sweeps.choice import make_sweep
+from orchestrator.sweeps.sweep import Choice, Setup, Sweep
 
 
 @dataclass(frozen=True)

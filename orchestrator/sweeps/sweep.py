@@ -31,13 +31,10 @@ from functools import cached_property
 from typing import Any
 
 import fixers
-from orchestrator.study import points
 from orchestrator.study.objectives import Figures, Objective, pareto_set
 from orchestrator.study.schema import Adaptation, FixerEntry, Study
 from orchestrator.study.search_space import space_of
 from orchestrator.study.trials import TrialSpec, trial_specs
-from orchestrator.sweeps.halving import _Halving
-from orchestrator.sweeps.listed import _Listed
 
 
 @dataclass(frozen=True)
@@ -287,19 +284,3 @@ def _unjudged(figures: Figures) -> str:
 
 def _seed(setup: Setup) -> str:
     return f"{setup.entry.name}/{setup.seed}"
-
-
-def make_sweep(setup: Setup, known: Mapping[str, Figures]) -> Sweep:
-    """The sweep of an entry with ``adapt`` on a subject."""
-    match setup.adapt.search:
-        case "grid" | "random":
-            return _Listed(setup, known)
-        case "asha":
-            return _Halving(setup, known)
-        case "optuna" if points.size(setup.space) == 1:
-            return _Listed(setup, known)
-        case "optuna":
-            # Ray and Optuna take a second to import, and most studies don't need them before they run.
-            from orchestrator.sweeps.suggested import SuggestedSweep
-
-            return SuggestedSweep(setup, known)

@@ -9,7 +9,8 @@ from orchestrator.planning.profile import first_trials
 from orchestrator.study.reading import load_study
 from orchestrator.study.schema import Adaptation, FixerEntry, Study
 from orchestrator.study.trials import trial_specs
-from orchestrator.sweeps.sweep import Setup, make_sweep
+from orchestrator.sweeps.choice import make_sweep
+from orchestrator.sweeps.sweep import Setup
 
 STUDY = Study(
     study="t",

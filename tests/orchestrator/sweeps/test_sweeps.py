@@ -24,8 +24,9 @@ from orchestrator.study.search_space import rungs_of
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.sweeps import record as adaptation
+from orchestrator.sweeps.choice import make_sweep
 from orchestrator.sweeps.record import OneSweep
-from orchestrator.sweeps.sweep import Setup, make_sweep
+from orchestrator.sweeps.sweep import Setup
 
 ORDERS = st.randoms(use_true_random=False)
 SEARCHES = st.sampled_from(
