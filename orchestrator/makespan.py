@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable, Iterable
 
-from orchestrator.planning.plan import TrialQueue
+from orchestrator.planning.queue import TrialQueue
 from orchestrator.study.trials import TrialSpec
 
 

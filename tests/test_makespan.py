@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.makespan import lower_bound, makespan
-from orchestrator.planning.plan import Cell, Plan, TrialQueue
+from orchestrator.planning.plan import Cell, Plan
+from orchestrator.planning.queue import TrialQueue
 from orchestrator.study.schema import FixerEntry, Study
 from orchestrator.study.trials import TrialSpec
 

@@ -10,7 +10,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.driver.control import end_process
-from orchestrator.planning.plan import TrialQueue
+from orchestrator.planning.queue import TrialQueue
 from orchestrator.worker.monitor import Sighting
 
 SECONDS_TO_END = 30.0

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import analysis
 import fixers
 from orchestrator.base.errors import UserError
-from orchestrator.planning.plan import TrialQueue, make_plan
+from orchestrator.planning.plan import make_plan
+from orchestrator.planning.queue import TrialQueue
 from orchestrator.storage.store import Store
 from orchestrator.study import points
 from orchestrator.study.objectives import COLUMNS, Figures, Objective, pareto_set, parse
