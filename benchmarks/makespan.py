@@ -18,7 +18,8 @@ from types import SimpleNamespace
 
 from analysis.published.published import import_published
 from orchestrator.makespan import lower_bound, makespan
-from orchestrator.planning.plan import Cell, CostModel, Plan
+from orchestrator.planning.cost import CostModel
+from orchestrator.planning.plan import Cell, Plan
 from orchestrator.planning.queue import TrialQueue
 from orchestrator.storage.store import Store
 from orchestrator.study.schema import FixerEntry, Study

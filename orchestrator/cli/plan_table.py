@@ -11,7 +11,8 @@ from rich.text import Text
 from orchestrator.base.units import duration
 from orchestrator.cluster import ray_session
 from orchestrator.driver.run import default_results
-from orchestrator.planning.plan import Cell, CostModel, Plan, estimate, make_plan, needs_history, outdated
+from orchestrator.planning.cost import CostModel, estimate
+from orchestrator.planning.plan import Cell, Plan, make_plan, needs_history, outdated
 from orchestrator.storage.store import Store
 from orchestrator.study import points, subjects
 from orchestrator.study.reading import load_study

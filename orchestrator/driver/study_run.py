@@ -34,7 +34,8 @@ from orchestrator.driver import pictures
 from orchestrator.driver.control import Stopping, StudyStoppedError, handlers_kept
 from orchestrator.driver.remote_calls import Flight, ask
 from orchestrator.driver.trial_order import InOrder
-from orchestrator.planning.plan import Cell, CostModel, Plan, make_plan, needs_history, outdated
+from orchestrator.planning.cost import CostModel
+from orchestrator.planning.plan import Cell, Plan, make_plan, needs_history, outdated
 from orchestrator.planning.queue import TrialQueue
 from orchestrator.planning.retry import failures_that_may_pass
 from orchestrator.storage.patience import StorageError

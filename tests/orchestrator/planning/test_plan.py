@@ -10,7 +10,8 @@ from rich.console import Console
 
 from orchestrator.base.errors import UserError
 from orchestrator.cli.plan_table import Preview, preview, print_preview
-from orchestrator.planning.plan import CostModel, Plan, estimate, make_plan, outdated
+from orchestrator.planning.cost import CostModel, estimate
+from orchestrator.planning.plan import Plan, make_plan, outdated
 from orchestrator.planning.queue import TrialQueue
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import Figures
