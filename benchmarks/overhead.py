@@ -22,7 +22,7 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from orchestrator.cli.live_display import StudyObserver
+from orchestrator.driver.observer import StudyObserver
 from orchestrator.driver.run import run_study
 
 STUDY = """

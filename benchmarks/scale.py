@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.live_display import StudyObserver
+from orchestrator.driver.observer import StudyObserver
 
 STUDY = """
 study: scale

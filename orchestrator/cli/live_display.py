@@ -14,6 +14,7 @@ from rich.text import Text
 
 from orchestrator.base.background import repeating
 from orchestrator.base.units import duration
+from orchestrator.driver.observer import StudyObserver
 from orchestrator.worker.monitor import Sighting
 
 SECONDS_BETWEEN_POLLS = 0.5
@@ -24,25 +25,6 @@ MOST_TRIALS_SHOWN = 12
 FEWEST_OF_ALL = 10
 """One in so many trials must have ended before the time that is left is told."""
 STYLES = {"OK": "green", "CORRUPTED": "yellow", "FAILURE": "red", "UNADAPTABLE": "dim"}
-
-
-class StudyObserver:
-    """What a running study tells; nothing is done about it here."""
-
-    def event(self, sentence: str) -> None:
-        """Something worth a line happened."""
-
-    def dashboard(self, url: str) -> None:
-        """Ray shows itself at this address."""
-
-    def planned(self, planned: int, done_before: int, running: Callable[[], list[Sighting]]) -> None:
-        """The plan is known: its trials, those that have a row already, and how to ask for the ones in flight."""
-
-    def row(self, trial_id: str, outcome: str, reason_code: str | None, planned: int) -> None:
-        """A trial has its row, and this is what is known of the plan by now."""
-
-    def ended(self) -> None:
-        """No trial runs any more, and nobody is left to ask which ones do."""
 
 
 class StudyDisplay(StudyObserver):

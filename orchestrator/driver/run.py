@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.live_display import StudyObserver
 from orchestrator.cluster import ray_session
 from orchestrator.driver import frozen
 from orchestrator.driver.control import Stopping
+from orchestrator.driver.observer import StudyObserver
 from orchestrator.planning.profile import first_trials
 from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store
