@@ -1,0 +1,165 @@
+"""Commands over results."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from analysis.contract.errors import UserError
+from orchestrator.cli.group import cli
+from orchestrator.cli.main import FORMATS, REPORT_FORMATS
+from orchestrator.cli.options import _needs_torch
+
+
+@cli.command(short_help="Progress, outcomes, failures with reasons.")
+@click.argument("results")
+@click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True)
+@click.option("--watch", is_flag=True, help="Refresh every two seconds until interrupted.")
+def status(results: str, form: Any, watch: bool) -> None:
+    """Progress, outcomes, and failures with reasons, from the results folder alone."""
+    from analysis.terminal.commands import status_command, watch_command
+
+    if not watch:
+        status_command(results, form)
+    elif form == "table":
+        watch_command(results)
+    else:
+        raise UserError("--watch is for the eye and shows tables; leave out --format.")
+
+
+@cli.command(short_help="All about one trial: attempts, traceback, last log lines.")
+@click.argument("results")
+@click.argument("trial")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+def logs(results: str, trial: str, form: str) -> None:
+    """Tell all about one trial: outcome, attempts, notes, traceback, and the last lines that it wrote.
+
+    TRIAL is its id, or the beginning of it that no other trial shares.
+    """
+    import json
+
+    from analysis.terminal.trial_story import describe, find_trial
+
+    row = find_trial(results, trial)
+    click.echo(json.dumps(row, indent=2, default=str) if form == "json" else describe(row), nl=form == "json")
+
+
+@cli.command(short_help="Ask a study in SQL; without a query, a prompt.")
+@click.argument("results", required=False)
+@click.argument("query", required=False)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("--query", "name", metavar="NAME", help="A named question instead of SQL; --list shows them.")
+@click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Parameter of a named question.")
+@click.option("--file", "file", type=click.Path(exists=True, dir_okay=False), help="Read the SQL from a file.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds.")
+@click.option("--list", "list_", is_flag=True, help="Show the named questions.")
+def sql(
+    results: str | None, query: str | None, form: Any, name: str | None, parameters: tuple[str, ...], file: str | None,
+    output: Path | None, timeout: float, list_: bool,
+) -> None:  # fmt: skip
+    """Ask a study in SQL: views trials, predictions, curves, subjects, test_samples. Without a query: a prompt."""
+    from analysis.terminal.commands import list_command, sql_command
+
+    if list_:
+        list_command(form)
+        return
+    if results is None:
+        raise UserError("Say which study to ask: fixstudy sql RESULTS. Only --list needs none.")
+    if file is not None:
+        if query is not None:
+            raise UserError("Give the SQL either as an argument or as --file, not both.")
+        try:
+            query = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} isn't text in UTF-8.") from error
+    sql_command(results, query, name=name, parameters=parameters, form=form, output=output, timeout=timeout)
+
+
+@cli.command()
+@click.argument("results")
+@click.option("--format", "form", type=click.Choice(REPORT_FORMATS), default="html", show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@click.option(
+    "--subject",
+    "subjects",
+    multiple=True,
+    metavar="NAME",
+    help="Show this subject's tables; of many, else the first 25.",
+)
+def report(results: str, form: str, output: Path | None, subjects: tuple[str, ...]) -> None:
+    """Write the report of a study: one HTML file that works offline."""
+    from analysis.report.report import write_report
+
+    click.echo(write_report(results, output, form, subjects=subjects))
+
+
+@cli.command()
+@click.argument("results")
+@click.option("--subject", default="", help="Name of the subject; not needed when there is one.")
+@click.option("--max-nfr", default="1%", show_default=True, metavar="SHARE", help="Most test samples broken.")
+@click.option(
+    "--max-asr-rise", default="5%", show_default=True, metavar="SHARE", help="Largest rise of ASR, in points."
+)
+@click.option("--max-time", metavar="TIME", help="Longest fix, such as 10m.")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+def advise(results: str, subject: str, max_nfr: str, max_asr_rise: str, max_time: str | None, form: str) -> None:
+    """Recommend a fixer for a subject within limits, and say why."""
+    import json
+
+    from analysis.findings.advise import advise as ask
+    from analysis.warehouse.answers import printable
+    from orchestrator.base import units
+
+    limit = None if max_time is None else units.seconds(max_time)
+    advice = ask(results, subject, units.share(max_nfr), units.share(max_asr_rise), limit)
+    click.echo(json.dumps(advice.to_json(), indent=2) if form == "json" else printable(str(advice)))
+
+
+@cli.command()
+@click.argument("first")
+@click.argument("second")
+@click.option("--format", "form", type=click.Choice(("md", "json")), default="md", show_default=True)
+def compare(first: str, second: str, form: str) -> None:
+    """Compare two studies, cell by cell."""
+    import json
+
+    from analysis.report.compare import compare as ask
+
+    comparison = ask(first, second)
+    click.echo(json.dumps(comparison.to_json(), indent=2) if form == "json" else str(comparison))
+
+
+@cli.command(short_help="Write a DuckDB file of views, or a kept model as ONNX.")
+@click.argument("results")
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--trial", metavar="ID", help="In place of the views, the fixed model of a trial, by its id or the beginning of it."
+)
+def export(results: str, target: Path, trial: str | None) -> None:
+    """Write a DuckDB file of views on a study, for notebooks and BI tools; or a fixed model as ONNX.
+
+    The model's metadata say which trial it is and what it reached: accuracy, RR, NFR, ASR, AAOD where they are known.
+    """
+    if trial is not None:
+        _export_model(results, trial, target)
+        return
+    from analysis.terminal.commands import export_command
+
+    export_command(results, target)
+
+
+@_needs_torch
+def _export_model(results: str, trial: str, target: Path) -> None:
+    from orchestrator.cli.single_model import export_trial
+
+    export_trial(results, trial, target)
+
+
+@cli.command("import-published", short_help="The study's published tables as results.")
+@click.argument("target", type=click.Path(file_okay=False, path_type=Path))
+def import_published(target: Path) -> None:
+    """Write the study's published tables (16 fixers, 5 subjects) as a results folder."""
+    from analysis.terminal.commands import import_published_command
+
+    import_published_command(target)
