@@ -1,0 +1,45 @@
+"""Commands that say what exists."""
+
+import sys
+
+import click
+
+from orchestrator.cli.group import cli
+from orchestrator.cli.options import _DATA_ROOT, _LIMIT, _needs_torch
+
+
+@cli.command(short_help="List the approaches, or tell all about one.")
+@click.argument("name", required=False)
+@_needs_torch
+def fixers(name: str | None) -> None:
+    """List the approaches; with a name, its parameters, search space, requirements and reference."""
+    from orchestrator.cli.listings import fixers_command
+
+    fixers_command(name)
+
+
+@cli.command(short_help="List the subjects, or tell all about one.")
+@click.argument("name", required=False)
+@click.option("--download", is_flag=True, help="Fetch the dataset into the data root; checksums are verified.")
+@_DATA_ROOT
+@_needs_torch
+def subjects(name: str | None, download: bool, data_root: str | None) -> None:
+    """List the subjects; with a name, its data, splits and architecture."""
+    from orchestrator.cli.listings import download_command, subjects_command
+
+    if download:
+        download_command(name, data_root)
+    subjects_command(name, data_root)
+
+
+@cli.command(short_help="What is wrong or unwise about a subject.")
+@click.argument("subject")
+@_LIMIT
+@_DATA_ROOT
+@_needs_torch
+def doctor(subject: str, limit: int | None, data_root: str | None) -> None:
+    """Say what is wrong or unwise about a subject: a name or a YAML file. Exit code 1 on an error."""
+    from orchestrator.cli.listings import doctor_command
+
+    if not doctor_command(subject, data_root, limit):
+        sys.exit(1)
