@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from analysis.contract.errors import ResultsError
 from analysis.findings import trust
-from analysis.findings.find import Cell, Findings, Subject, find
+from analysis.findings.cells import Cell, Findings, Subject
+from analysis.findings.find import find
 from analysis.findings.limits import Limits, Verdict, judge
 from analysis.findings.words import NBSP, capital, conjunction, number, percent, seconds, some, span
 from analysis.statistics.paired import Interval

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from analysis.findings.find import Cell
+from analysis.findings.cells import Cell
 from analysis.findings.words import conjunction, fixed, percent, points, seconds, span
 from analysis.statistics.paired import Interval
 

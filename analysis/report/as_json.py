@@ -10,7 +10,7 @@ from typing import Any, Final
 from analysis.contract.schema import SCHEMA_VERSION
 from analysis.findings import trust, words
 from analysis.findings.advise import decide, interval_json
-from analysis.findings.find import Cell, Comparison, Findings
+from analysis.findings.cells import Cell, Comparison, Findings
 from analysis.report.document import Block, Document, Fold, Gallery, Paragraph, Plots, Settings, Table
 from analysis.statistics.paired import Interval
 

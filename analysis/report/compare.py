@@ -11,7 +11,8 @@ from analysis import statistics
 from analysis.contract.errors import UserError
 from analysis.findings import trust, words
 from analysis.findings.advise import interval_json
-from analysis.findings.find import Cell, Findings, find
+from analysis.findings.cells import Cell, Findings
+from analysis.findings.find import find
 from analysis.report.as_json import md_row, md_text
 from analysis.statistics.paired import Interval
 

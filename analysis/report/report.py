@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from analysis.contract.errors import UserError
 from analysis.contract.schema import SCHEMA_VERSION
 from analysis.findings import advise, trust, words
-from analysis.findings.find import UNFOLDED, Findings, find
+from analysis.findings.cells import UNFOLDED, Findings
+from analysis.findings.find import find
 from analysis.report import as_json, sections
 from analysis.report.document import Answer, Code, Document, Fold, Paragraph, Section, Settings, Trials
 from analysis.report.sections.utilisation import utilisation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from analysis import statistics
 from analysis.findings import words
-from analysis.findings.find import Cell, Findings
+from analysis.findings.cells import Cell, Findings
 from analysis.report import plots
 from analysis.report.document import Value
 from analysis.statistics.paired import Interval

@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis import statistics
 from analysis.findings import words
-from analysis.findings.find import Findings, Subject
+from analysis.findings.cells import Findings, Subject
 from analysis.report import plots
 from analysis.report.document import Block, Column, Fold, Paragraph, Plot, Plots, Section, Table, Value
 from analysis.report.sections.cells import MISSING, fixer_value, identifier, signed

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable
 
 from analysis.findings import words
-from analysis.findings.find import QUERIES, TRADE_OFFS, UNFOLDED, Cell, Findings, Subject
+from analysis.findings.cells import TRADE_OFFS, UNFOLDED, Cell, Findings, Subject
+from analysis.findings.find import QUERIES
 from analysis.report import plots
 from analysis.report.document import Block, Column, Fold, Paragraph, Section, Table, Value
 from analysis.report.sections.cells import MISSING, estimated, fixer_value, identifier, interval_value, shades, signed

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.findings import words
-from analysis.findings.find import Cell, Findings, Subject
+from analysis.findings.cells import Cell, Findings, Subject
 from analysis.report import plots
 from analysis.report.document import Block, Column, Fold, Legend, Paragraph, Plot, Plots, Section, Table, Value
 from analysis.report.sections.cells import LEVEL_LEGEND, MISSING, OPEN_SUBJECTS, fixer_value, identifier

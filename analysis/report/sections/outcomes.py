@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from analysis.contract.schema import OUTCOMES, Outcome
 from analysis.findings import words
-from analysis.findings.find import Cell, Findings, Subject
+from analysis.findings.cells import Cell, Findings, Subject
 from analysis.report.document import Block, Column, Paragraph, Section, Table, Value
 from analysis.report.sections.cells import MISSING, estimated
 

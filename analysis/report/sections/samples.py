@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from analysis import statistics
-from analysis.findings.find import Findings, Subject
+from analysis.findings.cells import Findings, Subject
 from analysis.report import plots
 from analysis.report.document import (
     Block,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from analysis.findings.find import Findings
+from analysis.findings.cells import Findings
 from analysis.report import plots
 from analysis.report.document import Block, Column, Fold, Legend, Paragraph, Plot, Plots, Section, Table, Value
 from analysis.report.sections.cells import LEVEL_LEGEND, fixer_value, identifier, percent_value

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from analysis.findings import words
-from analysis.findings.find import UNFOLDED, Findings
+from analysis.findings.cells import UNFOLDED, Findings
 from analysis.report import plots
 from analysis.report.document import Block, Column, Fold, Legend, Paragraph, Plot, Plots, Section, Table, Value
 from analysis.report.sections.cells import LEVEL_LEGEND, abbreviations, identifier, percent_value

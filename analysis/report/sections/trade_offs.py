@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from analysis import statistics
 from analysis.findings import words
-from analysis.findings.find import QUERIES, TOLERANCE, TRADE_OFFS, Cell, Findings, Subject
+from analysis.findings.cells import TRADE_OFFS, Cell, Findings, Subject
+from analysis.findings.find import QUERIES, TOLERANCE
 from analysis.report import plots
 from analysis.report.document import Block, Column, Fold, Legend, Paragraph, Plot, Plots, Section, Table, Value
 from analysis.report.sections.cells import (

@@ -12,7 +12,7 @@ from analysis import import_published
 from analysis.contract.errors import ResultsError
 from analysis.findings import advise
 from analysis.findings.advise import Limits, decide
-from analysis.findings.find import Cell, Run, Subject
+from analysis.findings.cells import Cell, Run, Subject
 from analysis.statistics.paired import Interval, newcombe, wilson
 
 
