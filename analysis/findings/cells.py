@@ -16,7 +16,7 @@ from analysis.statistics.paired import Interval
 
 if TYPE_CHECKING:
     pass
-from analysis.findings.find import Samples
+from analysis.findings.samples import Samples
 
 TradeOff = Literal["a", "b", "c", "d"]
 
