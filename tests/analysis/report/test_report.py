@@ -24,7 +24,7 @@ from analysis.findings import advise as advise_module
 from analysis.findings import cells, samples, words
 from analysis.findings import find as findings_module
 from analysis.findings.find import find
-from analysis.report import as_json, plots, report
+from analysis.report import as_json, page, plots, report
 from analysis.report.compare import compare
 from analysis.report.sections import efficiency
 from analysis.report.sections.cells import identifier
@@ -290,7 +290,7 @@ def test_the_sql_of_the_page_is_what_ran(study):
     names = {query.sql: name for name, query in analysis.named_queries().items()}
     with analysis.open(study.folder) as con:
         spy = _Spy(con)
-        page = html.unescape(report.render_html(spy, find(spy)))
+        page = html.unescape(page.render_html(spy, find(spy)))
     shown = dict(
         re.findall(r'id="sql-(\w+)"><summary>.*?</summary><pre tabindex="0"><code>(.*?)</code>', page, flags=re.S)
     )
