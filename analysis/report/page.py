@@ -18,7 +18,7 @@ from analysis.warehouse.queries import run as answer
 if TYPE_CHECKING:
     import duckdb
     from jinja2 import Environment
-from analysis.report.report import _SHOWN, build
+from analysis.report.content import _SHOWN, build
 
 
 def _trial_data(con: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
