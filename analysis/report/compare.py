@@ -13,7 +13,7 @@ from analysis.findings import trust, words
 from analysis.findings.advise import interval_json
 from analysis.findings.cells import Cell, Findings
 from analysis.findings.find import find
-from analysis.report.as_json import md_row, md_text
+from analysis.report.markdown import md_row, md_text
 from analysis.statistics.paired import Interval
 
 

@@ -15,7 +15,7 @@ from analysis.contract.errors import UserError
 from analysis.findings import trust, words
 from analysis.findings.cells import Findings
 from analysis.findings.find import find
-from analysis.report import as_json
+from analysis.report import as_json, markdown
 from analysis.report.content import build
 from analysis.report.page import render_html
 from analysis.report.warnings import _warnings
@@ -66,7 +66,7 @@ def write_report(
         findings = _choose(find(con), subjects)
         renderers: dict[Format, Callable[[], str]] = {
             "html": lambda: render_html(con, findings, results, pictures=pictures),
-            "md": lambda: as_json.markdown(build(con, findings, results)),
+            "md": lambda: markdown.markdown(build(con, findings, results)),
             "json": lambda: as_json.as_json(findings, _warnings(con, findings)),
             "latex": lambda: as_json.latex(findings, trust.problems(con)),
         }

@@ -24,7 +24,7 @@ from analysis.findings import advise as advise_module
 from analysis.findings import cells, samples, words
 from analysis.findings import find as findings_module
 from analysis.findings.find import find
-from analysis.report import as_json, content, page, plots, report
+from analysis.report import as_json, content, markdown, page, plots, report
 from analysis.report.compare import compare
 from analysis.report.sections import efficiency
 from analysis.report.sections.cells import identifier
@@ -831,7 +831,7 @@ def test_any_study_gives_a_page(write_study, tmp_path_factory, data, subjects, f
     assert "NaN" not in re.search(r'id="figures">(.*?)</script>', page, flags=re.S)[1]
     with analysis.open(made.folder) as con:
         findings = find(con)
-        assert as_json.markdown(content.build(con, findings))
+        assert markdown.markdown(content.build(con, findings))
         json.loads(as_json.as_json(findings, []))
         assert as_json.latex(findings)
 
