@@ -15,7 +15,7 @@ from analysis.contract.errors import UserError
 from analysis.findings import trust, words
 from analysis.findings.cells import Findings
 from analysis.findings.find import find
-from analysis.report import as_json, markdown
+from analysis.report import as_json, latex, markdown
 from analysis.report.content import build
 from analysis.report.page import render_html
 from analysis.report.warnings import _warnings
@@ -68,7 +68,7 @@ def write_report(
             "html": lambda: render_html(con, findings, results, pictures=pictures),
             "md": lambda: markdown.markdown(build(con, findings, results)),
             "json": lambda: as_json.as_json(findings, _warnings(con, findings)),
-            "latex": lambda: as_json.latex(findings, trust.problems(con)),
+            "latex": lambda: latex.latex(findings, trust.problems(con)),
         }
         text = renderers[kind]()
     if target is None:

@@ -24,7 +24,7 @@ from analysis.findings import advise as advise_module
 from analysis.findings import cells, samples, words
 from analysis.findings import find as findings_module
 from analysis.findings.find import find
-from analysis.report import as_json, content, markdown, page, plots, report
+from analysis.report import as_json, content, latex, markdown, page, plots, report
 from analysis.report.compare import compare
 from analysis.report.sections import efficiency
 from analysis.report.sections.cells import identifier
@@ -833,7 +833,7 @@ def test_any_study_gives_a_page(write_study, tmp_path_factory, data, subjects, f
         findings = find(con)
         assert markdown.markdown(content.build(con, findings))
         json.loads(as_json.as_json(findings, []))
-        assert as_json.latex(findings)
+        assert latex.latex(findings)
 
 
 def test_the_order_of_rows_plays_no_part(write_study, tmp_path):
