@@ -241,3 +241,6 @@ def __getattr__(name: str) -> "dict[DatasetName, pa.Schema]":
     if name == "SCHEMAS":
         return _schemas()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+LEVELS: Final = ("model", "layer", "neuron")

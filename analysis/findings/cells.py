@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from analysis import statistics
-from analysis.contract.schema import Outcome
-from analysis.report.plots.style import LEVELS
+from analysis.contract.schema import LEVELS, Outcome
 from analysis.statistics import bootstrap
 from analysis.statistics.paired import Interval
 

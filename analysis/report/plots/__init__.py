@@ -1,9 +1,9 @@
 """Figures of a report."""
 
+from analysis.contract.schema import LEVELS
 from analysis.report.plots.style import (
     COLOURS,
     HARM,
-    LEVELS,
     MUTED,
     OTHER,
     SYMBOLS,

@@ -19,7 +19,6 @@ from analysis.statistics.paired import Interval
 
 Figure = dict[str, Any]
 
-LEVELS: Final = ("model", "layer", "neuron")
 COLOURS: Final = {"model": "#3579c8", "layer": "#c7661a", "neuron": "#25936a"}
 SYMBOLS: Final = {"model": "circle", "layer": "square", "neuron": "diamond"}
 MUTED: Final = "#868d98"
