@@ -10,19 +10,17 @@ from analysis.report.plots.style import (
     Cost,
     Figure,
     Line,
-    Point,
     Strip,
     colour,
     costs,
     critical_difference,
     heat_map,
-    place_labels,
     slopes,
     strips,
     symbol,
     text,
-    trade_off,
 )
+from analysis.report.plots.trade_off import Point, place_labels, trade_off
 
 __all__ = [
     "COLOURS",
