@@ -1,18 +1,17 @@
 """Figures of a report."""
 
 from analysis.contract.schema import LEVELS
+from analysis.report.plots.costs import Cost, costs
 from analysis.report.plots.style import (
     COLOURS,
     HARM,
     MUTED,
     OTHER,
     SYMBOLS,
-    Cost,
     Figure,
     Line,
     Strip,
     colour,
-    costs,
     critical_difference,
     heat_map,
     slopes,
