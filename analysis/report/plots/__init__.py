@@ -2,6 +2,7 @@
 
 from analysis.contract.schema import LEVELS
 from analysis.report.plots.costs import Cost, costs
+from analysis.report.plots.heat_map import heat_map
 from analysis.report.plots.style import (
     COLOURS,
     HARM,
@@ -13,7 +14,6 @@ from analysis.report.plots.style import (
     Strip,
     colour,
     critical_difference,
-    heat_map,
     slopes,
     strips,
     symbol,
