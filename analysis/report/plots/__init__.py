@@ -3,6 +3,7 @@
 from analysis.contract.schema import LEVELS
 from analysis.report.plots.costs import Cost, costs
 from analysis.report.plots.heat_map import heat_map
+from analysis.report.plots.ranks import Line, critical_difference, slopes
 from analysis.report.plots.style import (
     COLOURS,
     HARM,
@@ -10,11 +11,8 @@ from analysis.report.plots.style import (
     OTHER,
     SYMBOLS,
     Figure,
-    Line,
     Strip,
     colour,
-    critical_difference,
-    slopes,
     strips,
     symbol,
     text,
