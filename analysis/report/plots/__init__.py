@@ -4,19 +4,8 @@ from analysis.contract.schema import LEVELS
 from analysis.report.plots.costs import Cost, costs
 from analysis.report.plots.heat_map import heat_map
 from analysis.report.plots.ranks import Line, critical_difference, slopes
-from analysis.report.plots.style import (
-    COLOURS,
-    HARM,
-    MUTED,
-    OTHER,
-    SYMBOLS,
-    Figure,
-    Strip,
-    colour,
-    strips,
-    symbol,
-    text,
-)
+from analysis.report.plots.strips import Strip, strips
+from analysis.report.plots.style import COLOURS, HARM, MUTED, OTHER, SYMBOLS, Figure, colour, symbol, text
 from analysis.report.plots.trade_off import Point, place_labels, trade_off
 
 __all__ = [

@@ -10,7 +10,6 @@ from the data are escaped, because plotly reads tags in text.
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from analysis.findings import words
@@ -63,60 +62,3 @@ def _padded(values: Sequence[float], *, share: float = 0.12, at_least: float = 0
 def _faded(hexadecimal: str, alpha: float = 0.4) -> str:
     red, green, blue = (int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha:g})"
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Values of one fixer: a dot each; `chosen` is drawn filled and larger."""
-
-    name: str
-    level: str
-    values: Sequence[float]
-    chosen: float | None = None
-    hover: Sequence[str] = field(default_factory=tuple)
-
-
-def strips(rows: Sequence[Strip], title: str) -> Figure:
-    """One dot per seed or per set of hyper-parameters; no boxes, because three dots make no box."""
-    data: list[Figure] = []
-    for index, row in enumerate(rows):
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": list(row.values),
-                "y": [index] * len(row.values),
-                "marker": {
-                    "color": _faded(colour(row.level), 0.75),
-                    "symbol": symbol(row.level) + "-open",
-                    "size": 8,
-                    "line": {"width": 1.5},
-                },
-                "hovertext": list(row.hover) or [f"{text(row.name)}: {v:.2f}" for v in row.values],
-                "hoverinfo": "text",
-            }
-        )
-        if row.chosen is not None:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "x": [row.chosen],
-                    "y": [index],
-                    "marker": {"color": colour(row.level), "symbol": symbol(row.level), "size": 12},
-                    "hovertext": f"{text(row.name)}: chosen, {row.chosen:.2f}",
-                    "hoverinfo": "text",
-                }
-            )
-    values = [v for row in rows for v in (*row.values, *([row.chosen] if row.chosen is not None else []))]
-    layout = _layout(
-        70 + 22 * max(1, len(rows)),
-        xaxis=_axis(title, range=list(_padded(values, share=0.06)) if values else [0, 1], nticks=6),
-        yaxis=_axis(
-            "",
-            range=[len(rows) - 0.4, -0.6],
-            tickvals=list(range(len(rows))),
-            ticktext=[text(r.name, 16) for r in rows],
-        ),
-    )
-    return {"data": data, "layout": layout}
