@@ -6,27 +6,25 @@ The functions print on standard output and raise `UserError`; the command line o
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO, get_args
+from typing import TYPE_CHECKING, Final
 
 from analysis.contract.errors import QueryError, ResultsError, UserError
 from analysis.contract.folder import first_line
 from analysis.contract.schema import DatasetName
+from analysis.terminal.show import _console, _write, run_named, show
 from analysis.terminal.table import TerminalTable
 from analysis.warehouse.answers import Format, Rows, fetch, printable, to_csv, to_json
 from analysis.warehouse.connection import datasets_of, open
-from analysis.warehouse.queries import NamedQuery, Parameter, bind, find, named_queries
+from analysis.warehouse.queries import NamedQuery, Parameter, find, named_queries
 from analysis.warehouse.sandbox import Sandbox
 from analysis.warehouse.sandbox import query as ask
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
-FORMATS: Final[tuple[Format, ...]] = get_args(Format)
-TABLE_ROWS: Final = 200
-"""Rows of an answer that a table shows; the other formats have all."""
 _NOT_OK: Final = ("CORRUPTED", "FAILURE", "UNADAPTABLE")
 
 
@@ -77,13 +75,6 @@ def sql_command(
             import rich.table  # noqa: F401
         answer = sandbox.rows(statement, timeout)
     show(answer, form, output)
-
-
-def list_command(form: Format = "table") -> None:
-    """Print all questions."""
-    queries = named_queries().values()
-    rows = [(query.name, query.question, ", ".join(_signature(query))) for query in queries]
-    show(Rows(("name", "question", "parameters"), ("VARCHAR",) * 3, [tuple(row) for row in rows]), form)
 
 
 def status_command(results: str | Path, form: Format = "table") -> None:
@@ -159,44 +150,6 @@ def import_published_command(target: Path) -> None:
     _write(f"{folder}: {len(cells())} published cells; try `fixstudy sql {folder} --query effectiveness`.\n")
 
 
-def show(answer: Rows, form: Format, output: Path | None = None) -> None:
-    """Print an answer, or write it to a file."""
-    if form == "csv":
-        _write(to_csv(answer), output)
-    elif form == "json":
-        _write(to_json(answer), output)
-    else:
-        visible = Rows(answer.columns, answer.types, answer.rows[:TABLE_ROWS])
-        with _opened(output) as stream:
-            console = _console(stream)
-            console.print(TerminalTable(visible))
-            if hidden := len(answer.rows) - len(visible.rows):
-                console.print(f"... and {hidden:,} more rows; the formats csv and json have all.", highlight=False)
-
-
-def show_error(error: UserError) -> None:
-    """Print an error where a prompt goes on after it."""
-    sys.stderr.write(f"{printable(str(error))}\n")
-
-
-def run_named(results: str | Path, query: NamedQuery, values: Mapping[str, Parameter]) -> Rows:
-    """Answer a question with plain values.
-
-    Raises:
-        UserError: as for `analysis.run` and `analysis.open`.
-    """
-    import duckdb
-
-    bound = bind(query, values)
-    con = open(results, datasets=datasets_of(query.reads))
-    try:
-        return fetch(con.sql(query.sql, params=bound))
-    except duckdb.Error as error:
-        raise QueryError(f"The query '{query.name}' failed: {first_line(error)}.") from error
-    finally:
-        con.close()
-
-
 def _show_named(
     results: str | Path, query: NamedQuery, values: Mapping[str, Parameter], form: Format, output: Path | None
 ) -> None:
@@ -264,10 +217,6 @@ def _values(parameters: Iterable[str]) -> dict[str, Parameter]:
     return values
 
 
-def _signature(query: NamedQuery) -> list[str]:
-    return [f"{parameter.name}={json.dumps(parameter.default)}" for parameter in query.parameters]
-
-
 def _write_parquet(table: "pa.Table", output: Path | None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -278,28 +227,3 @@ def _write_parquet(table: "pa.Table", output: Path | None) -> None:
         raise ResultsError(f"{output} can't be written: {first_line(error)}.") from error
     except pa.ArrowException as error:
         raise ResultsError(f"Parquet can't hold this answer: {first_line(error)}; cast the column.") from error
-
-
-def _write(text: str, output: Path | None = None) -> None:
-    with _opened(output) as stream:
-        stream.write(text)
-
-
-@contextlib.contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
-    """A file to write to, or standard output, which stays open."""
-    if output is None:
-        yield sys.stdout
-        return
-    try:
-        with output.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
-    except OSError as error:
-        raise ResultsError(f"{output} can't be written: {error.strerror}.") from error
-
-
-def _console(stream: TextIO) -> "Console":
-    from rich.console import Console
-
-    # Text that goes to a file or another program isn't wrapped to the width of some terminal.
-    return Console(file=stream, width=None if stream.isatty() else 10_000)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from analysis.contract.errors import QueryError, UserError
-from analysis.terminal.commands import FORMATS, list_command, run_named, show, show_error
+from analysis.terminal.show import FORMATS, list_command, run_named, show, show_error
 from analysis.warehouse.answers import Format
 from analysis.warehouse.queries import find, named_queries
 from analysis.warehouse.sandbox import Sandbox

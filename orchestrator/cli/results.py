@@ -59,7 +59,8 @@ def sql(
     output: Path | None, timeout: float, list_: bool,
 ) -> None:  # fmt: skip
     """Ask a study in SQL: views trials, predictions, curves, subjects, test_samples. Without a query: a prompt."""
-    from analysis.terminal.commands import list_command, sql_command
+    from analysis.terminal.commands import sql_command
+    from analysis.terminal.show import list_command
 
     if list_:
         list_command(form)

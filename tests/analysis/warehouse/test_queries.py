@@ -22,7 +22,7 @@ from analysis.findings import find
 from analysis.findings.advise import advise
 from analysis.report import report, sections
 from analysis.report.sections import sweeps
-from analysis.terminal import commands
+from analysis.terminal import commands, show
 from analysis.warehouse.answers import printable
 from analysis.warehouse.queries import parse
 
@@ -878,7 +878,7 @@ def test_status(study, tmp_path, capsys):
 
 
 def test_list(capsys):
-    commands.list_command("json")
+    show.list_command("json")
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == NAMES
 
 
