@@ -10,10 +10,8 @@ import sys
 import click
 
 from analysis.contract.errors import UserError
+from orchestrator.cli import catalogue, models, results, studies  # noqa: F401 - each adds its commands to the group
 from orchestrator.cli.group import cli
-
-FORMATS = ("table", "csv", "json", "parquet")
-REPORT_FORMATS = ("html", "md", "json", "latex")
 
 
 def main() -> None:
@@ -38,12 +36,3 @@ def main() -> None:
         # The reader of a pipe had enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-
-
-# ---- studies --------------------------------------------------------------------------------------------------
-
-
-# ---- single models --------------------------------------------------------------------------------------------
-
-
-# ---- what exists ----------------------------------------------------------------------------------------------

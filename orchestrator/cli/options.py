@@ -9,9 +9,10 @@ import click
 
 from analysis.contract.errors import UserError
 
+FORMATS = ("table", "csv", "json", "parquet")
+REPORT_FORMATS = ("html", "md", "json", "latex")
+
 P = ParamSpec("P")
-
-
 R = TypeVar("R")
 
 

@@ -14,10 +14,11 @@ from orchestrator.driver.run import default_results
 from orchestrator.planning.cost import CostModel, estimate
 from orchestrator.planning.plan import Cell, Plan, make_plan, needs_history, outdated
 from orchestrator.storage.store import Store
-from orchestrator.study import points, subjects
+from orchestrator.study import points
 from orchestrator.study.reading import load_study
 from orchestrator.study.schema import Study
 from orchestrator.study.search_space import space_of
+from orchestrator.study.subjects import definitions
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.originals import cache_file
 from orchestrator.subjects.reading.roots import DataRoot
@@ -57,7 +58,7 @@ def preview(path: str | Path, *, results: str | None = None, data_root: str | No
     root, history = ray_session.data_root(data_root), needs_history(study)
     subjects = {
         name: _look(definition, store, root, history)
-        for name, definition in subjects.definitions(study, Path(path).parent).items()
+        for name, definition in definitions(study, Path(path).parent).items()
     }
     plan, cost = make_plan(study, subjects, store.done()), CostModel(store, subjects)
     return Preview(study, store.uri, subjects, plan, cost, outdated(plan, store))

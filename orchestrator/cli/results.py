@@ -7,8 +7,7 @@ import click
 
 from analysis.contract.errors import UserError
 from orchestrator.cli.group import cli
-from orchestrator.cli.main import FORMATS, REPORT_FORMATS
-from orchestrator.cli.options import _needs_torch
+from orchestrator.cli.options import FORMATS, REPORT_FORMATS, _needs_torch
 
 
 @cli.command(short_help="Progress, outcomes, failures with reasons.")

@@ -4,16 +4,18 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.search import Searcher
 
-from orchestrator.driver.study_run import StudyRun
 from orchestrator.planning.queue import TrialQueue
 from orchestrator.study.objectives import Figures
 from orchestrator.study.trials import TrialSpec
 from orchestrator.worker.trainable import spec_config
+
+if TYPE_CHECKING:
+    from orchestrator.driver.study_run import StudyRun
 
 
 class _Stateless:

@@ -13,7 +13,9 @@ from pydantic import (
 from orchestrator.base.errors import UserError
 from orchestrator.study import yaml_text
 from orchestrator.study.schema import Adaptation, Attack, FixerEntry, Location, OutcomeThresholds, Resources, Study
+from orchestrator.study.search_space import rungs_of
 from orchestrator.study.subject_files import with_subjects
+from orchestrator.study.trials import combinations
 
 
 def load_study(path: str | Path) -> Study:
@@ -70,7 +72,7 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
     for index, entry in enumerate(study.fixers):
         where = f"{source}, line {_line(root, ('fixers', index))}"
         try:
-            expanded = study.expand(entry)
+            expanded = expand(study, entry)
         except fixers.FixerError as error:
             raise UserError(f"{where}: {error}") from error
         swept = {other.name for other in entries if other.adapt}
@@ -85,6 +87,37 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
     study._text = text
     study._places = {location: f"{source}, line {_line(root, location)}: " for location in locations}
     return study
+
+
+def expand(study: Study, entry: FixerEntry) -> list[FixerEntry]:
+    """An entry with its names resolved and its parameters checked; ``all`` becomes every fixer not named itself.
+
+    Raises:
+        fixers.FixerError: an unknown fixer, preset or parameter, or a value out of range.
+    """
+    import fixers
+
+    if entry.name != "all":
+        return [_checked(study, entry)]
+    named = {fixers.get(other.name).name for other in study.fixers if other.name != "all"}
+    others = [name for name in fixers.all_fixers() if name not in named]
+    return [_checked(study, entry.model_copy(update={"name": name})) for name in others]
+
+
+def _checked(study: Study, entry: FixerEntry) -> FixerEntry:
+    import fixers
+
+    cls = fixers.get(entry.name)
+    preset = entry.preset or (study.preset if study.preset in cls.presets else None)
+    for parameters in combinations(entry.params, entry.grid):
+        cls.build(parameters, preset)
+    if entry.adapt:
+        for name, values in entry.adapt.space.items():
+            for value in values:
+                cls.build({**entry.params, name: value}, preset)
+        if entry.adapt.search == "asha":
+            rungs_of(entry.model_copy(update={"name": cls.name, "preset": preset}))
+    return entry.model_copy(update={"name": cls.name, "preset": preset})
 
 
 def _line(root: yaml.Node, location: Location) -> int:

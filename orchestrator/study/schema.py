@@ -20,8 +20,6 @@ from pydantic import (
 from orchestrator.base import units
 from orchestrator.base.errors import UserError
 from orchestrator.study import objectives
-from orchestrator.study.search_space import rungs_of
-from orchestrator.study.trials import combinations
 
 Location = tuple[int | str, ...]
 Stage = Literal["adapt", "final"]
@@ -239,35 +237,6 @@ class Study(_Model):
                 raise ValueError(f"has the subject '{name}' twice")
         return value
 
-    def expand(self, entry: FixerEntry) -> list[FixerEntry]:
-        """An entry with its names resolved and its parameters checked; ``all`` becomes every fixer not named itself.
-
-        Raises:
-            fixers.FixerError: an unknown fixer, preset or parameter, or a value out of range.
-        """
-        import fixers
-
-        if entry.name != "all":
-            return [self._checked(entry)]
-        named = {fixers.get(other.name).name for other in self.fixers if other.name != "all"}
-        others = [name for name in fixers.all_fixers() if name not in named]
-        return [self._checked(entry.model_copy(update={"name": name})) for name in others]
-
-    def _checked(self, entry: FixerEntry) -> FixerEntry:
-        import fixers
-
-        cls = fixers.get(entry.name)
-        preset = entry.preset or (self.preset if self.preset in cls.presets else None)
-        for parameters in combinations(entry.params, entry.grid):
-            cls.build(parameters, preset)
-        if entry.adapt:
-            for name, values in entry.adapt.space.items():
-                for value in values:
-                    cls.build({**entry.params, name: value}, preset)
-            if entry.adapt.search == "asha":
-                rungs_of(entry.model_copy(update={"name": cls.name, "preset": preset}))
-        return entry.model_copy(update={"name": cls.name, "preset": preset})
-
     def place(self, *location: str | int) -> str:
         """Where the study file says something, to begin a sentence with: ``study.yaml, line 3: ``.
 
@@ -300,9 +269,3 @@ def subject_name(spec: object) -> str:
     if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
         return str(spec["name"])
     raise ValueError("must be the name of a subject or a mapping with a name")
-
-
-# ---- trials ---------------------------------------------------------------------------------------------------
-
-
-# ---- reading --------------------------------------------------------------------------------------------------

@@ -21,11 +21,13 @@ import analysis
 from analysis import statistics
 from analysis.contract.errors import UserError
 from analysis.findings import advise as advise_module
-from analysis.findings import cells, samples, words
+from analysis.findings import cells, words
 from analysis.findings import find as findings_module
 from analysis.findings.find import find
-from analysis.report import as_json, content, latex, markdown, page, plots, report
+from analysis.findings.samples import Samples
+from analysis.report import as_json, content, latex, markdown, plots, report
 from analysis.report.compare import compare
+from analysis.report.page import render_html
 from analysis.report.sections import efficiency
 from analysis.report.sections.cells import identifier
 from analysis.statistics.bootstrap import Flips
@@ -195,13 +197,13 @@ def test_seeds_that_disagree_on_who_is_better_claim_nothing():
     kept = np.ones((2, 40), dtype=bool), np.ones((2, 40), dtype=bool)
     # Seed 0 repairs forty images and breaks none, seed 1 the other way round, but for one image less.
     flips = Flips(kept[0] & [[True], [False]], kept[1] & [[False], [True]] & (np.arange(40) > 0))
-    samples = samples.Samples({"a": flips}, 10, 910)
+    samples = Samples({"a": flips}, 10, 910)
     cell = cells.Cell("s", "a", "A", "model", "{}", "OK", {"OK": 2}, accuracy=Interval(0.94, 0.95, 0.96))
     cell = replace(cell, repair_rate=Interval(0, 0.5, 1), negative_flip_rate=Interval(0, 0.02, 0.04))
     [comparison] = cells.Subject("s", {}, (cell,), samples).against_original
     assert samples.discordant("a", None) == [(40, 0), (0, 39)]
     assert comparison.p == 1
-    agreed = samples.Samples({"a": Flips(kept[0], kept[1] & False)}, 10, 910)
+    agreed = Samples({"a": Flips(kept[0], kept[1] & False)}, 10, 910)
     [comparison] = cells.Subject("s", {}, (cell,), agreed).against_original
     assert comparison.p < 1e-6
 
@@ -290,7 +292,7 @@ def test_the_sql_of_the_page_is_what_ran(study):
     names = {query.sql: name for name, query in analysis.named_queries().items()}
     with analysis.open(study.folder) as con:
         spy = _Spy(con)
-        page = html.unescape(page.render_html(spy, find(spy)))
+        page = html.unescape(render_html(spy, find(spy)))
     shown = dict(
         re.findall(r'id="sql-(\w+)"><summary>.*?</summary><pre tabindex="0"><code>(.*?)</code>', page, flags=re.S)
     )
