@@ -138,19 +138,28 @@ def _is_module(name: str) -> bool:
 def _handed_on(module: str) -> Mapping[str, str]:
     """What the ``__init__.py`` of a package imports under which names; nothing for a module that is no package."""
     source = _source(_imported(module)) if _package(module) == module else None
-    return {} if source is None else _bindings(ast.parse(source), module)
+    return {} if source is None else _bound_in(source, module)
 
 
-def _bindings(tree: ast.AST, package: str) -> dict[str, str]:
+@cache
+def _bound_in(source: str, package: str) -> Mapping[str, str]:
+    return _bindings(_imports(ast.parse(source)), package)
+
+
+def _imports(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def _bindings(imports: list[ast.Import | ast.ImportFrom], package: str) -> dict[str, str]:
     """Names that imports bind, with the full dotted name of what each stands for."""
     bound = {}
-    for node in ast.walk(tree):
+    for node in imports:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 # "import a.b" binds a, and a.b is reached through it.
                 name = alias.name if alias.asname else alias.name.partition(".")[0]
                 bound[alias.asname or name] = name
-        elif isinstance(node, ast.ImportFrom):
+        else:
             # A single file is in no package, so its relative imports fail before anybody asks.
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             bound |= {alias.asname or alias.name: f"{source}.{alias.name}".removesuffix(".*") for alias in node.names}
@@ -162,11 +171,10 @@ def _read(source: str, package: str, ours: _Ours) -> tuple[str, list[str]]:
     """Bare code with references to ours as NUL module NUL name NUL, and the modules of ours that it reaches."""
     # Approaches share most of their modules; each is read once per process.
     tree = ast.parse(source)
-    resolver = _Resolver(_bindings(tree, package), ours)
+    imports = _imports(tree)
+    imported = [alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names]
+    resolver = _Resolver(_bindings(imports, package), ours)
     code = ast.unparse(resolver.visit(tree))
-    imported = [
-        alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names
-    ]
     for dotted in {*resolver.bound.values(), *imported}:
         place = ours.place(dotted)
         # Importing a package that only hands names on reaches nothing; what is used of it was referred to.
