@@ -102,10 +102,11 @@ def test_a_change_of_what_runs_every_fix_changes_every_version(versions, kernel,
 @pytest.mark.parametrize(
     ("changed", "reaching"),
     [
-        ("fixers.neuron_level.arachne", {"arachne", "distrrep"}),
+        ("fixers.neuron_level.arachne", {"arachne"}),
+        ("fixers.search.fitness", {"arachne", "distrrep"}),
         ("fixers.model_level.fsgmix.guided_mixes", {"fsgmix"}),
         # The linear programs of helpers of helpers.
-        ("fixers.exact.linear_program", {"three_m_dnn", "reassure", "prdnn", "aprnn", "nnrepair", "vere"}),
+        ("fixers.exact.linear_program", {"three_m_dnn", "reassure", "prdnn", "aprnn", "nnrepair"}),
         ("fixers.registry", set()),
         ("fixers.errors", set()),
     ],
