@@ -179,6 +179,9 @@ def _coerce(info: ParameterInfo, value: Any) -> Any:
         return float(value)
     if info.kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
+    # Truth values of YAML 1.1.
+    if info.kind is bool and value in ("yes", "no", "on", "off"):
+        return value in ("yes", "on")
     return value
 
 

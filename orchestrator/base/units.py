@@ -29,12 +29,12 @@ def seconds(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Bytes from 4GiB, 500MB or 1000000.
+    """Bytes from 4GiB, 4Gi, 500MB, 500M or 1000000.
 
     Raises:
         UserError: it is none of these.
     """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*(?:([KMGT])(i?)B)?\s*", text)
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(?:([KMGT])(i?)B?)?\s*", text)
     try:
         if match is None:
             raise ValueError(text)
@@ -43,15 +43,28 @@ def size(text: str) -> int:
         raise UserError(f"A size is written 4GiB, 500MB or 1000000, but got '{text}'.") from None
 
 
+def number(text: str) -> float:
+    """A number from 0.03, 8/255 or 3%.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    try:
+        above, of, below = text.removesuffix("%").partition("/")
+        return float(above) / (float(below) if of else 1) / (100 if text.endswith("%") else 1)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"A number is written 0.03, 8/255 or 3%, but got '{text}'.") from None
+
+
 def share(text: str) -> float:
-    """A fraction from 0.005 or 0.5%.
+    """A fraction from 0.005, 1/200 or 0.5%.
 
     Raises:
         UserError: it is neither, or not between 0 and 1.
     """
     try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
+        value = number(text)
+    except UserError:
         raise UserError(f"A share is written 0.005 or 0.5%, but got '{text}'.") from None
     if not 0 <= value <= 1:
         raise UserError(f"A share is between 0 and 100%, but got '{text}'.")

@@ -25,13 +25,7 @@ def load_study(path: str | Path) -> Study:
         UserError: one sentence per mistake, each with its line.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"There is no study file {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The study file {path} can't be read: {error}.") from error
-    return parse_study(text, str(path), path.parent)
+    return parse_study(yaml_text.read_file(path, "study file"), str(path), path.parent)
 
 
 def parse_study(text: str, source: str, folder: Path) -> Study:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -49,6 +50,36 @@ def _size(value: object) -> object:
 
 
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+
+
+def _number(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return units.number(value)
+        except UserError:
+            raise ValueError("must be a number, such as 0.03, 8/255 or 3%") from None
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+def _in_pixels(value: float) -> float:
+    if value > 1:
+        raise ValueError(f"is beyond the range of pixels, which are in [0, 1]; {value:g} of 255 is {value:g}/255")
+    return value
+
+
+Radius = Annotated[Number, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_pixels)]
+"""Of an attack, on inputs in [0, 1]."""
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, (str, Mapping)) else value
+
+
+Several = BeforeValidator(_listed)
+"""One where a list is meant."""
 
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 """A whole number that a row can hold, and torch takes."""
@@ -139,7 +170,7 @@ class FixerEntry(_Model):
     def _short_forms(cls, value: object) -> object:
         if isinstance(value, str):
             return {"name": value}
-        if isinstance(value, Mapping) and value.get("adapt") is True:
+        if isinstance(value, Mapping) and value.get("adapt") in (True, "yes", "on"):
             return {**value, "adapt": {}}
         return value
 
@@ -170,7 +201,7 @@ class Resources(_Model):
 class OutcomeThresholds(_Model):
     """Where an outcome begins."""
 
-    corrupted_drop: float = Field(default=0.10, gt=0, lt=1)
+    corrupted_drop: Number = Field(default=0.10, gt=0, lt=1)
     """Relative fall of test accuracy above which a fix counts as CORRUPTED."""
 
 
@@ -180,7 +211,7 @@ class Attack(_Model):
     samples: int = Field(default=500, ge=1)
     steps: int = Field(default=40, ge=1)
     seed: Seed = 0
-    epsilon: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    epsilon: dict[str, Radius] = {}
     """Radius by subject, on inputs in [0, 1]; the subject's own when not given."""
 
 
@@ -188,9 +219,9 @@ class Study(_Model):
     """A study file."""
 
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    subjects: list[Any] = Field(min_length=1)
+    subjects: Annotated[list[Any], Several] = Field(min_length=1)
     """Names of the catalogue, subject files ending in .yaml or .yml (relative to the study file), or mappings."""
-    fixers: list[FixerEntry] = Field(min_length=1)
+    fixers: Annotated[list[FixerEntry], Several] = Field(min_length=1)
     seeds: list[Seed] = Field(default=[0], min_length=1)
     preset: str | None = None
     """Preset of every fixer that has it and doesn't name one itself."""
@@ -201,7 +232,7 @@ class Study(_Model):
     keep_models: Literal["best", "all", "none"] = "best"
     pictures: bool = True
     """Whether some test samples (repaired, broken, never repaired) are kept as small pictures for the report."""
-    plugins: list[str] = []
+    plugins: Annotated[list[str], Several] = []
     """Approaches from elsewhere: files ending in .py (relative to the study file) or importable modules."""
 
     _places: dict[Location, str] = PrivateAttr(default_factory=dict)
@@ -226,7 +257,7 @@ class Study(_Model):
     @field_validator("attack", mode="before")
     @classmethod
     def _no_attack(cls, value: object) -> object:
-        return None if value in ("none", False) else value
+        return None if value in ("none", "no", "off", False) else value
 
     @field_validator("subjects")
     @classmethod

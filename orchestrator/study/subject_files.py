@@ -27,11 +27,7 @@ def read_subject(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file can't be read, or holds something else.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The subject file {path} can't be read: {str(error).splitlines()[0]}.") from error
-    content, _ = yaml_text.read(text, str(path))
+    content, _ = yaml_text.read(yaml_text.read_file(path, "subject file"), str(path))
     inner = content.get("subject", content) if isinstance(content, dict) else None
     if not isinstance(inner, dict):
         raise UserError(

@@ -1,10 +1,26 @@
-"""YAML that users write: read with the line of whatever is wrong with it."""
+"""YAML that users write: read as they mean it, with the line of whatever is wrong with it.
 
-from typing import Any
+PyYAML reads YAML 1.1, in which ``1e-3`` is a text, ``1:30`` the number 90, ``010`` eight, and ``no`` is false. Numbers
+and truth values are those of YAML 1.2 here; the rest is YAML 1.1.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Final
 
 import yaml
 
 from orchestrator.base.errors import UserError
+
+MOST_VALUES: Final = 100_000
+"""Of a text with its aliases written out: a few hundred characters of aliases may stand for billions."""
+_CORE_SCHEMA: Final = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,6 +47,35 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from error
 
 
+_OF_PYYAML = {f"tag:yaml.org,2002:{kind}" for kind, *_ in _CORE_SCHEMA}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OF_PYYAML]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _pattern, _firsts in _CORE_SCHEMA:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list(_firsts))
+
+
+def read_file(path: Path, what: str) -> str:
+    """The text of a file that a user wrote.
+
+    Args:
+        path: the file.
+        what: names its kind in errors, such as "study file".
+
+    Raises:
+        UserError: it can't be read, or isn't UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"There is no {what} {path}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"The {what} {path} isn't UTF-8 text; save it as UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"The {what} {path} can't be read: {error}.") from error
+
+
 def read(text: str, source: str) -> tuple[Any, yaml.Node | None]:
     """What a text means, and its nodes, which know their lines; None for an empty one.
 
@@ -42,8 +87,13 @@ def read(text: str, source: str) -> tuple[Any, yaml.Node | None]:
         UserError: it isn't valid; one sentence with the line.
     """
     try:
-        # A second time for the nodes, because merge keys (<<) are resolved by changing them.
-        return yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=_Loader)
+        if root is not None and _values(root, {}) > MOST_VALUES:
+            raise UserError(f"{source}: with its aliases written out this has over {MOST_VALUES:,} values; use fewer.")
+        # A second time for the values, because merge keys (<<) are resolved by changing the nodes.
+        return yaml.load(text, Loader=_Loader), root
+    except RecursionError:
+        raise UserError(f"{source}: lists or mappings lie too deep inside each other; use fewer brackets.") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{source}, line {line}: this isn't valid YAML ({error.problem}).") from error
@@ -53,3 +103,15 @@ def read(text: str, source: str) -> tuple[Any, yaml.Node | None]:
             f"{source}, line {line}: this isn't valid YAML (the character {error.character:#04x} may not be in it; "
             "delete it)."
         ) from error
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for; an alias is its anchor's node again."""
+    if id(node) not in known:
+        # One that holds itself has no end; PyYAML builds it, and what takes it refuses it.
+        known[id(node)] = 1
+        children = node.value if isinstance(node, yaml.SequenceNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_values(child, known) for child in children)
+    return known[id(node)]

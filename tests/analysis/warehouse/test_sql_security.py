@@ -292,7 +292,7 @@ def test_the_process_alone_writes_nothing(place, tmp_path, limit):
     ]
     if limit == "forbid_file_content":
         attacks = attacks[:1]
-    program = f"import os\nfrom analysis.confinement import {limit}\nprint({limit}())\n" + "".join(
+    program = f"import os\nfrom analysis.warehouse.confinement import {limit}\nprint({limit}())\n" + "".join(
         f"try:\n    {attack}\nexcept OSError:\n    pass\nelse:\n    print('succeeded')\n" for attack in attacks
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -310,11 +310,11 @@ def test_large_predictions_are_answered_and_stay(place, tmp_path, cannot_write):
     before = snapshot(place[0])
     program = f"""
 import duckdb
-from analysis import warehouse
-from analysis.confinement import forbid_writing
+from analysis.warehouse import connection
+from analysis.warehouse.confinement import forbid_writing
 confined = {cannot_write} and forbid_writing()
-warehouse.IN_MEMORY_ROWS = 0
-con = warehouse.open_confined({str(place[1].folder)!r}, cannot_write=confined)
+connection.IN_MEMORY_ROWS = 0
+con = connection.open_confined({str(place[1].folder)!r}, cannot_write=confined)
 print(confined == {cannot_write}, con.sql("SELECT count(*) FROM predictions").fetchall(), end=" ")
 for target in ({str(target)!r}, {str(tmp_path / "new.parquet")!r}):
     for option in ("", ", USE_TMP_FILE false"):

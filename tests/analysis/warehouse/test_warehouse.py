@@ -438,7 +438,7 @@ def test_export_doesnt_overwrite_other_files(small, tmp_path):
 
 
 def test_import_is_light():
-    script = "import sys, analysis, analysis.commands; print([m for m in sys.argv[1:] if m in sys.modules])"
+    script = "import sys, analysis, analysis.terminal.commands; print([m for m in sys.argv[1:] if m in sys.modules])"
     heavy = [
         "duckdb",
         "pyarrow",

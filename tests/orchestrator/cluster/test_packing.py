@@ -122,7 +122,7 @@ DRIVER = """
 import sys
 import ray
 from orchestrator import gpus
-from orchestrator.run import run_study
+from orchestrator.driver.run import run_study
 cpus, number, memory = map(int, sys.argv[3:])
 quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 ray.init("local", num_cpus=cpus, num_gpus=number, _memory=memory, **quiet)

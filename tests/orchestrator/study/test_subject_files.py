@@ -69,7 +69,7 @@ def test_a_subject_file_that_cannot_be_meant_is_named_with_the_line_of_the_study
     with pytest.raises(UserError, match=rf"study\.yaml, line 4: .*own/parquet\.yaml.*{said}"):
         load_study(study)
     (study.parent / "own" / "parquet.yaml").unlink()
-    with pytest.raises(UserError, match=r"line 4: The subject file .*own/parquet\.yaml can't be read"):
+    with pytest.raises(UserError, match=r"line 4: There is no subject file .*own/parquet\.yaml"):
         load_study(study)
 
 

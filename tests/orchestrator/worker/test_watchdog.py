@@ -6,7 +6,7 @@ from orchestrator.worker.watchdog import grace
 
 
 def run(body):
-    script = "import time, sys\nfrom orchestrator.watchdog import Watchdog\n" + textwrap.dedent(body)
+    script = "import time, sys\nfrom orchestrator.worker.watchdog import Watchdog\n" + textwrap.dedent(body)
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -60,7 +60,7 @@ def test_a_failing_handler_still_ends_the_process():
 def test_native_code_that_holds_the_interpreter_lock_is_ended_too():
     done = run("""
         import re
-        import orchestrator.watchdog as module
+        import orchestrator.worker.watchdog as module
         module.SECONDS_FOR_THE_THREAD = 0.5
         Watchdog(lambda stack: print("barked", flush=True)).arm(0.2)
         re.match(r"(a|aa)+$", "a" * 60 + "b")  # backtracks for years without releasing the lock
