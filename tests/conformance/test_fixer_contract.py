@@ -59,9 +59,10 @@ def test_requirements_are_answered_without_running(fixer: type[Fixer], benches: 
     for bench in benches:
         facts = bench.facts()
         assert facts.layers, "the layers are traced once, before the clock starts"
-        started = time.perf_counter()
+        # Of this process, not of the wall: on a busy machine others' work would count.
+        started = time.process_time()
         unmet = fixer.unmet(facts)
-        assert time.perf_counter() - started < 1.0, "requirements look at the architecture and at counts, nothing else"
+        assert time.process_time() - started < 1.0, "requirements look at the architecture and at counts, nothing else"
         if unmet is not None:
             assert unmet.code, "every requirement has a reason code"
             assert unmet.reason.endswith("."), "the reason is a sentence"

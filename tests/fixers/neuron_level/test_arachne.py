@@ -133,7 +133,8 @@ def test_the_fitness_never_ends_below_the_originals(make_problem, search, seed):
     places = localise(problem, ["classifier.5"], problem.failures)
     fitness = judge(problem, places, search, fixer.alpha)
     original, ours = fitness(torch.stack([places.read(problem.original), places.read(model)])).tolist()
-    assert ours >= original
+    # Float32 losses: the same weights elsewhere in a batch are judged a few eps apart.
+    assert ours >= original * (1 - 1e-6)
     assert ours == pytest.approx(problem.notes["fitness"], rel=1e-6)
 
 

@@ -152,7 +152,7 @@ def test_an_overfitted_class_gets_images_unlike_what_it_knows(make_problem, monk
     scores = values @ maps.between_classes(item.label, item.rival)
     is_chosen = torch.isin(rows, batch.chosen)
     assert 3 < is_chosen.sum() < len(rows)
-    assert scores[is_chosen].max() <= scores[~is_chosen].min()
+    assert scores[is_chosen].max() <= scores[~is_chosen].min() + 1e-5
 
 
 def test_when_images_of_a_class_run_out_the_next_one_follows(make_problem):

@@ -435,7 +435,9 @@ def test_what_enters_the_first_faulty_layer_is_kept_where_it_fits(remembered, mo
         handle.remove()
         models.append(repair.model)
         runs.append(len(calls))
-    assert equal(*models)
+    # What is kept was computed in other batches, a few eps apart; the steps are a hundred thousand times larger.
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     # Only augmented images go through the whole network.
     assert runs[0] == 2 * 2 * 2 * 2
     assert runs[1] > 2 * runs[0]

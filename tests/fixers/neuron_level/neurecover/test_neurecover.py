@@ -331,7 +331,8 @@ def test_the_fitness_never_ends_below_the_originals(history_problem, seed):
     places = NeuRecover(**options)._localise(problem, compare(problem, "three_back"))
     fitness = regression_fitness(problem, places, problem.failures, problem.passes, 1.0)
     original, ours = fitness(torch.stack([places.read(problem.original), places.read(model)])).tolist()
-    assert ours >= original
+    # Float32 losses: the same weights elsewhere in a batch are judged a few eps apart.
+    assert ours >= original * (1 - 1e-6)
     assert ours == pytest.approx(problem.notes["fitness"], rel=1e-6)
 
 
