@@ -4,12 +4,20 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.base.errors import UserError
+
+_FORMATS: Final = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+"""Those that hold pixels and nothing else: Pillow hands EPS to Ghostscript, which runs the program that it is."""
+_GREY: Final = ("1", "L", "LA", "La")
+_GREY_16: Final = ("I;16", "I;16B", "I;16L", "I;16N")
+_BITS_PER_SAMPLE: Final = 258  # the tag of TIFF
 
 
 class UnreadableImageError(UserError):
@@ -19,6 +27,9 @@ class UnreadableImageError(UserError):
 @dataclass(frozen=True)
 class ImageFormat:
     """What an image is made to be: (C, H, W) uint8 with C = 1 (grey) or 3 (red, green, blue).
+
+    It is turned as its EXIF orientation says, pixels of more bits are scaled by the range of their type, and alpha is
+    dropped.
 
     ``fit`` says what happens to an image of another size: ``exact`` refuses it, ``stretch`` resizes it (bilinear,
     anti-aliased), ``crop`` brings the shorter side to 8/7 of the target and cuts out the middle (ImageNet's way).
@@ -35,7 +46,7 @@ class ImageFormat:
         """
         channels, height, width = self.shape
         with _opened(encoded, name) as image:
-            converted = image.convert("L" if channels == 1 else "RGB")
+            converted = _of_8_bits(image, name).convert("L" if channels == 1 else "RGB")
             if converted.size != (width, height):
                 converted = self._resized(converted, name)
             pixels = np.asarray(converted, dtype=np.uint8)
@@ -61,26 +72,39 @@ class ImageFormat:
 def image_shape(encoded: bytes, name: str) -> tuple[int, int, int]:
     """Shape (C, H, W) of an encoded image as it is: C is 1 for grey images, else 3."""
     with _opened(encoded, name) as image:
-        return (1 if image.mode in ("1", "L", "I;16") else 3, image.height, image.width)
+        return (1 if image.mode in (*_GREY, *_GREY_16) else 3, image.height, image.width)
+
+
+def _of_8_bits(image: Any, name: str) -> Any:
+    from PIL import Image
+
+    if image.mode in ("I", "F"):
+        raise UnreadableImageError(
+            f"Image {name} has pixels of 32 bits, whose range nothing says; save it with 8 or 16 bits per pixel."
+        )
+    if image.mode not in _GREY_16:
+        return image
+    bits = dict(getattr(image, "tag_v2", {})).get(_BITS_PER_SAMPLE, (16,))[0]
+    return Image.fromarray((np.asarray(image) * (255 / (2**bits - 1))).round().astype(np.uint8))
 
 
 @contextmanager
 def _opened(encoded: bytes, name: str) -> Iterator[Any]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             image.load()
-            yield image
-    except UnreadableImageError:
+            yield ImageOps.exif_transpose(image)
+    except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         # Its own message names an object in memory.
         raise UnreadableImageError(
             f"Image {name} can't be read (it is in no known format); repair or remove it."
         ) from error
-    # What Pillow raises on damaged files; its own errors derive from these.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    # Decoders raise whatever comes to hand on damaged files: RuntimeError, NotImplementedError, struct.error, ...
+    except Exception as error:
         raise UnreadableImageError(f"Image {name} can't be read ({error}); repair or remove it.") from error
 
 

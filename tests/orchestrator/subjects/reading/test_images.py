@@ -106,6 +106,71 @@ def test_grey_and_palette_images_become_what_the_model_takes() -> None:
     assert image_shape(encoded(1)[0], "x") == (3, 16, 16)
 
 
+def saved(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_pixels_of_16_bits_are_scaled_by_their_range(form: str, order: str) -> None:
+    deep = (RAMP.astype(np.uint16) * 257).astype(f"{order}u2")
+    image = saved(Image.fromarray(deep), form)
+    assert image_shape(image, "x") == (1, 16, 16)
+    assert (ImageFormat((1, 16, 16)).decode(image, "x")[0] == RAMP).all()
+    assert (ImageFormat((3, 16, 16)).decode(image, "x") == RAMP).all()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_no_known_range_are_refused(kind: type) -> None:
+    with pytest.raises(UnreadableImageError, match="Image x has pixels of 32 bits, whose range nothing says"):
+        ImageFormat((1, 16, 16)).decode(saved(Image.fromarray(RAMP.astype(kind)), "TIFF"), "x")
+
+
+def test_grey_with_alpha_has_one_channel() -> None:
+    image = saved(Image.fromarray(RAMP).convert("LA"), "PNG")
+    assert image_shape(image, "x") == (1, 16, 16)
+    assert (ImageFormat((1, 16, 16)).decode(image, "x")[0] == RAMP).all()
+
+
+def test_a_photo_stands_upright() -> None:
+    """Orientation 6: the camera was turned, and every viewer turns the picture back."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = saved(Image.fromarray(RAMP[:8]), "PNG", exif=exif)
+    assert image_shape(image, "x") == (1, 16, 8)
+    assert (ImageFormat((1, 16, 8)).decode(image, "x")[0] == np.rot90(RAMP[:8], -1)).all()
+
+
+def test_a_picture_that_is_a_program_is_not_opened(tmp_path: Path) -> None:
+    """Pillow would hand EPS to Ghostscript, which runs it."""
+    trace = tmp_path / "trace"
+    program = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n({trace}) (w) file closefile\nshowpage\n%%EOF\n"
+    with pytest.raises(UnreadableImageError, match="in no known format"):
+        ImageFormat((3, 16, 16)).decode(program.encode(), "x")
+    assert not trace.exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("form", ["AVIF", "PNG", "TIFF", "WEBP", "JPEG", "GIF", "BMP", "QOI"])
+def test_whatever_a_decoder_raises_is_one_sentence(form: str) -> None:
+    """Files with bytes that were changed either decode or are named."""
+    whole = saved(Image.fromarray(RAMP).convert("RGB"), form)
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in generator.integers(0, len(whole), 8):
+            damaged[place] = generator.integers(0, 256)
+        try:
+            ImageFormat((3, 16, 16), "stretch").decode(bytes(damaged), "x")
+        except UnreadableImageError as error:
+            assert str(error).startswith("Image x ")
+
+
 def test_other_sizes_are_refused_stretched_or_cropped() -> None:
     image = encoded(1, side=16)[0]
     with pytest.raises(UnreadableImageError, match=r"is 16x16 where 8x12 is expected; give size: \[8, 12\]"):
