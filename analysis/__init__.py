@@ -6,8 +6,10 @@ Importing this is cheap; DuckDB, pyarrow and the rest are imported by the functi
 from analysis.contract import errors
 from analysis.contract.errors import QueryError, ResultsError, UserError
 from analysis.published.published import import_published
-from analysis.warehouse.connection import export, open
-from analysis.warehouse.queries import NamedQuery, named_queries, run
+from analysis.warehouse.connection import export
+from analysis.warehouse.connection import open_results as open
+from analysis.warehouse.queries import NamedQuery, named_queries
+from analysis.warehouse.queries import answer as run
 from analysis.warehouse.sandbox import query
 
 __all__ = [

@@ -14,11 +14,11 @@ from analysis.contract.errors import ResultsError
 from analysis.findings import trust
 from analysis.findings.cells import Cell, Findings, Subject
 from analysis.findings.find import find
-from analysis.findings.limits import Limits, Verdict, judge
+from analysis.findings.limits import Limits, Support, judge
 from analysis.findings.words import NBSP, capital, conjunction, number, percent, seconds, some, span
 from analysis.statistics.paired import Interval
 
-__all__ = ["Advice", "Limits", "Verdict", "advise", "decide", "interval_json", "name"]
+__all__ = ["Advice", "Limits", "Support", "advise", "decide", "interval_json", "name"]
 
 _LISTED: Final = 3
 """Fixers named one by one before the rest is counted."""
@@ -48,11 +48,11 @@ class Advice:
 
     subject: str
     limits: Limits
-    chosen: Verdict | None
-    runner_up: Verdict | None
-    certain: Verdict | None
+    chosen: Support | None
+    runner_up: Support | None
+    certain: Support | None
     difference: Interval | None
-    rejected: tuple[Verdict, ...]
+    rejected: tuple[Support, ...]
     lead: str
     details: tuple[str, ...]
     others: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Advice:
         if self.chosen is not None:
             repaired = _estimate(self.chosen.cell.repair_rate)
             better = tuple(v for v in better if _estimate(v.cell.repair_rate) > repaired)
-        if any(verdict.within_limits == "undecided" for verdict in better):
+        if any(support.within_limits == "undecided" for support in better):
             return False
         if self.chosen is None:
             return bool(better)
@@ -104,7 +104,7 @@ class Advice:
             "runner_up": _option(self.runner_up),
             "surely_within_limits": _option(self.certain),
             "repair_rate_difference": interval_json(self.difference),
-            "passed_over": [_option(verdict) for verdict in self.rejected],
+            "passed_over": [_option(support) for support in self.rejected],
             "answer": self.lead,
             "details": list(self.details),
             "others": list(self.others),
@@ -132,7 +132,7 @@ def advise(
     Raises:
         ResultsError: the folder can't be read, or the study has no such subject.
     """
-    from analysis.warehouse.connection import open as open_results
+    from analysis.warehouse.connection import open_results
 
     with open_results(results) as con:
         found = _subject(find(con), subject, str(results))
@@ -165,11 +165,11 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
     if asked and subject.ok and all(cell.asr_rise is None for cell in subject.ok):
         # No attack was asked for, or none applies to such data: that is no doubt about any of the fixers.
         limits = replace(limits, max_asr_rise=None)
-    verdicts = sorted(
+    supports = sorted(
         (judge(cell, limits) for cell in subject.ok),
         key=lambda v: (-_estimate(v.cell.repair_rate), _estimate(v.cell.negative_flip_rate), v.cell.fixer),
     )
-    repairing = [v for v in verdicts if v.cell.trade_off != "d"]
+    repairing = [v for v in supports if v.cell.trade_off != "d"]
     within = [v for v in repairing if v.is_within]
     rejected = tuple(v for v in repairing if not v.is_within)
     chosen = within[0] if within else None
@@ -195,7 +195,7 @@ def decide(subject: Subject, limits: Limits | None = None) -> Advice:
     )
 
 
-def _lead(subject: Subject, chosen: Verdict | None, rejected: Sequence[Verdict]) -> str:
+def _lead(subject: Subject, chosen: Support | None, rejected: Sequence[Support]) -> str:
     if chosen is not None:
         use = f"Use {name(chosen.cell)}: it {_repairs(chosen.cell)}{_and_breaks(chosen)}.{_unusable(chosen.cell)}"
         if not chosen.doubts:
@@ -220,7 +220,7 @@ def _lead(subject: Subject, chosen: Verdict | None, rejected: Sequence[Verdict])
 
 
 def _details(
-    chosen: Verdict | None, runner_up: Verdict | None, certain: Verdict | None, difference: Interval | None
+    chosen: Support | None, runner_up: Support | None, certain: Support | None, difference: Interval | None
 ) -> Iterable[str]:
     if chosen is not None:
         if sides := _side_effects(chosen.cell):
@@ -239,19 +239,19 @@ def _details(
             yield "No fixer that repairs measurably is surely within the limits."
 
 
-def _passed_over(chosen: Verdict | None, rejected: Sequence[Verdict]) -> Iterable[str]:
+def _passed_over(chosen: Support | None, rejected: Sequence[Support]) -> Iterable[str]:
     """Who repairs more than the chosen one and is beyond a limit."""
     # Without a choice the lead has named the first of the rejected already.
     passed = [
-        verdict
-        for verdict in rejected[0 if chosen else 1 :]
-        if chosen is None or _estimate(verdict.cell.repair_rate) > _estimate(chosen.cell.repair_rate)
+        support
+        for support in rejected[0 if chosen else 1 :]
+        if chosen is None or _estimate(support.cell.repair_rate) > _estimate(chosen.cell.repair_rate)
     ]
-    for verdict in passed[:_LISTED]:
+    for support in passed[:_LISTED]:
         more = "repairs more," if chosen else "repairs"
-        yield f"{name(verdict.cell)} {more} {_rate(verdict.cell)}{verdict.reservation}."
+        yield f"{name(support.cell)} {more} {_rate(support.cell)}{support.reservation}."
     if len(passed) > _LISTED:
-        rest = [verdict.cell for verdict in passed[_LISTED:]]
+        rest = [support.cell for support in passed[_LISTED:]]
         verb, whose = (
             ("repairs", "is beyond a limit by its estimate")
             if len(rest) == 1
@@ -260,7 +260,7 @@ def _passed_over(chosen: Verdict | None, rejected: Sequence[Verdict]) -> Iterabl
         yield f"{_names(rest)} {verb}{' more too' if chosen else ''} but {whose}."
 
 
-def _caveats(chosen: Verdict | None) -> Iterable[str]:
+def _caveats(chosen: Support | None) -> Iterable[str]:
     if chosen is None:
         return
     if len(chosen.cell.ok_runs) == 1:
@@ -315,9 +315,9 @@ def _breaks(cell: Cell) -> str:
     return f"breaks {percent(rate.estimate)} ({span(rate)}) of all test samples"
 
 
-def _and_breaks(verdict: Verdict) -> str:
+def _and_breaks(support: Support) -> str:
     """What it breaks, unless its doubts are about to say so."""
-    return "" if verdict.doubts_breakage else f" and {_breaks(verdict.cell)}"
+    return "" if support.doubts_breakage else f" and {_breaks(support.cell)}"
 
 
 def _unusable(cell: Cell) -> str:
@@ -368,10 +368,10 @@ def interval_json(interval: Interval | None) -> dict[str, float | None] | None:
     return {key: value if value == value else None for key, value in interval._asdict().items()}
 
 
-def _option(verdict: Verdict | None) -> dict[str, Any] | None:
-    if verdict is None:
+def _option(support: Support | None) -> dict[str, Any] | None:
+    if support is None:
         return None
-    cell = verdict.cell
+    cell = support.cell
     return {
         "fixer": cell.fixer,
         "abbreviation": cell.abbreviation,
@@ -391,8 +391,8 @@ def _option(verdict: Verdict | None) -> dict[str, Any] | None:
         "aaod_rise": interval_json(cell.aaod_rise),
         "fix_seconds": cell.seconds,
         "trade_off": cell.trade_off,
-        "within_limits": verdict.within_limits,
-        "checks": [check.to_json() for check in verdict.checks],
-        "violations": list(verdict.violations),
-        "doubts": list(verdict.doubts),
+        "within_limits": support.within_limits,
+        "checks": [check.to_json() for check in support.checks],
+        "violations": list(support.violations),
+        "doubts": list(support.doubts),
     }

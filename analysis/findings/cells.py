@@ -4,18 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from analysis import statistics
 from analysis.contract.schema import LEVELS, Outcome
+from analysis.findings.samples import Samples
 from analysis.statistics import bootstrap
 from analysis.statistics.paired import Interval
-
-if TYPE_CHECKING:
-    pass
-from analysis.findings.samples import Samples
 
 TradeOff = Literal["a", "b", "c", "d"]
 
@@ -233,7 +230,7 @@ class Subject:
         known = [cell for cell in self.ok if cell.fixer in self.samples.fixers and cell.accuracy is not None]
         if len(known) < 2:
             return ()
-        return self._compare(max(known, key=lambda cell: (_value(cell.accuracy), cell.fixer)).fixer)
+        return self._compare(max(known, key=lambda cell: (value_of(cell.accuracy), cell.fixer)).fixer)
 
     def _compare(self, second: str | None) -> tuple[Comparison, ...]:
         if self.samples is None:
@@ -324,5 +321,6 @@ def _relative(rise: Interval | None, original: float | None, *, lower_is_better:
     return Interval(-high, -estimate, -low) if lower_is_better else Interval(low, estimate, high)
 
 
-def _value(interval: Interval | None) -> float:
+def value_of(interval: Interval | None) -> float:
+    """The estimate; 0 where nothing was measured."""
     return interval.estimate if interval else 0.0

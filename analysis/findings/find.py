@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from analysis import statistics
 from analysis.contract.schema import OUTCOMES
-from analysis.findings.cells import Cell, Findings, Run, Subject, TradeOff, _value, level_order
+from analysis.findings.cells import Cell, Findings, Run, Subject, TradeOff, level_order, value_of
 from analysis.findings.samples import Samples
 from analysis.statistics import bootstrap, fairness
 from analysis.statistics.bootstrap import Flips
 from analysis.statistics.paired import Interval
-from analysis.warehouse.queries import integers
-from analysis.warehouse.queries import run as answer
+from analysis.warehouse.queries import answer, integers
 
 if TYPE_CHECKING:
     import duckdb
@@ -56,7 +55,13 @@ def find(con: "duckdb.DuckDBPyConnection") -> Findings:
         by_place.setdefault(place, []).append(index)
     samples = _samples(con, runs, by_place)
     chosen = {place: ok for place, all_ in by_place.items() if (ok := [i for i in all_ if runs[i].outcome == "OK"])}
-    drawn = fairness.find(con, chosen, {name: row["n_classes"] for name, row in info.items()})
+    # The second question costs most, and most subjects have no groups.
+    grouped_samples, n_classes = answer(con, "group_samples"), {name: row["n_classes"] for name, row in info.items()}
+    drawn = (
+        fairness.group_gaps(grouped_samples, answer(con, "group_changes"), chosen, n_classes)
+        if grouped_samples.num_rows
+        else {}
+    )
     grouped: dict[str, list[Cell]] = {name: [] for name in info}
     for row in answer(con, "cells").to_pylist():
         own = tuple(runs[index] for index in by_place.get((row["subject"], row["fixer"]), ()))
@@ -197,7 +202,9 @@ def _trade_off(repair_rate: Interval | None, harms: Sequence[str]) -> TradeOff:
 def _with_dominators(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Cells by level, then best RR first, then those without figures; each with how many dominate it."""
     ok = [cell for cell in cells if cell.is_ok]
-    points = [tuple(statistics.comparable(_value(rate)) for rate in (c.repair_rate, c.negative_flip_rate)) for c in ok]
+    points = [
+        tuple(statistics.comparable(value_of(rate)) for rate in (c.repair_rate, c.negative_flip_rate)) for c in ok
+    ]
     count = statistics.dominated_by([(-repaired, broken) for repaired, broken in points])
     dominated = {cell.fixer: int(n) for cell, n in zip(ok, count, strict=True)}
     known = [replace(cell, dominators=dominated.get(cell.fixer, 0)) for cell in cells]
@@ -207,7 +214,7 @@ def _with_dominators(cells: Sequence[Cell]) -> tuple[Cell, ...]:
             key=lambda c: (
                 level_order(c.level),
                 not c.is_ok,
-                -statistics.comparable(_value(c.repair_rate)),
+                -statistics.comparable(value_of(c.repair_rate)),
                 OUTCOMES.index(c.outcome),
                 c.fixer,
             ),

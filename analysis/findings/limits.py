@@ -123,7 +123,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Support:
     """How one fixer stands to the limits.
 
     Attributes:
@@ -167,9 +167,9 @@ class Verdict:
         return f", and may meet the limits: it {conjunction(self.doubts)}"
 
 
-def judge(cell: Cell, limits: Limits) -> Verdict:
+def judge(cell: Cell, limits: Limits) -> Support:
     """Hold a cell with figures against the limits."""
-    return Verdict(cell, tuple(_checks(cell, limits)))
+    return Support(cell, tuple(_checks(cell, limits)))
 
 
 def _checks(cell: Cell, limits: Limits) -> Iterator[Check]:

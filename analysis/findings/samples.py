@@ -2,14 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
 
 from analysis.statistics import bootstrap
 from analysis.statistics.bootstrap import Flips
 from analysis.statistics.paired import Interval
-
-if TYPE_CHECKING:
-    pass
 
 
 class Samples:

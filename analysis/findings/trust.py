@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.findings import words
-from analysis.warehouse.queries import run as answer
+from analysis.warehouse.queries import answer
 
 if TYPE_CHECKING:
     import duckdb

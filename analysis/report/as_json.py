@@ -11,11 +11,6 @@ from analysis.findings.advise import decide, interval_json
 from analysis.findings.cells import Cell, Comparison, Findings
 from analysis.statistics.paired import Interval
 
-# --- Markdown ----------------------------------------------------------------------------------------------------
-
-
-# --- JSON --------------------------------------------------------------------------------------------------------
-
 
 def as_json(findings: Findings, warnings: Sequence[str]) -> str:
     """Findings for programs: fractions, seconds and bytes; intervals as {low, estimate, high}."""
@@ -71,6 +66,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return str(value)
-
-
-# --- LaTeX -------------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def compare(results_a: str | Path, results_b: str | Path) -> StudyComparison:
     Raises:
         UserError: one of them can't be read, or both are the same folder.
     """
-    from analysis.warehouse.connection import open as open_results
+    from analysis.warehouse.connection import open_results
 
     if Path(results_a).absolute() == Path(results_b).absolute():
         raise UserError(f"Both studies are {results_a}; give two different results folders.")
@@ -221,9 +221,6 @@ def _notes(first: Findings, second: Findings, names: tuple[str, str], pairs: tup
         said.append(f"{n} {'has' if n == 1 else 'have'} the same outcome and no intervals to compare")
     notes.append(f"{'; '.join(said)}.")
     return notes
-
-
-# ---- Markdown -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

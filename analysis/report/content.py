@@ -12,26 +12,24 @@ from analysis.findings.cells import UNFOLDED, Findings
 from analysis.report import sections
 from analysis.report.document import Answer, Code, Document, Fold, Paragraph, Section, Settings, Trials
 from analysis.report.sections.utilisation import utilisation
-from analysis.report.warnings import _left_out, _warnings
-from analysis.warehouse.queries import run as answer
+from analysis.report.warnings import left_out, study_warnings
+from analysis.warehouse.queries import answer
 
 if TYPE_CHECKING:
     import duckdb
 
 
-def study_file(folder: Path) -> str | None:
-    """The study as run, when the folder has it."""
-    path = folder / "study.yaml"
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-
-
-def commit(folder: Path) -> str | None:
-    """The git commit of the study file, when the driver knew it."""
-    try:
-        found = json.loads((folder / "origin.json").read_text(encoding="utf-8"))["commit"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, str) else None
+TRIAL_COLUMNS: Final = (
+    ("trial_id", "Trial", None), ("stage", "Stage", None), ("subject", "Subject", None), ("fixer", "Fixer", None),
+    ("seed", "Seed", 0), ("outcome", "Outcome", None), ("reason_code", "Kind", None), ("accuracy_fixed", "ACC %", 2),
+    ("repair_rate", "RR %", 2), ("negative_flip_rate", "NFR %", 2), ("asr_fixed", "ASR %", 1),
+    ("aaod_fixed", "AAOD", 4),
+    ("accuracy_valid_fixed", "Valid ACC %", 2), ("fix_seconds", "Fix, s", 2), ("attempts", "Attempts", 0),
+    ("params", "Hyper-parameters", None), ("reason", "Reason", None),
+)  # fmt: skip
+"""Columns of the table of all trials: name, title, and digits of a number."""
+_NAMED: Final = 4
+"""Fixers that a sentence about all subjects names."""
 
 
 def build(
@@ -78,7 +76,7 @@ def build(
             "RR is the share of failures repaired, NFR the share of test samples broken, ASR the share of attacked "
             "images on which the attack succeeds; brackets are 95 % intervals. For other limits: fixstudy advise."
         ),
-        warnings=[*_warnings(con, findings), *_left_out(findings)],
+        warnings=[*study_warnings(con, findings), *left_out(findings)],
         sections=[section for section in body if section.blocks],
         more_answers=answers[UNFOLDED:],
     )
@@ -98,10 +96,6 @@ def _overall(advices: Sequence[advise.Advice]) -> str | None:
     if none := len(advices) - chosen.total():
         parts.append(f"to keep the original model for {none}")
     return f"Of {len(advices)} subjects, the answer is {words.conjunction(parts)}."
-
-
-_NAMED: Final = 4
-"""Fixers that a sentence about all subjects names."""
 
 
 def _answer(advice: advise.Advice) -> Answer:
@@ -129,19 +123,9 @@ def _facts(findings: Findings) -> list[str]:
     return facts
 
 
-_SHOWN: Final = (
-    ("trial_id", "Trial", None), ("stage", "Stage", None), ("subject", "Subject", None), ("fixer", "Fixer", None),
-    ("seed", "Seed", 0), ("outcome", "Outcome", None), ("reason_code", "Kind", None), ("accuracy_fixed", "ACC %", 2),
-    ("repair_rate", "RR %", 2), ("negative_flip_rate", "NFR %", 2), ("asr_fixed", "ASR %", 1),
-    ("aaod_fixed", "AAOD", 4),
-    ("accuracy_valid_fixed", "Valid ACC %", 2), ("fix_seconds", "Fix, s", 2), ("attempts", "Attempts", 0),
-    ("params", "Hyper-parameters", None), ("reason", "Reason", None),
-)  # fmt: skip
-
-
 def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, folder: Path | None) -> list[Section]:
     blocks: list[Any] = []
-    study = study_file(folder) if folder else None
+    study = _study_file(folder) if folder else None
     for subject in findings.detailed:
         if subject.info:
             known = [
@@ -158,7 +142,7 @@ def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, folder: Path
     entries = [(name, overview[column]) for name, column in named if overview[column]]
     if overview["n_hosts"]:
         entries.append(("nodes", str(overview["n_hosts"])))
-    if folder and (known_commit := commit(folder)):
+    if folder and (known_commit := _commit(folder)):
         entries.append(("commit of the study file", known_commit))
     entries.append(("results schema", f"version {SCHEMA_VERSION}"))
     blocks.append(Fold("Versions and settings", [Settings(entries)], open=True))
@@ -174,7 +158,7 @@ def _appendix(con: "duckdb.DuckDBPyConnection", findings: Findings, folder: Path
             "All trials",
             [
                 Paragraph("Hyper-parameters are chosen on valid, and only the chosen ones are compared above."),
-                Trials([title for _, title, _ in _SHOWN]),
+                Trials([title for _, title, _ in TRIAL_COLUMNS]),
             ],
             ("all_trials",),
         ),
@@ -185,3 +169,18 @@ def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _study_file(folder: Path) -> str | None:
+    """The study as run, when the folder has it."""
+    path = folder / "study.yaml"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _commit(folder: Path) -> str | None:
+    """The git commit of the study file, when the driver knew it."""
+    try:
+        found = json.loads((folder / "origin.json").read_text(encoding="utf-8"))["commit"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None

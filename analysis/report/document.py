@@ -8,7 +8,7 @@ from analysis.report.plots.style import Figure
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table.
 
     Attributes:
@@ -53,7 +53,7 @@ class Table:
 
     name: str
     caption: str
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     rows: Sequence[Sequence[Value]]
     sortable: bool = True
     kind: str = "table"

@@ -12,38 +12,12 @@ from typing import TYPE_CHECKING, Any
 from analysis.contract.schema import SCHEMA_VERSION
 from analysis.findings.cells import Findings
 from analysis.report import as_json
-from analysis.warehouse.queries import named_queries
-from analysis.warehouse.queries import run as answer
+from analysis.report.content import TRIAL_COLUMNS, build
+from analysis.warehouse.queries import answer, named_queries
 
 if TYPE_CHECKING:
     import duckdb
     from jinja2 import Environment
-from analysis.report.content import _SHOWN, build
-
-
-def _trial_data(con: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
-    """All trials by column; text columns as numbered distinct values, because most repeat."""
-    table = answer(con, "all_trials")
-    columns = []
-    for name, title, digits in _SHOWN:
-        values = table[name].to_pylist()
-        if digits is None:
-            distinct = sorted({value for value in values if value is not None})
-            index = {value: position for position, value in enumerate(distinct)}
-            columns.append(
-                {
-                    "name": name,
-                    "title": title,
-                    "numeric": False,
-                    "values": [*distinct, None],
-                    "index": [index.get(value, len(distinct)) for value in values],
-                }
-            )
-        else:
-            scale = 100 if title.endswith("%") else 1
-            numbers = [round(scale * v, digits + 2) if v is not None and math.isfinite(v) else None for v in values]
-            columns.append({"name": name, "title": title, "numeric": True, "digits": digits, "values": numbers})
-    return {"n": table.num_rows, "columns": columns}
 
 
 def render_html(
@@ -68,6 +42,31 @@ def render_html(
         policy=_policy([plotly, js]),
         footer=f"Written by fixstudy, results schema {SCHEMA_VERSION}. Works offline and asks the network for nothing.",
     )
+
+
+def _trial_data(con: "duckdb.DuckDBPyConnection") -> dict[str, Any]:
+    """All trials by column; text columns as numbered distinct values, because most repeat."""
+    table = answer(con, "all_trials")
+    columns = []
+    for name, title, digits in TRIAL_COLUMNS:
+        values = table[name].to_pylist()
+        if digits is None:
+            distinct = sorted({value for value in values if value is not None})
+            index = {value: position for position, value in enumerate(distinct)}
+            columns.append(
+                {
+                    "name": name,
+                    "title": title,
+                    "numeric": False,
+                    "values": [*distinct, None],
+                    "index": [index.get(value, len(distinct)) for value in values],
+                }
+            )
+        else:
+            scale = 100 if title.endswith("%") else 1
+            numbers = [round(scale * v, digits + 2) if v is not None and math.isfinite(v) else None for v in values]
+            columns.append({"name": name, "title": title, "numeric": True, "digits": digits, "values": numbers})
+    return {"n": table.num_rows, "columns": columns}
 
 
 def _policy(scripts: Sequence[str]) -> str:

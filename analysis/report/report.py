@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from analysis.contract.errors import UserError
 from analysis.findings import trust, words
@@ -18,10 +18,7 @@ from analysis.findings.find import find
 from analysis.report import as_json, latex, markdown
 from analysis.report.content import build
 from analysis.report.page import render_html
-from analysis.report.warnings import _warnings
-
-if TYPE_CHECKING:
-    pass
+from analysis.report.warnings import study_warnings
 
 Format = Literal["html", "md", "json", "latex"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
@@ -57,7 +54,7 @@ def write_report(
     if format not in FORMATS:
         raise UserError(f"There is no report format '{format}'; there are {', '.join(FORMATS)}.")
     kind: Format = format
-    from analysis.warehouse.connection import open as open_results
+    from analysis.warehouse.connection import open_results
 
     with open_results(results) as con:
         # Several questions ask for the changed samples, and each would read all predictions to find them and to see
@@ -67,7 +64,7 @@ def write_report(
         renderers: dict[Format, Callable[[], str]] = {
             "html": lambda: render_html(con, findings, results, pictures=pictures),
             "md": lambda: markdown.markdown(build(con, findings, results)),
-            "json": lambda: as_json.as_json(findings, _warnings(con, findings)),
+            "json": lambda: as_json.as_json(findings, study_warnings(con, findings)),
             "latex": lambda: latex.latex(findings, trust.problems(con)),
         }
         text = renderers[kind]()
@@ -99,9 +96,3 @@ def _write(target: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"The report can't be written to {target}: {error.strerror}.") from error
-
-
-# --- the document ------------------------------------------------------------------------------------------------
-
-
-# --- HTML --------------------------------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 from analysis.findings import trust, words
 from analysis.findings.cells import Findings
-from analysis.warehouse.queries import run as answer
+from analysis.warehouse.queries import answer
 
 if TYPE_CHECKING:
     import duckdb
 
 
-def _left_out(findings: Findings) -> list[str]:
+def left_out(findings: Findings) -> list[str]:
+    """That tables don't show all subjects, where they don't."""
     shown, n = findings.detailed, len(findings.subjects)
     if len(shown) == n:
         return []
@@ -22,7 +23,8 @@ def _left_out(findings: Findings) -> list[str]:
     ]
 
 
-def _warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]:
+def study_warnings(con: "duckdb.DuckDBPyConnection", findings: Findings) -> list[str]:
+    """What weakens all figures of a study, a sentence each."""
     cells = findings.cells
     warnings = trust.sentences(trust.problems(con))
     stale = [row["fixer"] for row in answer(con, "code_versions").to_pylist() if row["n_versions"] > 1]

@@ -2,6 +2,7 @@
 
 from analysis.statistics.paired import (
     CONFIDENCE,
+    ENOUGH_BLOCKS,
     Floats,
     Friedman,
     Interval,
@@ -26,6 +27,7 @@ from analysis.statistics.paired import (
 
 __all__ = [
     "CONFIDENCE",
+    "ENOUGH_BLOCKS",
     "Floats",
     "Friedman",
     "Interval",

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from analysis.statistics.bootstrap import REPLICATES, Weights, in_threads, percentiles, resampled, resampled_seeds
 from analysis.statistics.paired import CONFIDENCE, Floats, Interval
 from analysis.warehouse.queries import integers
-from analysis.warehouse.queries import run as answer
 
 if TYPE_CHECKING:
-    import duckdb
+    import pyarrow as pa
 
 Integers = NDArray[np.int64]
 Place = tuple[str, str]
@@ -152,7 +151,7 @@ def intervals(original: float | None, fixed: float | None, drawn: Fairness | Non
     Args:
         original: AAOD of the original by the rows, None where it wasn't measured.
         fixed: mean AAOD of the fixed models by the rows, likewise.
-        drawn: from `find`. Without it, or where the predictions give another AAOD than the rows, the ends of the
+        drawn: from `group_gaps`. Without it, or where the predictions give another AAOD than the rows, the ends of the
             intervals are nan.
     """
     if fixed is None:
@@ -168,25 +167,25 @@ def intervals(original: float | None, fixed: float | None, drawn: Fairness | Non
     return Fairness(drawn.aaod._replace(estimate=fixed), drawn.rise._replace(estimate=rise))
 
 
-def find(
-    con: "duckdb.DuckDBPyConnection", runs: Mapping[Place, Sequence[int]], n_classes: Mapping[str, int | None]
+def group_gaps(
+    samples: "pa.Table",
+    changes: "pa.Table",
+    runs: Mapping[Place, Sequence[int]],
+    n_classes: Mapping[str, int | None],
 ) -> dict[Place, Fairness]:
     """AAOD of every fixer on every subject with groups, where the predictions of all its runs are there.
 
     Args:
-        con: from `analysis.open`.
+        samples: the answer of the query `group_samples`, at least one row.
+        changes: the answer of `group_changes`.
         runs: per subject and fixer, the positions in the answer of the query `runs` of the runs that are OK.
         n_classes: classes per subject.
     """
-    table = answer(con, "group_samples")
-    subjects = np.array(table["subject"].to_pylist(), dtype=object)
-    if not subjects.size:
-        return {}
-    samples = np.stack([integers(table[name], kind).astype(np.int64) for name, kind in _SAMPLE])
-    everything = {name: samples[:, subjects == name] for name in dict.fromkeys(subjects)}
-    table = answer(con, "group_changes")
-    run = integers(table["run"], np.int64) - 1
-    changed = np.stack([integers(table[name], kind).astype(np.int64) for name, kind in (*_SAMPLE, _FIXED)])
+    subjects = np.array(samples["subject"].to_pylist(), dtype=object)
+    facts = np.stack([integers(samples[name], kind).astype(np.int64) for name, kind in _SAMPLE])
+    everything = {name: facts[:, subjects == name] for name in dict.fromkeys(subjects)}
+    run = integers(changes["run"], np.int64) - 1
+    changed = np.stack([integers(changes[name], kind).astype(np.int64) for name, kind in (*_SAMPLE, _FIXED)])
     grouped: dict[str, dict[str, list[Integers]]] = {}
     for (subject, fixer), indices in runs.items():
         if subject in everything:

@@ -5,7 +5,7 @@ small report to import, so it serves as the oracle of the tests, together with s
 
 Two levels are kept apart. *Within* a subject the unit is the test image and there are thousands of pairs: exact
 McNemar tests and the intervals of `bootstrap` decide. *Across* subjects the unit is the subject and there are
-a handful: ranks and critical differences describe, and `Friedman.enough` says when they can't do more than that.
+a handful: ranks and critical differences describe, and with fewer than `ENOUGH_BLOCKS` they can't do more than that.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -18,6 +18,8 @@ Floats = NDArray[np.float64]
 Name = TypeVar("Name", bound=Hashable)
 
 CONFIDENCE: Final = 0.95
+ENOUGH_BLOCKS: Final = 6
+"""For a claim about a pair: with 5, no two-sided signed-rank p is below 0.0625."""
 
 
 class Interval(NamedTuple):
@@ -31,9 +33,6 @@ class Interval(NamedTuple):
     def half_width(self) -> float:
         """Half the length of the interval."""
         return (self.high - self.low) / 2
-
-
-# --- one proportion, two proportions -----------------------------------------------------------------------------
 
 
 def wilson(rate: float, n: float, confidence: float = CONFIDENCE) -> Interval:
@@ -104,9 +103,6 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-# --- ranks over subjects -----------------------------------------------------------------------------------------
-
-
 def ranks(values: ArrayLike, *, higher_is_better: bool) -> Floats:
     """Ranks along the last axis, 1 is best, ties get their mean rank.
 
@@ -145,11 +141,6 @@ class Friedman(NamedTuple):
     p: float
     f: float
     p_f: float
-
-    @property
-    def enough(self) -> bool:
-        """Whether there are enough blocks for a pairwise claim: with 5, no two-sided signed-rank p is below 0.0625."""
-        return self.n >= 6
 
 
 def friedman(scores: ArrayLike, *, higher_is_better: bool) -> Friedman:
@@ -250,9 +241,6 @@ def _letter(index: int) -> str:
     return alphabet[position] + (str(turn + 1) if turn else "")
 
 
-# --- three ways to treat cells that have no score ----------------------------------------------------------------
-
-
 class PolicyRank(NamedTuple):
     """A fixer's standing under one failure policy.
 
@@ -311,9 +299,6 @@ def worst_rank(scores: Scores[Name], *, higher_is_better: bool) -> dict[Name, Po
     matrix = np.array([[worst if v is None else v for v in scores[name]] for name in names], dtype=np.float64).T
     means = ranks(matrix, higher_is_better=higher_is_better).mean(axis=0)
     return {name: PolicyRank(float(mean), subjects, subjects) for name, mean in zip(names, means, strict=True)}
-
-
-# --- several objectives at once ----------------------------------------------------------------------------------
 
 
 def dominated_by(objectives: ArrayLike) -> NDArray[np.int64]:

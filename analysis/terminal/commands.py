@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 from analysis.contract.errors import QueryError, ResultsError, UserError
 from analysis.contract.folder import first_line
 from analysis.contract.schema import DatasetName
-from analysis.terminal.show import _console, _write, run_named, show
+from analysis.terminal.show import console_on, run_named, show, write_text
 from analysis.terminal.table import TerminalTable
 from analysis.warehouse.answers import Format, Rows, fetch, printable, to_csv, to_json
-from analysis.warehouse.connection import datasets_of, open
-from analysis.warehouse.queries import NamedQuery, Parameter, find, named_queries
+from analysis.warehouse.connection import datasets_of, open_results
+from analysis.warehouse.queries import NamedQuery, Parameter, named, named_queries
 from analysis.warehouse.sandbox import Sandbox
 from analysis.warehouse.sandbox import query as ask
 
@@ -57,7 +57,7 @@ def sql_command(
     if form == "parquet" and output is None and sys.stdout.isatty():
         raise UserError("Parquet isn't for the eye; add --output answer.parquet, or choose another format.")
     if name is not None:
-        _show_named(results, find(name), _values(parameters), form, output)
+        _show_named(results, named(name), _values(parameters), form, output)
         return
     if statement is None:
         if sys.stdin.isatty():
@@ -86,13 +86,13 @@ def status_command(results: str | Path, form: Format = "table") -> None:
     parts = _status_parts(results)
     if form == "json":
         members = (f'"{name}": {to_json(rows).strip()}' for name, rows in parts.items())
-        _write("{\n" + ",\n".join(members) + "\n}\n")
+        write_text("{\n" + ",\n".join(members) + "\n}\n")
     elif form == "csv":
-        _write(to_csv(parts["status"]))
+        write_text(to_csv(parts["status"]))
     elif form == "parquet":
         raise UserError("The status is no data set; choose table, csv or json.")
     else:
-        console = _console(sys.stdout)
+        console = console_on(sys.stdout)
         for part in _status(results, parts):
             console.print(part)
 
@@ -113,7 +113,7 @@ def watch_command(results: str | Path, interval: float = 2.0) -> None:
     from rich.live import Live
 
     shown = _status(results, _status_parts(results))
-    console = _console(sys.stdout)
+    console = console_on(sys.stdout)
     with (
         contextlib.suppress(KeyboardInterrupt),
         Live(Group(*shown), console=console, auto_refresh=False, screen=console.is_terminal) as live,
@@ -135,7 +135,7 @@ def export_command(results: str | Path, target: Path) -> None:
     from analysis.warehouse.connection import export
 
     export(results, target)
-    _write(f"{target}: tables trials and subjects, views over the Parquet files of {results} as they are now.\n")
+    write_text(f"{target}: tables trials and subjects, views over the Parquet files of {results} as they are now.\n")
 
 
 def import_published_command(target: Path) -> None:
@@ -147,23 +147,23 @@ def import_published_command(target: Path) -> None:
     from analysis.published.published import cells, import_published
 
     folder = import_published(target)
-    _write(f"{folder}: {len(cells())} published cells; try `fixstudy sql {folder} --query effectiveness`.\n")
+    write_text(f"{folder}: {len(cells())} published cells; try `fixstudy sql {folder} --query effectiveness`.\n")
 
 
 def _show_named(
     results: str | Path, query: NamedQuery, values: Mapping[str, Parameter], form: Format, output: Path | None
 ) -> None:
     if form == "parquet":
-        from analysis.warehouse.queries import run
+        from analysis.warehouse.queries import answer
 
-        _write_parquet(run(open(results, datasets=datasets_of(query.reads)), query.name, **values), output)
+        _write_parquet(answer(open_results(results, datasets=datasets_of(query.reads)), query.name, **values), output)
     else:
         show(run_named(results, query, values), form, output)
 
 
 def _status_parts(results: str | Path) -> dict[str, Rows]:
     only_trials: tuple[DatasetName, ...] = ("trials",)
-    con = open(results, datasets=only_trials)
+    con = open_results(results, datasets=only_trials)
     try:
         names = ("progress", "status", "failures", "nodes")
         return {name: fetch(con.sql(named_queries()[name].sql)) for name in names}

@@ -11,7 +11,7 @@ from typing import Final
 from analysis.contract.errors import QueryError, UserError
 from analysis.terminal.show import FORMATS, list_command, run_named, show, show_error
 from analysis.warehouse.answers import Format
-from analysis.warehouse.queries import find, named_queries
+from analysis.warehouse.queries import named, named_queries
 from analysis.warehouse.sandbox import Sandbox
 
 _HELP: Final = """\
@@ -79,7 +79,7 @@ class _Prompt:
             case ".queries":
                 list_command(self._form)
             case ".query":
-                show(run_named(self._results, find(argument.strip()), {}), self._form)
+                show(run_named(self._results, named(argument.strip()), {}), self._form)
             case ".format":
                 self._form = _format(argument.strip())
             case _ if command.startswith("."):

@@ -11,7 +11,7 @@ from analysis.contract.errors import QueryError, ResultsError, UserError
 from analysis.contract.folder import first_line
 from analysis.terminal.table import TerminalTable
 from analysis.warehouse.answers import Format, Rows, fetch, printable, to_csv, to_json
-from analysis.warehouse.connection import datasets_of, open
+from analysis.warehouse.connection import datasets_of, open_results
 from analysis.warehouse.queries import NamedQuery, Parameter, bind, named_queries
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ def list_command(form: Format = "table") -> None:
 def show(answer: Rows, form: Format, output: Path | None = None) -> None:
     """Print an answer, or write it to a file."""
     if form == "csv":
-        _write(to_csv(answer), output)
+        write_text(to_csv(answer), output)
     elif form == "json":
-        _write(to_json(answer), output)
+        write_text(to_json(answer), output)
     else:
         visible = Rows(answer.columns, answer.types, answer.rows[:TABLE_ROWS])
         with _opened(output) as stream:
-            console = _console(stream)
+            console = console_on(stream)
             console.print(TerminalTable(visible))
             if hidden := len(answer.rows) - len(visible.rows):
                 console.print(f"... and {hidden:,} more rows; the formats csv and json have all.", highlight=False)
@@ -61,7 +61,7 @@ def run_named(results: str | Path, query: NamedQuery, values: Mapping[str, Param
     import duckdb
 
     bound = bind(query, values)
-    con = open(results, datasets=datasets_of(query.reads))
+    con = open_results(results, datasets=datasets_of(query.reads))
     try:
         return fetch(con.sql(query.sql, params=bound))
     except duckdb.Error as error:
@@ -74,7 +74,8 @@ def _signature(query: NamedQuery) -> list[str]:
     return [f"{parameter.name}={json.dumps(parameter.default)}" for parameter in query.parameters]
 
 
-def _write(text: str, output: Path | None = None) -> None:
+def write_text(text: str, output: Path | None = None) -> None:
+    """Print, or write to a file."""
     with _opened(output) as stream:
         stream.write(text)
 
@@ -92,7 +93,8 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
         raise ResultsError(f"{output} can't be written: {error.strerror}.") from error
 
 
-def _console(stream: TextIO) -> "Console":
+def console_on(stream: TextIO) -> "Console":
+    """A console of rich that wraps on a terminal only."""
     from rich.console import Console
 
     # Text that goes to a file or another program isn't wrapped to the width of some terminal.

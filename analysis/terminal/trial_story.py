@@ -9,7 +9,7 @@ from typing import Any
 from analysis.contract.errors import UserError
 from analysis.contract.schema import DatasetName
 from analysis.warehouse.answers import fetch, printable
-from analysis.warehouse.connection import open
+from analysis.warehouse.connection import open_results
 
 
 def find_trial(results: str | Path, given: str) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def find_trial(results: str | Path, given: str) -> dict[str, Any]:
         UserError: no trial or more than one is meant, with the nearest ids; or the results can't be read.
     """
     only_trials: tuple[DatasetName, ...] = ("trials",)
-    con = open(results, datasets=only_trials)
+    con = open_results(results, datasets=only_trials)
     try:
         ids = sorted(row[0] for row in con.sql("SELECT trial_id FROM trials").fetchall())
         trial = choose(given, ids, str(results))

@@ -29,7 +29,7 @@ _ALWAYS_IN_MEMORY: Final[tuple[DatasetName, ...]] = ("trials", "subjects")
 _ATTEMPTS: Final = 5
 
 
-def open(
+def open_results(
     results: str | Path,
     *,
     untrusted: bool = False,

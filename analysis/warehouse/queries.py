@@ -80,7 +80,7 @@ def named_queries() -> dict[str, NamedQuery]:
     }
 
 
-def find(name: str) -> NamedQuery:
+def named(name: str) -> NamedQuery:
     """The question of that name.
 
     Raises:
@@ -94,7 +94,7 @@ def find(name: str) -> NamedQuery:
     return queries[name]
 
 
-def run(con: "duckdb.DuckDBPyConnection", name: str, **parameters: Parameter) -> "pa.Table":
+def answer(con: "duckdb.DuckDBPyConnection", name: str, **parameters: Parameter) -> "pa.Table":
     """Answer a question.
 
     Args:
@@ -110,7 +110,7 @@ def run(con: "duckdb.DuckDBPyConnection", name: str, **parameters: Parameter) ->
     """
     import duckdb
 
-    query = find(name)
+    query = named(name)
     values = bind(query, parameters)
     try:
         return con.sql(query.sql, params=values).to_arrow_table()
@@ -120,7 +120,7 @@ def run(con: "duckdb.DuckDBPyConnection", name: str, **parameters: Parameter) ->
 
 def rows(con: "duckdb.DuckDBPyConnection", name: str, **parameters: Parameter) -> list[dict[str, Any]]:
     """The answer to a question as one dictionary per row; arguments and errors as for `run`."""
-    result: list[dict[str, Any]] = run(con, name, **parameters).to_pylist()
+    result: list[dict[str, Any]] = answer(con, name, **parameters).to_pylist()
     return result
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from analysis.findings import words
-from analysis.report.plots.style import HARM, Figure, _axis, _layout, colour, symbol, text
+from analysis.report.plots.style import HARM, Figure, axis, base_layout, colour, symbol, text
 
 _SECONDS: Final = (
     (0.001, "1 ms"), (0.01, "10 ms"), (0.1, "0.1 s"), (0.3, "0.3 s"), (1, "1 s"), (3, "3 s"), (10, "10 s"),
@@ -74,8 +74,7 @@ def costs(rows: Sequence[Cost], title: str, *, unit: str) -> Figure:
                 "hoverinfo": "text",
             }
         )
-    cut = [i for i, row in enumerate(rows) if row.limit]
-    if cut:
+    if cut := [i for i, row in enumerate(rows) if row.limit]:
         data.append(
             {
                 "type": "scatter",
@@ -88,28 +87,26 @@ def costs(rows: Sequence[Cost], title: str, *, unit: str) -> Figure:
                 "hoverinfo": "text",
             }
         )
-    low, high = (min(positive), max(positive)) if positive else (1.0, 10.0)
+    xaxis = _log_axis(title, positive or [1.0, 10.0], _SECONDS if unit == "seconds" else _BYTES)
+    yaxis = axis("", range=[len(rows) - 0.4, -0.6], tickvals=list(range(len(rows))), ticktext=names)
+    return {"data": data, "layout": base_layout(70 + 22 * max(1, len(rows)), xaxis=xaxis, yaxis=yaxis)}
+
+
+def _log_axis(title: str, values: Sequence[float], marks: Sequence[tuple[float, str]]) -> Figure:
+    low, high = min(values), max(values)
     span = (math.log10(low) - 0.25, math.log10(high) + 0.25)
     if span[1] - span[0] < 1:
         middle_log = sum(span) / 2
         span = (middle_log - 0.6, middle_log + 0.6)
-    ticks = [
-        (v, label) for v, label in (_SECONDS if unit == "seconds" else _BYTES) if span[0] <= math.log10(v) <= span[1]
-    ]
-    ticks = _thinned(ticks, span)
-    layout = _layout(
-        70 + 22 * max(1, len(rows)),
-        xaxis=_axis(
-            title,
-            type="log",
-            range=list(span),
-            tickvals=[v for v, _ in ticks],
-            ticktext=[label for _, label in ticks],
-            tickangle=0,
-        ),
-        yaxis=_axis("", range=[len(rows) - 0.4, -0.6], tickvals=list(range(len(rows))), ticktext=names),
+    ticks = _thinned([(v, label) for v, label in marks if span[0] <= math.log10(v) <= span[1]], span)
+    return axis(
+        title,
+        type="log",
+        range=list(span),
+        tickvals=[v for v, _ in ticks],
+        ticktext=[label for _, label in ticks],
+        tickangle=0,
     )
-    return {"data": data, "layout": layout}
 
 
 def _thinned(ticks: Sequence[tuple[float, str]], span: tuple[float, float]) -> list[tuple[float, str]]:

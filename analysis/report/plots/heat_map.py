@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from analysis.report.plots.style import COLOURS, HARM, Figure, _axis, _faded, _layout, text
+from analysis.report.plots.style import COLOURS, HARM, Figure, axis, base_layout, faded, text
 
 
 def heat_map(
@@ -10,7 +10,6 @@ def heat_map(
     x: Sequence[str],
     y: Sequence[str],
     *,
-    unit: str = "%",
     scale: str = "benefit",
     x_title: str = "",
     upright: bool = False,
@@ -22,7 +21,6 @@ def heat_map(
         z: values, rows as in `y`.
         x: names of the columns.
         y: names of the rows, first on top.
-        unit: unit of the values in hover text.
         scale: "benefit" (blue) or "harm" (red).
         x_title: title of the columns.
         upright: whether names of columns have room to stand side by side; long ones or many are slanted otherwise.
@@ -43,14 +41,14 @@ def heat_map(
             "xgap": 2,
             "ygap": 2,
             # Starts translucent so that low values take the page's own background, light or dark.
-            "colorscale": [[0, _faded(paint, 0.06)], [1, _faded(paint, 0.78)]],
+            "colorscale": [[0, faded(paint, 0.06)], [1, faded(paint, 0.78)]],
             "showscale": False,
             "hovertext": (
                 [list(row) for row in hover]
                 if hover is not None
                 else [
                     [
-                        f"{r}, {c}: {'not known' if v is None else f'{v:.1f} {unit}'}"
+                        f"{r}, {c}: {'not known' if v is None else f'{v:.1f} %'}"
                         for c, v in zip(columns, line, strict=True)
                     ]
                     for r, line in zip(rows, z, strict=True)
@@ -64,15 +62,15 @@ def heat_map(
             ),
         }
     ]
-    layout = _layout(
+    layout = base_layout(
         96 + 24 * max(1, len(rows)),
-        xaxis=_axis(
+        xaxis=axis(
             x_title,
             tickvals=list(range(len(columns))),
             ticktext=columns,
             tickangle=0 if upright or (len(columns) <= 10 and all(len(c) <= 3 for c in columns)) else -60,
             showgrid=False,
         ),
-        yaxis=_axis("", tickvals=list(range(len(rows))), ticktext=rows, autorange="reversed", showgrid=False),
+        yaxis=axis("", tickvals=list(range(len(rows))), ticktext=rows, autorange="reversed", showgrid=False),
     )
     return {"data": data, "layout": layout}

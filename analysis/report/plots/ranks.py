@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from analysis.report.plots.style import COLOURS, MUTED, OTHER, Figure, _axis, _faded, _layout, colour, symbol, text
+from analysis.report.plots.style import COLOURS, MUTED, OTHER, Figure, axis, base_layout, colour, faded, symbol, text
 
 
 def critical_difference(
@@ -65,10 +65,10 @@ def critical_difference(
             }
         )
     right = max(start + 0.5 * len(groups), 1 + cd + 0.3)
-    layout = _layout(
+    layout = base_layout(
         110 + 30 * max(1, k),
-        xaxis=_axis("mean rank (1 is best)", range=[0.5, right], tickvals=list(range(1, k + 1))),
-        yaxis=_axis("", range=[k - 0.1, -2.0], tickvals=list(range(k)), ticktext=[text(m, 16) for m in names]),
+        xaxis=axis("mean rank (1 is best)", range=[0.5, right], tickvals=list(range(1, k + 1))),
+        yaxis=axis("", range=[k - 0.1, -2.0], tickvals=list(range(k)), ticktext=[text(m, 16) for m in names]),
     )
     return {"data": data, "layout": layout}
 
@@ -102,7 +102,7 @@ def slopes(lines: Sequence[Line], columns: Sequence[str]) -> Figure:
                 "mode": "lines+markers",
                 "x": list(range(len(columns))),
                 "y": list(line.positions),
-                "line": {"width": 1.5, "color": _faded(colour(line.level), 0.7)},
+                "line": {"width": 1.5, "color": faded(colour(line.level), 0.7)},
                 "marker": {"size": 8, "color": colour(line.level), "symbol": symbol(line.level)},
                 "hovertext": [
                     f"{label}, {columns[i]}: {line.values[i] if line.values else p}"
@@ -128,9 +128,9 @@ def slopes(lines: Sequence[Line], columns: Sequence[str]) -> Figure:
                     }
                 )
     deepest = max((p for line in lines for p in line.positions if p is not None), default=1)
-    layout = _layout(
+    layout = base_layout(
         90 + 22 * deepest,
-        xaxis=_axis(
+        xaxis=axis(
             "",
             range=[-0.42, last + 0.42],
             tickvals=list(range(len(columns))),
@@ -138,7 +138,7 @@ def slopes(lines: Sequence[Line], columns: Sequence[str]) -> Figure:
             side="top",
             showgrid=False,
         ),
-        yaxis=_axis("", range=[deepest + 0.6, 0.4], showticklabels=False, showgrid=False, showline=False, ticks=""),
+        yaxis=axis("", range=[deepest + 0.6, 0.4], showticklabels=False, showgrid=False, showline=False, ticks=""),
         margin={"l": 14, "r": 14, "t": 50, "b": 10},
     )
     return {"data": data, "layout": layout}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from analysis.report.plots.style import Figure, _axis, _faded, _layout, _padded, colour, symbol, text
+from analysis.report.plots.style import Figure, axis, base_layout, colour, faded, padded, symbol, text
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def strips(rows: Sequence[Strip], title: str) -> Figure:
                 "x": list(row.values),
                 "y": [index] * len(row.values),
                 "marker": {
-                    "color": _faded(colour(row.level), 0.75),
+                    "color": faded(colour(row.level), 0.75),
                     "symbol": symbol(row.level) + "-open",
                     "size": 8,
                     "line": {"width": 1.5},
@@ -50,10 +50,10 @@ def strips(rows: Sequence[Strip], title: str) -> Figure:
                 }
             )
     values = [v for row in rows for v in (*row.values, *([row.chosen] if row.chosen is not None else []))]
-    layout = _layout(
+    layout = base_layout(
         70 + 22 * max(1, len(rows)),
-        xaxis=_axis(title, range=list(_padded(values, share=0.06)) if values else [0, 1], nticks=6),
-        yaxis=_axis(
+        xaxis=axis(title, range=list(padded(values, share=0.06)) if values else [0, 1], nticks=6),
+        yaxis=axis(
             "",
             range=[len(rows) - 0.4, -0.6],
             tickvals=list(range(len(rows))),

@@ -38,7 +38,8 @@ def symbol(level: str) -> str:
     return SYMBOLS.get(level, "star")
 
 
-def _layout(height: int, **more: Any) -> Figure:
+def base_layout(height: int, **more: Any) -> Figure:
+    """What all figures share; `more` is plotly's own."""
     return {
         "height": height,
         "margin": {"l": 56, "r": 14, "t": 10, "b": 46},
@@ -49,16 +50,19 @@ def _layout(height: int, **more: Any) -> Figure:
     }
 
 
-def _axis(title: str, **more: Any) -> Figure:
+def axis(title: str, **more: Any) -> Figure:
+    """An axis with a title; `more` is plotly's own."""
     return {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": False, **more}
 
 
-def _padded(values: Sequence[float], *, share: float = 0.12, at_least: float = 0.1) -> tuple[float, float]:
+def padded(values: Sequence[float], *, share: float = 0.12, at_least: float = 0.1) -> tuple[float, float]:
+    """The ends of an axis that shows all values with some room around."""
     low, high = min(values), max(values)
     pad = max((high - low) * share, at_least)
     return low - pad, high + pad
 
 
-def _faded(hexadecimal: str, alpha: float = 0.4) -> str:
+def faded(hexadecimal: str, alpha: float = 0.4) -> str:
+    """A colour that lets the page shine through."""
     red, green, blue = (int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha:g})"

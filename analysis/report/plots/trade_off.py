@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from analysis.findings import words
-from analysis.report.plots.style import MUTED, Figure, _axis, _faded, _layout, _padded, colour, symbol, text
+from analysis.report.plots.style import MUTED, Figure, axis, base_layout, colour, faded, padded, symbol, text
 from analysis.statistics.paired import Interval
 
 
@@ -85,14 +85,14 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 def trade_off(points: Sequence[Point], x_title: str, y_title: str = "RR, % (up is better)") -> Figure:
     """RR against a harm: the Pareto front as a stepped line, dominated fixers grey."""
     ordered = sorted(points, key=lambda p: (not p.front, -p.y.estimate, p.x.estimate, p.name))
-    x_range = _padded([p.x.estimate for p in ordered] + [0.0])
+    x_range = padded([p.x.estimate for p in ordered] + [0.0])
     # Bars get a third more room at most: one wide interval mustn't push all points together.
     spare = 0.3 * (x_range[1] - x_range[0])
     x_range = (
         max(min([x_range[0], *(p.x.low for p in ordered)]), x_range[0] - spare),
         min(max([x_range[1], *(p.x.high for p in ordered)]), x_range[1] + spare),
     )
-    y_range = _padded([p.y.estimate for p in ordered] + [0.0], at_least=1.0)
+    y_range = padded([p.y.estimate for p in ordered] + [0.0], at_least=1.0)
     names = [words.shortened(p.name, 12) for p in ordered]
     positions = place_labels([(p.x.estimate, p.y.estimate) for p in ordered], names, x_range, y_range, (205, 195))
     data: list[Figure] = []
@@ -140,10 +140,10 @@ def trade_off(points: Sequence[Point], x_title: str, y_title: str = "RR, % (up i
                 }
             )
     highest = max((p.y.high for p in ordered), default=1.0)
-    layout = _layout(
+    layout = base_layout(
         290,
-        xaxis=_axis(x_title, range=list(x_range), nticks=5),
-        yaxis=_axis(y_title, range=[y_range[0], max(y_range[1], min(highest * 1.03, y_range[1] * 1.3))], nticks=6),
+        xaxis=axis(x_title, range=list(x_range), nticks=5),
+        yaxis=axis(y_title, range=[y_range[0], max(y_range[1], min(highest * 1.03, y_range[1] * 1.3))], nticks=6),
     )
     return {"data": data, "layout": layout}
 
@@ -156,5 +156,5 @@ def _bars(intervals: Sequence[Interval], paint: str) -> Figure:
         "arrayminus": [interval.estimate - interval.low for interval in intervals],
         "thickness": 1,
         "width": 0,
-        "color": _faded(paint),
+        "color": faded(paint),
     }

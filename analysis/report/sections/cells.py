@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from analysis import statistics
 from analysis.findings import words
@@ -11,9 +11,6 @@ from analysis.findings.cells import Cell, Findings
 from analysis.report import plots
 from analysis.report.document import Value
 from analysis.statistics.paired import Interval
-
-if TYPE_CHECKING:
-    pass
 
 MISSING: Final = words.EN_DASH
 OPEN_SUBJECTS: Final = 3

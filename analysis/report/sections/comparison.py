@@ -1,8 +1,8 @@
 """Ranks over subjects, and tests within them."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -10,13 +10,10 @@ from analysis import statistics
 from analysis.findings import words
 from analysis.findings.cells import Findings, Subject
 from analysis.report import plots
-from analysis.report.document import Block, Column, Fold, Paragraph, Plot, Plots, Section, Table, Value
+from analysis.report.document import Block, Fold, Paragraph, Plot, Plots, Section, Table, TableColumn, Value
 from analysis.report.sections.cells import MISSING, fixer_value, identifier, signed
 from analysis.statistics import bootstrap
 from analysis.statistics.paired import Interval
-
-if TYPE_CHECKING:
-    pass
 
 _METRICS: Final[tuple[tuple[str, str, bool], ...]] = (
     ("RR", "repair_rate", True),
@@ -78,10 +75,10 @@ def _ranks(findings: Findings, subjects: Sequence[Subject]) -> Iterable[Block]:
         "policies",
         "Rank by RR under the three failure policies",
         [
-            Column("Fixer", numeric=False),
-            Column("Complete cases", "mean rank"),
-            Column("Own cells", "mean relative rank"),
-            Column("Worst rank", "mean rank"),
+            TableColumn("Fixer", numeric=False),
+            TableColumn("Complete cases", "mean rank"),
+            TableColumn("Own cells", "mean relative rank"),
+            TableColumn("Worst rank", "mean rank"),
         ],
         [
             [
@@ -108,36 +105,39 @@ def _ranks(findings: Findings, subjects: Sequence[Subject]) -> Iterable[Block]:
         )
     ]
     complete = {fixer: row for fixer, row in scores.items() if all(v is not None for v in row)}
-    statement = _across(findings, subjects, complete)
     if n >= 2 and len(complete) >= 3:
-        matrix = np.array(list(complete.values()), dtype=np.float64).T
-        result = statistics.friedman(matrix, higher_is_better=True)
-        order = np.argsort(result.mean_ranks, kind="stable")
-        ordered = [names[list(complete)[i]][0] for i in order]
-        means = [float(result.mean_ranks[i]) for i in order]
-        p = statistics.nemenyi(means, n)
-        letters = statistics.compact_letters(p < 0.05)
-        cd = statistics.critical_difference(len(ordered), n)
-        figures.append(
-            Plot(
-                "critical-difference",
-                "Critical difference of mean ranks by RR",
-                f"N = {n} subjects, k = {len(ordered)} fixers with figures on every one, CD = {cd:.2f} (Nemenyi, 5 %). "
-                "Upright bars join fixers that do not differ significantly.",
-                plots.critical_difference(ordered, means, letters, cd, n),
-                Table(
-                    "critical-difference-data",
-                    "Mean ranks over complete cases",
-                    [Column("Fixer", numeric=False), Column("Mean rank"), Column("Group", numeric=False)],
-                    [
-                        [Value(m), Value(words.fixed(r, 2), sort=r), Value(letter)]
-                        for m, r, letter in zip(ordered, means, letters, strict=True)
-                    ],
-                ),
-            )
-        )
+        figures.append(_critical_difference(names, complete, n))
     yield Plots(figures, wide=True)
-    yield Paragraph(statement)
+    yield Paragraph(_across(findings, subjects, complete))
+
+
+def _critical_difference(
+    names: Mapping[str, tuple[str, str]], complete: Mapping[str, Sequence[float | None]], n: int
+) -> Plot:
+    matrix = np.array(list(complete.values()), dtype=np.float64).T
+    result = statistics.friedman(matrix, higher_is_better=True)
+    order = np.argsort(result.mean_ranks, kind="stable")
+    ordered = [names[list(complete)[i]][0] for i in order]
+    means = [float(result.mean_ranks[i]) for i in order]
+    p = statistics.nemenyi(means, n)
+    letters = statistics.compact_letters(p < 0.05)
+    cd = statistics.critical_difference(len(ordered), n)
+    return Plot(
+        "critical-difference",
+        "Critical difference of mean ranks by RR",
+        f"N = {n} subjects, k = {len(ordered)} fixers with figures on every one, CD = {cd:.2f} (Nemenyi, 5 %). "
+        "Upright bars join fixers that do not differ significantly.",
+        plots.critical_difference(ordered, means, letters, cd, n),
+        Table(
+            "critical-difference-data",
+            "Mean ranks over complete cases",
+            [TableColumn("Fixer", numeric=False), TableColumn("Mean rank"), TableColumn("Group", numeric=False)],
+            [
+                [Value(m), Value(words.fixed(r, 2), sort=r), Value(letter)]
+                for m, r, letter in zip(ordered, means, letters, strict=True)
+            ],
+        ),
+    )
 
 
 def _unranked(findings: Findings) -> str:
@@ -180,7 +180,7 @@ def _across(findings: Findings, subjects: Sequence[Subject], complete: dict[str,
     if len(complete) < 3:
         few = f"Only {len(complete)} fixer{'s' if len(complete) > 1 else ''}" if complete else "No fixer"
         said = f"{few} gave a usable model on every subject; a critical difference needs 3."
-    if n < 6:
+    if n < statistics.ENOUGH_BLOCKS:
         return said + (
             f" {n} subjects are too few for a claim about pairs of fixers: with 5, no two-sided signed-rank test can "
             "fall below p = 0.0625 whatever the data. Read the ranks as a description."
@@ -237,14 +237,14 @@ def _test_table(subject: Subject, against: str) -> Table:
         f"tests-{against}-{identifier(subject.name)}",
         f"{subject.name}: each fixer against {title}",
         [
-            Column("Fixer", numeric=False),
-            Column("In accuracy", numeric=False),
-            Column("p", "Holm-adjusted"),
-            Column("Only this", "images right", first="descending"),
-            Column("Only other", "images right"),
-            Column("ACC", "difference, points", first="descending"),
-            Column("RR", "difference, points", first="descending"),
-            Column("NFR", "difference, points"),
+            TableColumn("Fixer", numeric=False),
+            TableColumn("In accuracy", numeric=False),
+            TableColumn("p", "Holm-adjusted"),
+            TableColumn("Only this", "images right", first="descending"),
+            TableColumn("Only other", "images right"),
+            TableColumn("ACC", "difference, points", first="descending"),
+            TableColumn("RR", "difference, points", first="descending"),
+            TableColumn("NFR", "difference, points"),
         ],
         rows,
     )

@@ -7,7 +7,7 @@ from analysis.findings import words
 from analysis.findings.cells import TRADE_OFFS, UNFOLDED, Cell, Findings, Subject
 from analysis.findings.find import QUERIES
 from analysis.report import plots
-from analysis.report.document import Block, Column, Fold, Paragraph, Section, Table, Value
+from analysis.report.document import Block, Fold, Paragraph, Section, Table, TableColumn, Value
 from analysis.report.sections.cells import MISSING, estimated, fixer_value, identifier, interval_value, shades, signed
 from analysis.statistics.paired import Interval
 
@@ -51,17 +51,21 @@ def _effectiveness_table(subject: Subject) -> Table:
     has_asr = any(cell.asr for cell in ok)
     has_aaod = any(cell.aaod for cell in ok)
     columns = [
-        Column("Fixer", numeric=False),
-        Column("Level", numeric=False),
-        Column("ACC %", "95 % interval", first="descending"),
-        Column("Change", "relative %", first="descending"),
-        Column("RR %", "95 % interval", first="descending"),
-        Column("NFR %", "95 % interval"),
-        *([Column("ASR %", "95 % interval"), Column("Change", "ASR, rel. %", first="descending")] if has_asr else []),
-        *([Column("AAOD", "less is fairer")] if has_aaod else []),
-        Column("Time", "median fix"),
-        Column("Class", "and harms", numeric=False),
-        Column("Seeds", "OK / run", first="descending"),
+        TableColumn("Fixer", numeric=False),
+        TableColumn("Level", numeric=False),
+        TableColumn("ACC %", "95 % interval", first="descending"),
+        TableColumn("Change", "relative %", first="descending"),
+        TableColumn("RR %", "95 % interval", first="descending"),
+        TableColumn("NFR %", "95 % interval"),
+        *(
+            [TableColumn("ASR %", "95 % interval"), TableColumn("Change", "ASR, rel. %", first="descending")]
+            if has_asr
+            else []
+        ),
+        *([TableColumn("AAOD", "less is fairer")] if has_aaod else []),
+        TableColumn("Time", "median fix"),
+        TableColumn("Class", "and harms", numeric=False),
+        TableColumn("Seeds", "OK / run", first="descending"),
     ]
     rows = []
     for cell in subject.cells:

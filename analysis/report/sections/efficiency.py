@@ -2,18 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis.findings import words
 from analysis.findings.cells import Cell, Findings, Subject
 from analysis.report import plots
-from analysis.report.document import Block, Column, Fold, Legend, Paragraph, Plot, Plots, Section, Table, Value
+from analysis.report.document import Block, Fold, Legend, Paragraph, Plot, Plots, Section, Table, TableColumn, Value
 from analysis.report.sections.cells import LEVEL_LEGEND, MISSING, OPEN_SUBJECTS, fixer_value, identifier
-
-if TYPE_CHECKING:
-    pass
 
 
 def efficiency(findings: Findings) -> Section:
@@ -77,6 +73,17 @@ def _cut_off(cell: Cell) -> float | None:
 
 
 def _cost_plots(subject: Subject) -> Iterable[Plot]:
+    yield _time_plot(subject)
+    for column, title in (("peak_device_bytes", "GPU memory"), ("peak_host_bytes", "host memory")):
+        held = sorted(
+            ((max(_measured(cell, column)), cell) for cell in subject.cells if _measured(cell, column)),
+            key=lambda pair: (pair[0], pair[1].fixer),
+        )
+        if held:
+            yield _memory_plot(subject, column, title, held)
+
+
+def _time_plot(subject: Subject) -> Plot:
     timed = _timed(subject)
     name = f"time-{identifier(subject.name)}"
     rows = []
@@ -97,7 +104,7 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
                 Value(MISSING) if per_hour is None else Value(words.number(per_hour), sort=per_hour),
             ]
         )
-    yield Plot(
+    return Plot(
         name,
         f"{subject.name}: time to fix",
         "Fastest on top.",
@@ -113,40 +120,35 @@ def _cost_plots(subject: Subject) -> Iterable[Plot]:
             f"{name}-data",
             f"{subject.name}: time",
             [
-                Column("Fixer", numeric=False),
-                Column("Median"),
-                Column("Range", "over seeds", numeric=False),
-                Column("Cut off"),
-                Column("Evaluation", "median"),
-                Column("Repaired", "images per hour of fixing", first="descending"),
+                TableColumn("Fixer", numeric=False),
+                TableColumn("Median"),
+                TableColumn("Range", "over seeds", numeric=False),
+                TableColumn("Cut off"),
+                TableColumn("Evaluation", "median"),
+                TableColumn("Repaired", "images per hour of fixing", first="descending"),
             ],
             rows,
         ),
     )
-    memory: list[tuple[str, str]] = [("peak_device_bytes", "GPU memory"), ("peak_host_bytes", "host memory")]
-    for column, title in memory:
-        held = sorted(
-            ((max(_measured(cell, column)), cell) for cell in subject.cells if _measured(cell, column)),
-            key=lambda pair: (pair[0], pair[1].fixer),
-        )
-        if not held:
-            continue
-        name = f"{column.replace('_', '-')}-{identifier(subject.name)}"
-        shared = any(run.gpu_shared for _, cell in held for run in cell.runs)
-        note = " Some trials shared a GPU." if shared and column == "peak_device_bytes" else ""
-        yield Plot(
-            name,
+
+
+def _memory_plot(subject: Subject, column: str, title: str, held: Sequence[tuple[float, Cell]]) -> Plot:
+    name = f"{column.replace('_', '-')}-{identifier(subject.name)}"
+    shared = any(run.gpu_shared for _, cell in held for run in cell.runs)
+    note = " Some trials shared a GPU." if shared and column == "peak_device_bytes" else ""
+    return Plot(
+        name,
+        f"{subject.name}: peak {title}",
+        f"Smallest on top.{note}",
+        plots.costs(
+            [plots.Cost(cell.abbreviation, cell.level, _measured(cell, column)) for _, cell in held],
+            f"peak {title}",
+            unit="bytes",
+        ),
+        Table(
+            f"{name}-data",
             f"{subject.name}: peak {title}",
-            f"Smallest on top.{note}",
-            plots.costs(
-                [plots.Cost(cell.abbreviation, cell.level, _measured(cell, column)) for _, cell in held],
-                f"peak {title}",
-                unit="bytes",
-            ),
-            Table(
-                f"{name}-data",
-                f"{subject.name}: peak {title}",
-                [Column("Fixer", numeric=False), Column("Peak")],
-                [[fixer_value(cell), Value(words.size(value), sort=value)] for value, cell in held],
-            ),
-        )
+            [TableColumn("Fixer", numeric=False), TableColumn("Peak")],
+            [[fixer_value(cell), Value(words.size(value), sort=value)] for value, cell in held],
+        ),
+    )

@@ -1,15 +1,12 @@
 """What became of every fixer on every subject."""
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from analysis.contract.schema import OUTCOMES, Outcome
 from analysis.findings import words
 from analysis.findings.cells import Cell, Findings, Subject
-from analysis.report.document import Block, Column, Paragraph, Section, Table, Value
+from analysis.report.document import Block, Paragraph, Section, Table, TableColumn, Value
 from analysis.report.sections.cells import MISSING, estimated
-
-if TYPE_CHECKING:
-    pass
 
 _UNIT_NOTES: Final = {
     "UNADAPTABLE": "the subject doesn't meet a requirement of the fixer, so it was not run",
@@ -32,8 +29,8 @@ def outcomes(findings: Findings) -> Section:
     blocks: list[Block] = []
     if grid:
         columns = [
-            Column("Fixer", numeric=False),
-            *(Column(s.name, _subject_note(s), numeric=False, first="descending") for s in subjects),
+            TableColumn("Fixer", numeric=False),
+            *(TableColumn(s.name, _subject_note(s), numeric=False, first="descending") for s in subjects),
         ]
         blocks.append(
             Table(
@@ -119,11 +116,11 @@ def _reasons(findings: Findings) -> Table | None:
         "reasons",
         "Why cells, or single seeds of them, have no figures",
         [
-            Column("Outcome", numeric=False),
-            Column("Kind", numeric=False),
-            Column("Reason", numeric=False, wide=True),
-            Column("Where", numeric=False, wide=True),
-            Column("Cells", first="descending"),
+            TableColumn("Outcome", numeric=False),
+            TableColumn("Kind", numeric=False),
+            TableColumn("Reason", numeric=False, wide=True),
+            TableColumn("Where", numeric=False, wide=True),
+            TableColumn("Cells", first="descending"),
         ],
         rows,
     )

@@ -10,7 +10,6 @@ from analysis.findings.cells import Findings, Subject
 from analysis.report import plots
 from analysis.report.document import (
     Block,
-    Column,
     Example,
     Fold,
     Gallery,
@@ -19,6 +18,7 @@ from analysis.report.document import (
     Plots,
     Section,
     Table,
+    TableColumn,
     Value,
 )
 from analysis.report.sections.cells import (
@@ -30,7 +30,7 @@ from analysis.report.sections.cells import (
     interval_value,
     percent_value,
 )
-from analysis.warehouse.queries import run as answer
+from analysis.warehouse.queries import answer
 
 if TYPE_CHECKING:
     import duckdb
@@ -97,10 +97,10 @@ def _overlap(
             f"{name}-data",
             f"{subject.name}: pairs of fixers",
             [
-                Column("Pair", numeric=False),
-                Column("Both"),
-                Column("Either", first="descending"),
-                Column("Overlap %"),
+                TableColumn("Pair", numeric=False),
+                TableColumn("Both"),
+                TableColumn("Either", first="descending"),
+                TableColumn("Overlap %"),
             ],
             [
                 [
@@ -120,10 +120,10 @@ def _unique_table(subject: Subject, rows: Sequence[dict[str, Any]], names: dict[
         f"unique-{identifier(subject.name)}",
         f"{subject.name}: failures that only one fixer repairs",
         [
-            Column("Fixer", numeric=False),
-            Column("Repairs", "failures", first="descending"),
-            Column("Only it", "failures", first="descending"),
-            Column("Only it", "% of the failures", first="descending"),
+            TableColumn("Fixer", numeric=False),
+            TableColumn("Repairs", "failures", first="descending"),
+            TableColumn("Only it", "failures", first="descending"),
+            TableColumn("Only it", "% of the failures", first="descending"),
         ],
         [
             [
@@ -173,10 +173,10 @@ def classes(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
                         f"{name}-data",
                         f"{subject.name}: {title}",
                         [
-                            Column("Fixer", numeric=False),
-                            Column("Class"),
-                            Column(of, "of the class", first="descending"),
-                            Column("%", f"of these {of.lower()}; 95 % interval", first="descending"),
+                            TableColumn("Fixer", numeric=False),
+                            TableColumn("Class"),
+                            TableColumn(of, "of the class", first="descending"),
+                            TableColumn("%", f"of these {of.lower()}; 95 % interval", first="descending"),
                         ],
                         [
                             [

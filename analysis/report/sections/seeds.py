@@ -1,14 +1,9 @@
 """How much the seeds of a fixer differ."""
 
-from typing import TYPE_CHECKING
-
 from analysis.findings.cells import Findings
 from analysis.report import plots
-from analysis.report.document import Block, Column, Fold, Legend, Paragraph, Plot, Plots, Section, Table, Value
+from analysis.report.document import Block, Fold, Legend, Paragraph, Plot, Plots, Section, Table, TableColumn, Value
 from analysis.report.sections.cells import LEVEL_LEGEND, fixer_value, identifier, percent_value
-
-if TYPE_CHECKING:
-    pass
 
 
 def seeds(findings: Findings) -> Section:
@@ -55,11 +50,11 @@ def seeds(findings: Findings) -> Section:
                         f"{name}-data",
                         f"{subject.name}: {title} by seed, %",
                         [
-                            Column("Fixer", numeric=False),
-                            Column("Seeds"),
-                            Column("Lowest"),
-                            Column("Highest"),
-                            Column("Range"),
+                            TableColumn("Fixer", numeric=False),
+                            TableColumn("Seeds"),
+                            TableColumn("Lowest"),
+                            TableColumn("Highest"),
+                            TableColumn("Range"),
                         ],
                         rows,
                     ),

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from analysis.findings import words
 from analysis.findings.cells import UNFOLDED, Findings
 from analysis.report import plots
-from analysis.report.document import Block, Column, Fold, Legend, Paragraph, Plot, Plots, Section, Table, Value
+from analysis.report.document import Block, Fold, Legend, Paragraph, Plot, Plots, Section, Table, TableColumn, Value
 from analysis.report.sections.cells import LEVEL_LEGEND, abbreviations, identifier, percent_value
-from analysis.warehouse.queries import run as answer
+from analysis.warehouse.queries import answer
 
 if TYPE_CHECKING:
     import duckdb
@@ -33,15 +33,15 @@ def adaptation(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         "sensitivity",
         "Accuracy on valid over the sets of hyper-parameters tried",
         [
-            Column("Fixer", numeric=False),
-            Column("Subject", numeric=False),
-            Column("Sets", "OK / tried", first="descending"),
-            Column("Best", "valid ACC %", first="descending"),
-            Column("Median", "valid ACC %", first="descending"),
-            Column("Worst", "valid ACC %", first="descending"),
-            Column("Spread", "points"),
-            Column("Harmful", "% of the sets"),
-            Column("Matters most", "effect, best value", numeric=False, wide=True),
+            TableColumn("Fixer", numeric=False),
+            TableColumn("Subject", numeric=False),
+            TableColumn("Sets", "OK / tried", first="descending"),
+            TableColumn("Best", "valid ACC %", first="descending"),
+            TableColumn("Median", "valid ACC %", first="descending"),
+            TableColumn("Worst", "valid ACC %", first="descending"),
+            TableColumn("Spread", "points"),
+            TableColumn("Harmful", "% of the sets"),
+            TableColumn("Matters most", "effect, best value", numeric=False, wide=True),
         ],
         [
             [
@@ -106,12 +106,12 @@ def _sensitivity(con: "duckdb.DuckDBPyConnection", shown: Collection[str]) -> li
             )
         slug = f"sensitivity-{identifier(subject)}"
         columns = [
-            Column("Fixer", numeric=False),
-            Column("Sets", "OK"),
-            Column("Lowest"),
-            Column("Highest"),
-            Column("Range", first="descending"),
-            Column("Chosen"),
+            TableColumn("Fixer", numeric=False),
+            TableColumn("Sets", "OK"),
+            TableColumn("Lowest"),
+            TableColumn("Highest"),
+            TableColumn("Range", first="descending"),
+            TableColumn("Chosen"),
         ]
         title = f"{subject}: gain in accuracy on valid by set of hyper-parameters"
         plot = Plot(
@@ -136,16 +136,16 @@ def settings(findings: Findings, con: "duckdb.DuckDBPyConnection") -> Section:
         "setting-effects",
         "A setting in place of the one that does best on valid, same seed, all else equal",
         [
-            Column("Fixer", numeric=False),
-            Column("Subject", numeric=False),
-            Column("Setting", numeric=False),
-            Column("Instead of", numeric=False),
-            Column("RR", "points, range over pairs", first="ascending"),
-            Column("NFR", "points"),
-            Column("ACC", "points"),
-            Column("Seeds"),
-            Column("Pairs"),
-            Column("In words", numeric=False, wide=True),
+            TableColumn("Fixer", numeric=False),
+            TableColumn("Subject", numeric=False),
+            TableColumn("Setting", numeric=False),
+            TableColumn("Instead of", numeric=False),
+            TableColumn("RR", "points, range over pairs", first="ascending"),
+            TableColumn("NFR", "points"),
+            TableColumn("ACC", "points"),
+            TableColumn("Seeds"),
+            TableColumn("Pairs"),
+            TableColumn("In words", numeric=False, wide=True),
         ],
         [
             [

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from analysis import statistics
 from analysis.findings import words
 from analysis.findings.cells import TRADE_OFFS, Cell, Findings, Subject
 from analysis.findings.find import QUERIES, TOLERANCE
 from analysis.report import plots
-from analysis.report.document import Block, Column, Fold, Legend, Paragraph, Plot, Plots, Section, Table, Value
+from analysis.report.document import Block, Fold, Legend, Paragraph, Plot, Plots, Section, Table, TableColumn, Value
 from analysis.report.sections.cells import (
     LEVEL_LEGEND,
     MISSING,
@@ -21,9 +20,6 @@ from analysis.report.sections.cells import (
     or_zero,
 )
 from analysis.statistics.paired import Interval
-
-if TYPE_CHECKING:
-    pass
 
 
 def trade_offs(findings: Findings) -> Section:
@@ -108,10 +104,10 @@ def _trade_off_plots(subject: Subject) -> Iterable[Plot]:
                 f"{name}-data",
                 f"{subject.name}: {title}",
                 [
-                    Column("Fixer", numeric=False),
-                    Column("RR %", "95 % interval", first="descending"),
-                    Column(axis.split(" (")[0], "95 % interval"),
-                    Column("Front", numeric=False),
+                    TableColumn("Fixer", numeric=False),
+                    TableColumn("RR %", "95 % interval", first="descending"),
+                    TableColumn(axis.split(" (")[0], "95 % interval"),
+                    TableColumn("Front", numeric=False),
                 ],
                 rows,
             ),
@@ -179,12 +175,12 @@ def _trade_off_matrix(findings: Findings) -> Table:
         "trade-off-matrix",
         "On how many subjects each property got better / stayed / got worse",
         [
-            Column("Fixer", numeric=False),
-            Column("Repairs", "measurably", numeric=False, first="descending"),
-            Column("NFR", "better / same / worse", numeric=False, first="descending"),
-            Column("ASR", "better / same / worse", numeric=False, first="descending"),
-            Column("AAOD", "better / same / worse", numeric=False, first="descending"),
-            Column("Classes", "by subject", numeric=False),
+            TableColumn("Fixer", numeric=False),
+            TableColumn("Repairs", "measurably", numeric=False, first="descending"),
+            TableColumn("NFR", "better / same / worse", numeric=False, first="descending"),
+            TableColumn("ASR", "better / same / worse", numeric=False, first="descending"),
+            TableColumn("AAOD", "better / same / worse", numeric=False, first="descending"),
+            TableColumn("Classes", "by subject", numeric=False),
         ],
         rows,
     )

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from analysis.report import plots
-from analysis.report.document import Column, Paragraph, Plot, Plots, Section, Table, Value
-from analysis.warehouse.queries import run as answer
+from analysis.report.document import Paragraph, Plot, Plots, Section, Table, TableColumn, Value
+from analysis.warehouse.queries import answer
 
 if TYPE_CHECKING:
     import duckdb
@@ -50,7 +50,11 @@ def utilisation(con: "duckdb.DuckDBPyConnection") -> list[Section]:
         Table(
             "busy-share-data",
             "Busy share of nodes and GPUs",
-            [Column("Place", numeric=False), Column("Busy", "% of the time"), Column("Trials at once", "on average")],
+            [
+                TableColumn("Place", numeric=False),
+                TableColumn("Busy", "% of the time"),
+                TableColumn("Trials at once", "on average"),
+            ],
             [_row(place, places[place]) for place in order],
         ),
     )

@@ -192,7 +192,8 @@ def test_subjects_without_groups_have_no_aaod(study):
     with analysis.open(study.folder) as con:
         cell = find(con).subject("digits").cell("apricot")
         runs = {("digits", "apricot"): [0]}
-        assert ("digits", "apricot") not in fairness.find(con, runs, {"digits": 10})
+        samples, changes = analysis.run(con, "group_samples"), analysis.run(con, "group_changes")
+        assert ("digits", "apricot") not in fairness.group_gaps(samples, changes, runs, {"digits": 10})
     assert cell.aaod is None and cell.aaod_rise is None
 
 
