@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from fixers import network
 from fixers.data import Split
+from fixers.features.frozen_prefix import prefix_values
 from fixers.network import convolutions
 from fixers.network.places import Places, _layer
 from fixers.problem import RepairProblem
@@ -56,7 +57,7 @@ class PatchEvaluator:
         self._memory = _BYTES_PER_SAMPLE * problem.micro_batch if memory is None else memory
         self._original = places.read(model)
         cut = network.cut(copy.deepcopy(model).eval(), places.layers[0])
-        self._features = self._run_prefix(cut, split)
+        self._features = prefix_values(problem, cut, split)
         self._suffix = _without_in_place(cut.suffix)
         first = _layer(cut.suffix, cut.layer)
         self._is_last = False
@@ -107,17 +108,6 @@ class PatchEvaluator:
 
         result: Tensor = torch.func.vmap(run)(self._places.split(changes))
         return result
-
-    def _run_prefix(self, cut: network.Cut, split: Split) -> tuple[Tensor, ...]:
-        parts = []
-        with torch.no_grad():
-            for batch in split.batches(self._problem.micro_batch, device=self._problem.device):
-                self._problem.check_deadline()
-                parts.append(cut.features(batch.inputs))
-            if not parts:
-                parts.append(cut.features(torch.zeros(1, *split.shape, device=self._problem.device)))
-                return tuple(value[:0] for value in parts[0])
-        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
     def _prepare_last(self, layer: nn.Linear) -> None:
         """Split the last layer's work: its outputs as they are, and the features that meet a patched weight."""

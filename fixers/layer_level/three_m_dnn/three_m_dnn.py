@@ -25,6 +25,7 @@ from fixers.errors import FixFailedError, ParameterError
 from fixers.exact.arrays import FloatArray
 from fixers.exact.linear_program import Status
 from fixers.exact.minimal_change import L1, LINF
+from fixers.features.frozen_prefix import prefix_batches
 from fixers.fixer import Fixer, Level, parameter
 from fixers.layer_level.three_m_dnn.heuristics import HEURISTICS, Search
 from fixers.layer_level.three_m_dnn.separated_network import (
@@ -279,13 +280,10 @@ class _Exporter:
         problem = self._problem
         models = [problem.new_model(), *(self.export(each) for each in incumbents)]
         prefix = network.cut(problem.original, self._layers[0])
-        batches = problem.valid.batches(problem.micro_batch, device=problem.device)
         outputs: list[list[Tensor]] = [[] for _ in models]
         suffixes = [network.cut(model, self._layers[0]).suffix for model in models]
         with torch.no_grad():
-            for batch in batches:
-                problem.check_deadline()
-                features = prefix.features(batch.inputs)
+            for features in prefix_batches(problem, prefix, problem.valid):
                 for parts, suffix in zip(outputs, suffixes, strict=True):
                     parts.append(suffix(*features).cpu())
         scores = [problem.task.score(torch.cat(parts), problem.valid.labels) for parts in outputs]
