@@ -296,13 +296,13 @@ def states(repeats: int) -> Iterator[Row]:
     def image_by_image() -> Tensor:
         sums = {group: torch.zeros(10, 144) for group in ("correct", "mistaken", "missed")}
         counts = {group: torch.zeros(10, 1) for group in sums}
-        with torch.no_grad(), network.inputs_of(model, taps[1:2]) as entering:
+        with torch.no_grad(), network.captured(model, taps[1:2], inputs=True) as calls:
             for batch in split.batches(1):
-                entering.clear()
+                calls.clear()
                 decided, label = int(model(batch.inputs).argmax()), int(batch.targets)
                 mine = {"correct": label} if decided == label else {"mistaken": decided, "missed": label}
                 for group, row in mine.items():
-                    sums[group][row] += entering[taps[1]].flatten()
+                    sums[group][row] += calls[0][1].flatten()
                     counts[group][row] += 1
         return flat({group: sums[group] / counts[group].clamp_min(1) for group in sums})
 

@@ -213,21 +213,11 @@ def flat_parameters(stacked: Tensors, model: nn.Module) -> Tensor:
     return torch.cat([stacked[name].flatten(1) for name, _ in model.named_parameters()], dim=1)
 
 
-def wrong_mask(model: nn.Module, split: Split, problem: RepairProblem) -> Tensor:
-    """Mask (N,) bool of the samples of a split that a model in eval mode gets wrong; outputs aren't kept."""
-    parts = [torch.empty(0, dtype=torch.bool)]
-    with torch.no_grad():
-        for batch in split.batches(problem.micro_batch, device=problem.device):
-            problem.check_deadline()
-            parts.append(problem.task.is_wrong(model(batch.inputs), batch.targets).cpu())
-    return torch.cat(parts)
-
-
 def wrong_matrix(stacked: Tensors, split: Split, problem: RepairProblem) -> Tensor:
     """Mask (N, M) bool: which of M samples each of N stacked networks gets wrong. One network is loaded at a time."""
     model = problem.new_model()
     rows = []
     for k in range(len(next(iter(stacked.values())))):
         model.load_state_dict({name: values[k] for name, values in stacked.items()})
-        rows.append(wrong_mask(model, split, problem))
+        rows.append(problem.wrong_on(model, split))
     return torch.stack(rows)

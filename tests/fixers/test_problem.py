@@ -28,6 +28,15 @@ def test_the_given_model_is_copied(make_problem, lenet):
     assert all(torch.equal(before[name], value) for name, value in lenet.state_dict().items())
 
 
+def test_what_a_model_gets_wrong_on_a_split(make_problem):
+    problem = make_problem(micro_batch=100)
+    model = problem.new_model().train()
+    wrong = problem.wrong_on(model, problem.repair)
+    assert torch.equal(wrong, problem.wrong)
+    assert model.training
+    assert problem.wrong_on(model, problem.repair.select(torch.arange(0))).shape == (0,)
+
+
 def test_generators_of_different_purposes_are_independent(make_problem):
     problem = make_problem(seed=3)
     first = torch.rand(4, generator=problem.generator("a"))

@@ -7,7 +7,6 @@ Repair of points only; the original also repairs polytopes, which a study's repa
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -132,21 +131,13 @@ class APRNN(Fixer):
 
 def editable_layers(model: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
     """Linear layers on flat inputs and plain Conv2d layers that are called once, the last one first."""
-    widths: dict[str, int] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda _, inputs: widths.update({name: inputs[0].ndim})
-
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in linear]
-    try:
-        called = network.layers(model, input_shape)
-    finally:
-        for handle in handles:
-            handle.remove()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    entering = network.example_calls(model, linear, input_shape, inputs=True)
+    flat = {name for name, value in entering if value.dim() == 2}
+    called = network.layers(model, input_shape)
     names = [layer.name for layer in called]
     once = [layer for layer in reversed(called) if names.count(layer.name) == 1]
-    return [layer.name for layer in once if widths.get(layer.name) == 2 or has_patches(layer.module)]
+    return [layer.name for layer in once if layer.name in flat or has_patches(layer.module)]
 
 
 class _Repair:

@@ -25,7 +25,6 @@ from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 from fixers.requirements import InnerWeights, Requirement, TrainingSamples
 from fixers.training.best_weights import BestWeights
-from fixers.training.ensembles import wrong_mask
 from fixers.views import JoinedSplit
 
 FEWEST_TO_CLUSTER = 4
@@ -139,10 +138,10 @@ class HUDD(Fixer):
             order = torch.randperm(len(half), generator=problem.generator("discovery"))
             size = max(1, round(self.discovery_fraction * len(half)))
             discovery, pool = half.select(order[:size].sort().values), half.select(order[size:].sort().values)
-        wrong = wrong_mask(problem.original, discovery, problem)
+        wrong = problem.wrong_on(problem.original, discovery)
         if not self.reuse and (not wrong.any() or len(pool) == 0):
             discovery = pool = half
-            wrong = wrong_mask(problem.original, discovery, problem)
+            wrong = problem.wrong_on(problem.original, discovery)
             problem.note(reused_for_want_of_failures=True)
         failures = wrong.nonzero().squeeze(1)
         if len(failures) > self.most_failures:

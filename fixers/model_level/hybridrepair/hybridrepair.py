@@ -27,7 +27,6 @@ from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 from fixers.requirements import ImageInput, LinearLayers, Requirement, TrainingSamples
 from fixers.training.best_weights import BestWeights
-from fixers.training.ensembles import wrong_mask
 from fixers.views import JoinedSplit, Relabelled
 
 _NEIGHBOURS = 100
@@ -233,7 +232,7 @@ class _Trainer:
 
     def replay(self) -> Split:
         """The training samples that the model gets right, as it is now."""
-        wrong = wrong_mask(self._model.eval(), self._problem.train, self._problem)
+        wrong = self._problem.wrong_on(self._model, self._problem.train)
         return self._problem.train.select((~wrong).nonzero().squeeze(1))
 
     def fine_tune(self) -> float:

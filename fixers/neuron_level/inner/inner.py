@@ -18,7 +18,6 @@ from fixers.neuron_level.inner.routing import count_votes, most_voted, route_mas
 from fixers.problem import RepairProblem
 from fixers.requirements import Requirement, Traceable
 from fixers.training.best_weights import BestWeights
-from fixers.training.ensembles import wrong_mask
 from fixers.training.masked_steps import Loss, descend
 
 PROBE_SAMPLES = 1000
@@ -289,7 +288,7 @@ def _clean_inputs(problem: RepairProblem) -> Split:
     """Passes of the repair split, or where there are none what the original gets right of the training set."""
     if len(problem.passes):
         return problem.passes
-    right = ~wrong_mask(problem.original, problem.train, problem)
+    right = ~problem.wrong_on(problem.original, problem.train)
     if not right.any():
         raise FixFailedError(
             "There is no clean input to compare failures with: the original is wrong on all of repair and train; "
