@@ -1,7 +1,7 @@
 import torch
 
 from fixers.training.best_weights import BestWeights
-from fixers.views import JoinedSplit
+from fixers.views import JoinedSplit, Relabelled
 
 
 def test_a_joined_split_is_its_parts_one_after_the_other(digits):
@@ -38,3 +38,15 @@ def test_best_weights_are_clones_and_come_back_bit_for_bit(make_problem, resnet)
         model.head.bias.add_(1)
     assert best.offer(model, 0.6)
     assert best.score == 0.6
+
+
+def test_a_selection_of_a_selection_shares_the_rows(digits):
+    split, labels = digits["valid"], torch.arange(247) % 3
+    relabelled = Relabelled(split, labels)
+    assert len(relabelled.labels) == 247  # cached, and not to be taken over
+    part = relabelled.select(labels == 1).select(torch.tensor([4, 0, 4]))
+    rows = (labels == 1).nonzero().squeeze(1)[[4, 0, 4]]
+    assert torch.equal(part.labels, labels[rows])
+    assert torch.equal(part.batch().inputs, split.batch().inputs[rows])
+    assert [batch.indices.tolist() for batch in part.batches(2)] == [[0, 1], [2]]
+    assert len(relabelled) == 247
