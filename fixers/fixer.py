@@ -81,7 +81,7 @@ class Fixer(ABC):
 
     @abstractmethod
     def fix(self, problem: RepairProblem) -> nn.Module:
-        """Fix the original model of ``problem``.
+        """Fix the original model of ``problem``, whose repair split has at least one failure (see :func:`fixers.fix`).
 
         Works on ``problem.new_model()``, leaves ``problem.original`` as it is, draws only from
         ``problem.generator(...)``, calls ``problem.report`` or ``problem.check_deadline`` between units of work.

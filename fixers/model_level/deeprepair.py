@@ -179,9 +179,6 @@ class DeepRepair(Fixer):
             DeadlineExceededError: the time limit has passed.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         failures = at_most_per_class(problem.failures, self.failures_per_class, problem.generator("failures"))
         chosen, _ = style_references(failures, self.clusters_per_class, problem)
         problem.note(

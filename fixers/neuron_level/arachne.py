@@ -97,9 +97,6 @@ class Arachne(Fixer):
         """Localise, search, select; see the class."""
         model = problem.new_model()
         failures = self._targeted(problem)
-        if len(failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         names = [layer.name for layer in self._candidate_layers(weight_layers(model, problem.repair.shape))]
         localise = _localise if self.search == "de" else _localise_first_version
         places = localise(problem, names, failures)
@@ -131,7 +128,7 @@ class Arachne(Fixer):
 
     def _targeted(self, problem: RepairProblem) -> Split:
         """The failures to be fixed."""
-        if self.target == "all" or len(problem.failures) == 0:
+        if self.target == "all":
             return problem.failures
         predicted = problem.task.predict(problem.outputs(problem.original, problem.failures))
         kinds, kind, counts = torch.stack([problem.failures.labels, predicted], 1).unique(

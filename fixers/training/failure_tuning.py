@@ -156,9 +156,6 @@ class FailureTuning(Fixer):
             DeadlineExceededError: the time limit has passed.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         data = divide(problem, self.holdout, self.correct_source)
         mixture, penalty = self._mixture(), self._penalty(problem, data)
         recipe = TrainingRecipe("adam", self.learning_rate, self.batch_size, weight_decay=self.weight_decay)

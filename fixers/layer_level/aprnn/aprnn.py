@@ -95,9 +95,6 @@ class APRNN(Fixer):
             FixFailedError: the points can't be met, or the program is too large or takes too long.
             DeadlineExceededError: the time limit has passed.
         """
-        if not problem.wrong.any():
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         indices = nearest_points(problem, self.failing, self.keep_ratio)
         repairs, reasons = [], []
         for name in self._candidates(problem):

@@ -89,9 +89,6 @@ class PRDNN(Fixer):
             FixFailedError: the points can't be met, or the program is too large or takes too long.
             DeadlineExceededError: the time limit has passed.
         """
-        if not problem.wrong.any():
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         indices = nearest_points(problem, self.failing, self.keep_ratio)
         inputs, labels = problem.repair.inputs(indices, problem.device), problem.repair.labels[indices]
         repairs, reasons = [], []

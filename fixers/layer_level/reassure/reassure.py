@@ -102,9 +102,6 @@ class Reassure(Fixer):
             FixFailedError: a region's program is too large, or none was solved.
             DeadlineExceededError: the time limit has passed.
         """
-        if not problem.wrong.any():
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         tail = find_tail(problem.original)
         assert tail is not None  # a requirement
         tail = tail.last(3) if self.tail == "last_three" else tail

@@ -111,9 +111,6 @@ class ThreeMDNN(Fixer):
             FixFailedError: no change of the last layer gives the labels, or its program is too large.
             DeadlineExceededError: the time limit has passed.
         """
-        if not problem.wrong.any():
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         started = time.monotonic()
         # An anytime search: leave time for the selection before the problem's own deadline.
         budget = min(self.time_budget, 0.8 * problem.seconds_left)

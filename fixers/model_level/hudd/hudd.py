@@ -110,9 +110,6 @@ class HUDD(Fixer):
         """
         model = problem.new_model()
         roles = self._roles(problem)
-        if len(roles.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         causes = self._root_causes(roles.failures, problem)
         bag = self._bag(causes, roles.pool, problem)
         together = JoinedSplit([problem.train, roles.pool.select(bag)])

@@ -149,9 +149,6 @@ class HybridRepair(Fixer):
             DeadlineExceededError: the time limit has passed.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         views = problem.generator("views for doubt")
         doubt = as_share_of_largest(view_entropy(problem.original, problem.repair, self.views, views, problem))
         smooth = doubt <= (self._estimated_tau(problem) if self.auto_tau else self.tau)

@@ -164,9 +164,6 @@ class SENSEI(Fixer):
             DeadlineExceededError: the time limit has passed.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         images = JoinedSplit([problem.train, problem.failures])
         size = 1 if self.search == "random" else self.population
         genes = len(self.transformations.names)

@@ -118,9 +118,6 @@ class CARE(Fixer):
     def fix(self, problem: RepairProblem) -> nn.Module:
         """Force, rank, search, fold; see the class."""
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         layer, chosen, effects = self._most_causal(problem)
         index, owner = interventions.outgoing(_weights(problem.original, layer), chosen)
         places = Places((layer,), (index,))

@@ -120,9 +120,6 @@ class DistrRep(Fixer):
             FixFailedError: no weight matters for any of them.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         kinds = self.kinds(problem)
         repairs = []
         for number, kind in enumerate(kinds, start=1):

@@ -92,9 +92,6 @@ class GenMuNN(Fixer):
     def fix(self, problem: RepairProblem) -> nn.Module:
         """Rank, evolve, verify; see the class."""
         problem.note(fidelity="reconstruction")
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         sample, worth = self._sample(problem)
         pool = self._pool(problem, sample, worth)
         bests: list[Generation] = []

@@ -124,9 +124,6 @@ class Inner(Fixer):
             FixFailedError: there is no sample that the original gets right.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         clean = _clean_inputs(problem)
         where = blocks(model, problem.repair.shape)
         samples = stratified(problem.train, self.probe_samples, problem.generator("inner probe samples"))

@@ -99,9 +99,6 @@ class NeuRecover(Fixer):
             FixFailedError: with ``strict_compat``, a layer that the public port can't handle.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         if self.strict_compat:
             _check_layers(model)
         comparison = compare(problem, self.checkpoint)

@@ -98,9 +98,6 @@ class VeRe(Fixer):
     def fix(self, problem: RepairProblem) -> nn.Module:
         """Bound, rank, refit, round after round; see the class."""
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         generator = problem.generator("vere")
         tail = self._tail(model)
         work = _Inputs(problem, model, tail, self._pool(problem, generator))

@@ -231,7 +231,7 @@ def test_where_weights_may_change(make_problem, resnet):
 def test_nothing_to_fix_returns_an_equal_model(make_problem):
     problem = make_problem()
     problem = make_problem(repair=problem.passes)
-    model = Arachne(**FAST).fix(problem)
+    model = apply.fix(Arachne(**FAST), problem)
     assert problem.notes["nothing_to_fix"]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), problem.original.parameters(), strict=True))
 

@@ -316,8 +316,8 @@ def test_it_beats_as_many_mutants_drawn_blindly(lenet, digits):
 def test_nothing_to_fix_returns_an_equal_model(make_problem):
     problem = make_problem()
     problem = make_problem(repair=problem.passes)
-    model = GenMuNN(**FAST).fix(problem)
-    assert problem.notes == {"nothing_to_fix": True, "fidelity": "reconstruction"}
+    model = apply.fix(GenMuNN(**FAST), problem)
+    assert problem.notes == {"nothing_to_fix": True}
     assert same(model, problem.original)
 
 
