@@ -23,7 +23,7 @@ from fixers import RepairProblem, TensorSplit, TrainingRecipe, network
 from fixers.data import Split
 from fixers.network.places import Places
 from fixers.neuron_level.arachne import Arachne
-from fixers.neuron_level.genmunn.genetic import Mutants, evolve
+from fixers.neuron_level.genmunn.genetic import GeneticSettings, Mutants, evolve
 from fixers.neuron_level.genmunn.genmunn import GenMuNN
 from fixers.neuron_level.genmunn.weight_pool import PoolEvaluator
 from fixers.neuron_level.inner.probes import Block, blocks, train_probes
@@ -207,9 +207,7 @@ def generation_of_mutants(problem: RepairProblem, inputs: Split, repeats: int) -
         keep,
         pool.origin,
         fixer._mutation(pool),
-        population=CANDIDATES + 1,
-        generations=1,
-        mutations=fixer.mutations,
+        GeneticSettings(population=CANDIDATES + 1, generations=1, mutations=fixer.mutations),
         generator=torch.Generator().manual_seed(0),
     )
     mutants, batch = generations[1], inputs.batch()

@@ -114,8 +114,9 @@ class Fixer(ABC):
         infos = cls.parameter_infos()
         values = {**cls.presets.get(preset or "", {}), **parameters}
         known = {key: _coerce(infos[key], value) for key, value in values.items() if key in infos}
-        no_preset = preset is not None and preset not in cls.presets
-        mistakes = [f"{cls.name} has no preset '{preset}'{suggest(preset, cls.presets)}"] if no_preset else []
+        mistakes = []
+        if preset is not None and preset not in cls.presets:
+            mistakes.append(f"{cls.name} has no preset '{preset}'{suggest(preset, cls.presets)}")
         mistakes += [f"{cls.name} has no parameter '{key}'{suggest(key, infos)}" for key in values if key not in infos]
         _refuse(mistakes + _mistakes(infos, known, cls.name))
         return cls(**known)
@@ -201,8 +202,9 @@ def _mistake(info: ParameterInfo, value: Any) -> str | None:
         return f"must be one of {', '.join(map(str, info.choices))}"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
-    if info.low is not None and value < info.low:
+    number: Any = value
+    if info.low is not None and number < info.low:
         return f"must be at least {info.low:g}"
-    if info.high is not None and value > info.high:
+    if info.high is not None and number > info.high:
         return f"must be at most {info.high:g}"
     return None

@@ -19,7 +19,7 @@ from fixers.neuron_level.care import interventions
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, SubjectFacts, Traceable
 from fixers.search.patches import PatchEvaluator, most_accurate, pair_up
-from fixers.search.swarms import Fitness, Progress, inertia_swarm
+from fixers.search.swarms import Fitness, InertiaSettings, SearchProgress, inertia_swarm
 
 INERTIA = 0.8
 ATTRACTION = 0.41
@@ -124,7 +124,7 @@ class CARE(Fixer):
         original = places.read(problem.original)
         bests: list[Tensor] = []
 
-        def on_generation(state: Progress) -> None:
+        def on_generation(state: SearchProgress) -> None:
             if not bests or not torch.equal(bests[-1], state.best):
                 bests.append(state.best)
             problem.report(state.generation, cost=-state.fitness, evaluations=float(state.evaluations))
@@ -133,15 +133,17 @@ class CARE(Fixer):
         result = inertia_swarm(
             self._fitness(problem, places, original, owner),
             torch.ones(self.particles, len(chosen)),
-            -bound,
-            bound,
-            generations=self.iterations,
-            inertia=INERTIA,
-            to_own=ATTRACTION,
-            to_best=ATTRACTION,
-            patience=PATIENCE,
-            tolerance=TOLERANCE,
-            goal=0.0,
+            InertiaSettings(
+                low=-bound,
+                high=bound,
+                generations=self.iterations,
+                inertia=INERTIA,
+                to_own=ATTRACTION,
+                to_best=ATTRACTION,
+                patience=PATIENCE,
+                tolerance=TOLERANCE,
+                goal=0.0,
+            ),
             generator=problem.generator("care search"),
             on_generation=on_generation,
         )
