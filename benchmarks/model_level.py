@@ -9,6 +9,7 @@ To add a case, write a function that yields rows and put it into ``CASES``.
 
 import argparse
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -127,8 +128,8 @@ def reduced_models(repeats: int) -> Iterator[Row]:
                 model, train=split, valid=split, repair=split, recipe=recipe, micro_batch=micro_batch
             )
             trained = ensembles.train_together(
-                lambda k: network.reinitialised(model, k), split, subsets, problem, epochs=1,
-                generator=torch.Generator().manual_seed(0),
+                lambda k: network.reinitialised(model, k), split, subsets, problem,
+                generator=torch.Generator().manual_seed(0), recipe=dataclasses.replace(recipe, epochs=1),
             )  # fmt: skip
             return flat(trained)
 

@@ -245,8 +245,8 @@ class Apricot(Fixer):
             problem.train,
             subsets,
             problem,
-            epochs=max(1, round(self.reduced_epochs * problem.recipe.epochs)),
             generator=problem.generator("apricot reduced training"),
+            recipe=replace(problem.recipe, epochs=max(1, round(self.reduced_epochs * problem.recipe.epochs))),
             after_epoch=lambda epoch, loss: problem.report(epoch, reduced_model_loss=loss),
         )
 

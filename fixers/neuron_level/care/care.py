@@ -214,15 +214,9 @@ class CARE(Fixer):
             neurons = slopes.argsort(descending=True, stable=True)[: max(1, round(self.screened * len(low)))]
         steps = torch.linspace(0, 1, self.points, device=low.device)
         values = torch.lerp(low[neurons, None], high[neurons, None], steps)
-        means = interventions.mean_under(
-            problem,
-            model,
-            layer,
-            failures,
-            undesired(problem),
-            neurons=neurons.repeat_interleave(self.points),
-            values=values.flatten(),
-        ).reshape(-1, self.points)
+        forced = interventions.Forced(neurons.repeat_interleave(self.points), values.flatten())
+        means = interventions.mean_under(problem, model, layer, failures, undesired(problem), forced)
+        means = means.reshape(-1, self.points)
         effects = means.new_full((len(low),), -torch.inf)
         effects[neurons] = means.amax(1) - means.amin(1)
         return effects
@@ -264,16 +258,9 @@ def undesired(problem: RepairProblem) -> interventions.Judge:
 def _unit_step(problem: RepairProblem, layer: str, failures: Split) -> Tensor:
     """E[y(h_i + 1)] - E[y(h)]: only neurons whose growth makes things worse come first."""
     count = interventions.neurons_of(_weights(problem.original, layer))
-    means = interventions.mean_under(
-        problem,
-        problem.original,
-        layer,
-        failures,
-        undesired(problem),
-        neurons=torch.arange(count + 1).clamp(max=count - 1),
-        values=torch.cat([torch.ones(count), torch.zeros(1)]),
-        relative=True,
-    )
+    neurons = torch.arange(count + 1).clamp(max=count - 1)
+    forced = interventions.Forced(neurons, torch.cat([torch.ones(count), torch.zeros(1)]), relative=True)
+    means = interventions.mean_under(problem, problem.original, layer, failures, undesired(problem), forced)
     return means[:-1] - means[-1]
 
 

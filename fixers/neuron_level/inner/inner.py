@@ -14,7 +14,7 @@ from fixers.features.frozen_prefix import FrozenPrefix
 from fixers.fixer import Fixer, parameter
 from fixers.neuron_level.inner.jitter import jitter
 from fixers.neuron_level.inner.probes import Block, HiddenBlock, anomaly_scores, blocks, train_probes
-from fixers.neuron_level.inner.routing import count_votes, most_voted, route_masks
+from fixers.neuron_level.inner.routing import Masking, count_votes, most_voted, route_masks
 from fixers.problem import RepairProblem
 from fixers.requirements import Requirement, Traceable
 from fixers.training.best_weights import BestWeights
@@ -147,12 +147,8 @@ class Inner(Fixer):
     def _on_path(self, problem: RepairProblem, block: Block, probe: nn.Module) -> Tensor:
         """Mask of the weights that may change."""
         inputs = _some(problem.failures, self.routing_inputs, problem, "routed")
-        votes = count_votes(
-            route_masks(
-                problem, problem.original, block, probe, inputs,
-                steps=self.routing_steps, rate=MASK_RATE, shrinkage=MASK_SHRINKAGE, scaled=self.scaled_gradient,
-            )
-        )  # fmt: skip
+        masking = Masking(self.routing_steps, MASK_RATE, MASK_SHRINKAGE, self.scaled_gradient)
+        votes = count_votes(route_masks(problem, problem.original, block, probe, inputs, masking))
         size = votes.numel()
         shares = {"all": size, "top_100": 100, "top_1_percent": -(-size // 100), "top_10_percent": -(-size // 10)}
         return most_voted(votes, shares[self.keep])

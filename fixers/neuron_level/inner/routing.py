@@ -1,6 +1,7 @@
 """Routing paths: which weights of a layer a decision passes through, found by shrinking a mask for each input."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -51,17 +52,22 @@ class OwnWeights(nn.Module):
         return outputs if layer.bias is None else outputs + layer.bias[:, None, None]
 
 
+@dataclass(frozen=True)
+class Masking:
+    """How a mask is found."""
+
+    steps: int
+    """Updates of it."""
+    rate: float
+    """Of the gradient."""
+    shrinkage: float
+    """Of the mask in a step."""
+    scaled: bool = False
+    """The gradient is that by the mask; otherwise, as in the authors' code, that by the masked weight."""
+
+
 def route_masks(
-    problem: RepairProblem,
-    model: nn.Module,
-    block: Block,
-    probe: nn.Module,
-    split: Split,
-    *,
-    steps: int,
-    rate: float,
-    shrinkage: float,
-    scaled: bool = False,
+    problem: RepairProblem, model: nn.Module, block: Block, probe: nn.Module, split: Split, masking: Masking
 ) -> Iterator[Tensor]:
     """For each input a mask over the weights of a block's layer that keeps what the probe decides, and little else.
 
@@ -74,10 +80,7 @@ def route_masks(
         block: whose layer is masked.
         probe: classifies what the block gives.
         split: the inputs.
-        steps: updates of each mask.
-        rate: of the gradient.
-        shrinkage: of the mask in a step.
-        scaled: g is the gradient by the mask; otherwise, as in the authors' code, that by the masked weight.
+        masking: steps and rates.
 
     Yields:
         Masks (n, *shape of the weight) in [0, 1] of the next n inputs, on the problem's device. As many inputs go
@@ -97,16 +100,16 @@ def route_masks(
         masked = OwnWeights(layer)
         _replace(segment, block.layer, masked)
         mask = torch.ones(len(rows), *original.shape, device=problem.device)
-        for _ in range(steps):
+        for _ in range(masking.steps):
             problem.check_deadline()
             masked.weights = (mask * original).requires_grad_()
             with torch.enable_grad():
                 # Each sample's loss depends on its own mask only, so the gradient of the sum holds every one's.
                 loss = problem.task.loss(probe(_first(segment, features)), decided, "sum")
             (slope,) = torch.autograd.grad(loss, masked.weights)
-            if scaled:
+            if masking.scaled:
                 slope = slope * original
-            mask = (mask - rate * slope - shrinkage * mask.sign()).clamp_(0, 1)
+            mask = (mask - masking.rate * slope - masking.shrinkage * mask.sign()).clamp_(0, 1)
         _replace(segment, block.layer, layer)
         yield mask
 

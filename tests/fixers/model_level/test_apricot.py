@@ -105,7 +105,7 @@ def test_it_trains_n_models_on_different_balanced_subsets(make_problem, monkeypa
 
     def spy(make_model, split, index_sets, *arguments, **options):
         starts = [make_model(k).state_dict() for k in range(len(index_sets))]
-        calls.append((split, index_sets, starts, options["epochs"]))
+        calls.append((split, index_sets, starts, options["recipe"].epochs))
         calls.append(train_together(make_model, split, index_sets, *arguments, **options))
         return calls[-1]
 
