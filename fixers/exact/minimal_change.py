@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-from fixers.exact.arrays import FloatArray, IntArray
+from fixers.exact.arrays import BoolArray, FloatArray, IntArray
 from fixers.exact.linear_program import (
     DEFAULT_MEMORY,
     Limits,
@@ -26,8 +25,6 @@ from fixers.exact.linear_program import (
     no_rows,
 )
 from fixers.exact.weight_rows import Rows
-
-BoolArray = NDArray[np.bool_]
 
 VIOLATION = 1e-8
 """A row that isn't in the program yet is added when it is violated by more than this."""

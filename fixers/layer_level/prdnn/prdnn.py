@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fixers.errors import FixFailedError
-from fixers.exact.arrays import FloatArray
+from fixers.exact.arrays import BoolArray, FloatArray
 from fixers.exact.decoupled import DecoupledNetwork, has_patches
 from fixers.exact.linear_program import Limits, Status
-from fixers.exact.minimal_change import BoolArray, Change, Norm, conflicting_groups, minimal_change
+from fixers.exact.minimal_change import Change, Norm, conflicting_groups, minimal_change
 from fixers.exact.repair_points import nearest_points
 from fixers.exact.weight_rows import Rows
 from fixers.fixer import Fixer, Level, parameter

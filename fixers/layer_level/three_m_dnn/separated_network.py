@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from fixers import network
 from fixers.errors import DeadlineExceededError
-from fixers.exact.arrays import FloatArray, IntArray
+from fixers.exact.arrays import BoolArray, FloatArray, IntArray
 from fixers.exact.linear_program import DEFAULT_MEMORY, Limits, Method, Status, check_size
-from fixers.exact.minimal_change import BoolArray, ChangeProgram, Norm, conflicting_groups, minimal_change
+from fixers.exact.minimal_change import ChangeProgram, Norm, conflicting_groups, minimal_change
 from fixers.exact.weight_rows import label_rows
 
 State = tuple[FloatArray, ...]

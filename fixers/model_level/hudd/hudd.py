@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from fixers import training
 from fixers.data import Split
+from fixers.exact.arrays import FloatArray, IntArray
 from fixers.features.heatmaps import heatmaps, layers_to_explain
 from fixers.fixer import Fixer, Level, parameter
 from fixers.model_level.hudd.root_causes import (
     Clustering,
-    FloatArray,
-    IntArray,
     assign,
     balanced_bag,
     cluster,
