@@ -92,6 +92,18 @@ def gives_logits(model: nn.Module, layer: str, input_shape: tuple[int, ...]) -> 
     return torch.allclose(own, whole, rtol=1e-4, atol=1e-5)
 
 
+def weight_layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
+    """A Linear or Conv2d layer by its qualified name.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    module = model.get_submodule(name)
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        raise ValueError(f"Layer '{name}' must be a Linear or Conv2d, but is a {type(module).__name__}.")
+    return module
+
+
 def weight_layers(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Layer, ...]:
     """The Linear and Conv2d layers that a forward pass meets, in order of their first call, each once."""
     seen = {

@@ -105,7 +105,7 @@ class Arachne(Fixer):
         model = problem.new_model()
         failures = self._targeted(problem)
         names = [layer.name for layer in self._candidate_layers(weight_layers(model, problem.repair.shape))]
-        localise = _localise if self.search == "de" else _localise_first_version
+        localise = localised if self.search == "de" else localised_first_version
         places = localise(problem, names, failures)
         if len(places) == 0:
             raise FixFailedError(
@@ -214,7 +214,7 @@ class Arachne(Fixer):
         return population
 
 
-def _localise(problem: RepairProblem, names: list[str], failures: Split) -> Places:
+def localised(problem: RepairProblem, names: list[str], failures: Split) -> Places:
     """The Pareto front of (gradient loss, forward impact), each on the failures over 1 + that on as many passes."""
     sample = stratified(problem.passes, len(failures), problem.generator("arachne localisation"))
 
@@ -229,7 +229,7 @@ def _localise(problem: RepairProblem, names: list[str], failures: Split) -> Plac
     return front_places(scores())
 
 
-def _localise_first_version(problem: RepairProblem, names: list[str], failures: Split) -> Places:
+def localised_first_version(problem: RepairProblem, names: list[str], failures: Split) -> Places:
     """The Pareto front of (gradient, magnitude of what passes) among the weights with the largest gradients."""
 
     def scores() -> Iterator[Scored]:

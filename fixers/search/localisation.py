@@ -16,6 +16,7 @@ from torch.nn import functional
 from fixers import network
 from fixers.data import Split
 from fixers.network import convolutions
+from fixers.network.layers import weight_layer
 from fixers.network.places import Places, places_in
 from fixers.problem import RepairProblem
 
@@ -48,7 +49,7 @@ def impacts(
             averaged over the samples and the product summed over output positions. Otherwise as a magnitude, its first
             version: |h_i w_ij|, averaged over the samples and summed over positions.
     """
-    modules = {name: _editable(model, name) for name in layers}
+    modules = {name: weight_layer(model, name) for name in layers}
     gradient = {name: torch.zeros_like(module.weight) for name, module in modules.items()}
     forward = {name: torch.zeros_like(module.weight) for name, module in modules.items()}
     unit_shares: dict[str, list[Tensor]] = {}
@@ -129,7 +130,7 @@ def in_groups(model: nn.Module, layers: Sequence[str], *, weights_at_once: int =
     group: list[str] = []
     size = 0
     for name in layers:
-        weights = _editable(model, name).weight.numel()
+        weights = weight_layer(model, name).weight.numel()
         if group and size + weights > weights_at_once:
             yield group
             group, size = [], 0
@@ -178,13 +179,6 @@ def _shortlist(first: Tensor, second: Tensor, strongest: int | None) -> Tensor:
         return pareto_front(first, second)
     finite = (first.isfinite() & second.isfinite()).nonzero().squeeze(1).cpu()
     return finite[first.cpu()[finite].argsort(descending=True, stable=True)[:strongest]].sort().values
-
-
-def _editable(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
-    module = model.get_submodule(name)
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        raise ValueError(f"Layer '{name}' must be a Linear or Conv2d, but is a {type(module).__name__}.")
-    return module
 
 
 def _slopes(total: Tensor, values: Sequence[Tensor]) -> list[Tensor]:

@@ -18,15 +18,13 @@ from fixers import network
 from fixers.errors import FixFailedError, UnadaptableError
 from fixers.exact.decoupled import has_patches
 from fixers.exact.linear_program import Solution, Status
+from fixers.exact.margins import MARGIN_FACTORS, guarded, holds
 from fixers.exact.minimal_change import Norm
 from fixers.exact.repair_points import nearest_points
 from fixers.fixer import Fixer, Level, parameter
 from fixers.layer_level.aprnn.fixed_branches import BRANCH_GUARD, FixableBranches, FixedBranches, why_unsupported
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable
-
-_ROUNDING_GUARD = 1e-5
-_MARGIN_DOUBLINGS = 3
 
 
 @dataclass(frozen=True)
@@ -149,16 +147,16 @@ class _Repair:
 
     def run(self) -> tuple[nn.Module, dict[str, Any]]:
         """Solve, export, verify; with margin and guard doubled where the model's own precision isn't enough."""
-        problem, scale = self._problem, 1.0
-        for _ in range(_MARGIN_DOUBLINGS + 1):
+        problem = self._problem
+        for scale in MARGIN_FACTORS:
             branches = self._branches(scale)
-            margin = (self._fixer.margin + _ROUNDING_GUARD * max(1.0, float(np.abs(branches.outputs).max()))) * scale
+            margin = guarded(self._fixer.margin, float(np.abs(branches.outputs).max())) * scale
             branches, found = self._solve(branches, margin, scale)
             model = problem.new_model()
             branches.write(found.values, model)
             outputs = self._outputs(model)
             margins = problem.task.margin(outputs, self._labels[self._kept])
-            if bool((margins >= self._fixer.margin - 1e-6).all()):
+            if holds(margins, self._fixer.margin):
                 changed = [change for _, _, change in branches.changes(found.values)]
                 return model, {
                     "layer": self._layer,
@@ -169,7 +167,6 @@ class _Repair:
                     "solved_margin": margin,
                     "points_given_up": self._indices[~self._kept].tolist(),
                 }
-            scale *= 2
         raise FixFailedError(
             f"The change of layer {self._layer} doesn't hold in the model's own precision; raise the margin."
         )

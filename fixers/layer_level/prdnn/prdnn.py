@@ -18,6 +18,7 @@ from fixers.errors import FixFailedError
 from fixers.exact.arrays import BoolArray, FloatArray
 from fixers.exact.decoupled import DecoupledNetwork, has_patches
 from fixers.exact.linear_program import Limits, Status
+from fixers.exact.margins import MARGIN_FACTORS, guarded, holds
 from fixers.exact.minimal_change import Change, Norm, conflicting_groups, minimal_change
 from fixers.exact.repair_points import nearest_points
 from fixers.exact.weight_rows import Rows
@@ -26,9 +27,6 @@ from fixers.layer_level.prdnn.decoupled_rows import label_rows_of_layer
 from fixers.network.layers import gives_logits, layers
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable
-
-_ROUNDING_GUARD = 1e-5
-_MARGIN_DOUBLINGS = 3
 
 
 @dataclass(frozen=True)
@@ -134,9 +132,8 @@ class _Repair:
             self._problem.original, self._layer, self._inputs, self._labels, self._problem.micro_batch,
             self._limits.memory,
         )  # fmt: skip
-        guard = _ROUNDING_GUARD * max(1.0, build.largest_output)
-        margin = self._fixer.margin + guard
-        for _ in range(_MARGIN_DOUBLINGS + 1):
+        for factor in MARGIN_FACTORS:
+            margin = guarded(self._fixer.margin, build.largest_output) * factor
             rows = build.rows(margin)
             change, given_up = self._solve(rows)
             model = self._export(change.values)
@@ -152,7 +149,6 @@ class _Repair:
                     "solved_margin": margin,
                     "points_given_up": given_up,
                 }
-            margin *= 2
         raise FixFailedError(
             f"The change of layer {self._layer} doesn't hold in the model's own precision; raise the margin."
         )
@@ -202,4 +198,4 @@ class _Repair:
         kept = torch.ones(len(outputs), dtype=torch.bool)
         kept[given_up] = False
         margins = self._problem.task.margin(outputs, self._labels)[kept]
-        return bool((margins >= self._fixer.margin - 1e-6).all())
+        return holds(margins, self._fixer.margin)

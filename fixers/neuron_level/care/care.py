@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fixers.cache import Tensors
 from fixers.data import Split
 from fixers.fixer import Fixer, parameter
+from fixers.network.layers import weight_layer
 from fixers.network.places import Places
 from fixers.neuron_level.care import interventions
 from fixers.problem import RepairProblem
@@ -119,7 +120,7 @@ class CARE(Fixer):
         """Force, rank, search, fold; see the class."""
         model = problem.new_model()
         layer, chosen, effects = self._most_causal(problem)
-        index, owner = interventions.outgoing(_weights(problem.original, layer), chosen)
+        index, owner = interventions.outgoing(weight_layer(problem.original, layer), chosen)
         places = Places((layer,), (index,))
         original = places.read(problem.original)
         bests: list[Tensor] = []
@@ -257,14 +258,8 @@ def undesired(problem: RepairProblem) -> interventions.Judge:
 
 def _unit_step(problem: RepairProblem, layer: str, failures: Split) -> Tensor:
     """E[y(h_i + 1)] - E[y(h)]: only neurons whose growth makes things worse come first."""
-    count = interventions.neurons_of(_weights(problem.original, layer))
+    count = interventions.neurons_of(weight_layer(problem.original, layer))
     neurons = torch.arange(count + 1).clamp(max=count - 1)
     forced = interventions.Forced(neurons, torch.cat([torch.ones(count), torch.zeros(1)]), relative=True)
     means = interventions.mean_under(problem, problem.original, layer, failures, undesired(problem), forced)
     return means[:-1] - means[-1]
-
-
-def _weights(model: nn.Module, layer: str) -> nn.Linear | nn.Conv2d:
-    module = model.get_submodule(layer)
-    assert isinstance(module, (nn.Linear, nn.Conv2d))  # interventions.consumers finds no others
-    return module

@@ -10,6 +10,7 @@ from torch.nn import functional
 from fixers import network
 from fixers.data import Split
 from fixers.network import convolutions
+from fixers.network.layers import weight_layer
 from fixers.neuron_level.inner.probes import Block
 from fixers.problem import RepairProblem
 
@@ -88,9 +89,7 @@ def route_masks(
     """
     entering = network.cut(model, block.layer)
     segment = network.cut(entering.suffix, block.tap).prefix
-    layer = segment.get_submodule(block.layer)
-    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-        raise ValueError(f"Layer '{block.layer}' must be a Linear or Conv2d, but is a {type(layer).__name__}.")
+    layer = weight_layer(segment, block.layer)
     original = layer.weight.detach()
     together = max(1, _BYTES_PER_SAMPLE * problem.micro_batch // (_COPIES * 4 * original.numel()))
     for rows in torch.arange(len(split)).split(min(together, problem.micro_batch)):
@@ -98,7 +97,7 @@ def route_masks(
             features = entering.features(split.inputs(rows, problem.device))
             decided = problem.task.predict(probe(_first(segment, features)))
         masked = OwnWeights(layer)
-        _replace(segment, block.layer, masked)
+        segment.set_submodule(block.layer, masked)
         mask = torch.ones(len(rows), *original.shape, device=problem.device)
         for _ in range(masking.steps):
             problem.check_deadline()
@@ -110,7 +109,7 @@ def route_masks(
             if masking.scaled:
                 slope = slope * original
             mask = (mask - masking.rate * slope - masking.shrinkage * mask.sign()).clamp_(0, 1)
-        _replace(segment, block.layer, layer)
+        segment.set_submodule(block.layer, layer)
         yield mask
 
 
@@ -137,8 +136,3 @@ def _first(segment: nn.Module, features: tuple[Tensor, ...]) -> Tensor:
     # What works in place must not find its own traces in the next step.
     values: tuple[Tensor, ...] = segment(*(feature.clone() for feature in features))
     return values[0]
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
