@@ -10,7 +10,6 @@ from torch import fx, nn
 
 from fixers import DeadlineExceededError, FixFailedError, RepairProblem, TensorSplit, UnadaptableError, fix, network
 from fixers.features import frozen_prefix as frozen_prefix_module
-from fixers.features.frozen_prefix import FrozenPrefix
 from fixers.neuron_level.inner import inner
 from fixers.neuron_level.inner.inner import Inner, Repair
 from fixers.neuron_level.inner.jitter import jitter
@@ -564,14 +563,3 @@ def test_jitter_keeps_distances_in_wide_images():
     images[:, :, 9:11, 15:25] = 1.0
     moved = jitter(images, torch.Generator().manual_seed(0), flip=False)
     assert moved.sum((1, 2, 3)) == pytest.approx(torch.full((50,), 20.0), rel=0.1)
-
-
-def test_a_frozen_prefix_gives_what_enters(make_problem):
-    problem = make_problem(micro_batch=50)
-    cut = network.cut(problem.original, "classifier.1")
-    prefix = FrozenPrefix(problem, cut, problem.valid)
-    rows = torch.tensor([5, 2, 100])
-    expected = problem.original.features(problem.valid.inputs(rows, problem.device)).flatten(1)
-    torch.testing.assert_close(prefix(rows)[0], expected)
-    assert torch.cat(list(prefix.micro_batches())).tolist() == list(range(len(problem.valid)))
-    assert max(len(part) for part in prefix.micro_batches()) == 50
