@@ -29,11 +29,12 @@ class Calls(list[tuple[str, Tensor]]):
 def captured(model: nn.Module, layers: Iterable[str], *, inputs: bool = False) -> Iterator[Calls]:
     """Keep what some layers give during the block, or what enters them; clear it before a further forward pass.
 
+    An output stays as the layer gave it, whatever follows does to it in place; an input is the tensor itself.
+
     Args:
         model: runs in the block.
         layers: qualified names of modules.
-        inputs: keep the first input of each call instead of the output. Outputs are kept as they are then, whatever
-            the model does with them in place; inputs are not copied.
+        inputs: keep the first input of each call instead of its output.
     """
     calls = Calls()
 
