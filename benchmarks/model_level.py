@@ -9,6 +9,7 @@ To add a case, write a function that yields rows and put it into ``CASES``.
 
 import argparse
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -127,8 +128,8 @@ def reduced_models(repeats: int) -> Iterator[Row]:
                 model, train=split, valid=split, repair=split, recipe=recipe, micro_batch=micro_batch
             )
             trained = ensembles.train_together(
-                lambda k: network.reinitialised(model, k), split, subsets, problem, epochs=1,
-                generator=torch.Generator().manual_seed(0),
+                lambda k: network.reinitialised(model, k), split, subsets, problem,
+                generator=torch.Generator().manual_seed(0), recipe=dataclasses.replace(recipe, epochs=1),
             )  # fmt: skip
             return flat(trained)
 
@@ -296,13 +297,13 @@ def states(repeats: int) -> Iterator[Row]:
     def image_by_image() -> Tensor:
         sums = {group: torch.zeros(10, 144) for group in ("correct", "mistaken", "missed")}
         counts = {group: torch.zeros(10, 1) for group in sums}
-        with torch.no_grad(), network.inputs_of(model, taps[1:2]) as entering:
+        with torch.no_grad(), network.captured(model, taps[1:2], inputs=True) as calls:
             for batch in split.batches(1):
-                entering.clear()
+                calls.clear()
                 decided, label = int(model(batch.inputs).argmax()), int(batch.targets)
                 mine = {"correct": label} if decided == label else {"mistaken": decided, "missed": label}
                 for group, row in mine.items():
-                    sums[group][row] += entering[taps[1]].flatten()
+                    sums[group][row] += calls[0][1].flatten()
                     counts[group][row] += 1
         return flat({group: sums[group] / counts[group].clamp_min(1) for group in sums})
 

@@ -23,11 +23,11 @@ from fixers import RepairProblem, TensorSplit, TrainingRecipe, network
 from fixers.data import Split
 from fixers.network.places import Places
 from fixers.neuron_level.arachne import Arachne
-from fixers.neuron_level.genmunn.genetic import Mutants, evolve
+from fixers.neuron_level.genmunn.genetic import GeneticSettings, Mutants, evolve
 from fixers.neuron_level.genmunn.genmunn import GenMuNN
 from fixers.neuron_level.genmunn.weight_pool import PoolEvaluator
 from fixers.neuron_level.inner.probes import Block, blocks, train_probes
-from fixers.neuron_level.inner.routing import route_masks
+from fixers.neuron_level.inner.routing import Masking, route_masks
 from fixers.neuron_level.vere.bounds import dense_chain, lower_lines
 from fixers.search.fitness import counting_fitness, loss_fitness
 from fixers.search.localisation import impacts
@@ -207,9 +207,7 @@ def generation_of_mutants(problem: RepairProblem, inputs: Split, repeats: int) -
         keep,
         pool.origin,
         fixer._mutation(pool),
-        population=CANDIDATES + 1,
-        generations=1,
-        mutations=fixer.mutations,
+        GeneticSettings(population=CANDIDATES + 1, generations=1, mutations=fixer.mutations),
         generator=torch.Generator().manual_seed(0),
     )
     mutants, batch = generations[1], inputs.batch()
@@ -285,7 +283,7 @@ def routing_paths(problem: RepairProblem, inputs: Split, repeats: int, steps: in
         probe = probes[block.layer]
 
         def ours(block: Block = block, probe: nn.Module = probe) -> Tensor:
-            found = route_masks(problem, model, block, probe, inputs, steps=steps, rate=0.009, shrinkage=0.005)
+            found = route_masks(problem, model, block, probe, inputs, Masking(steps, rate=0.009, shrinkage=0.005))
             return torch.cat(list(found))
 
         def plain(block: Block = block, probe: nn.Module = probe) -> Tensor:

@@ -18,7 +18,7 @@ def fix(fixer: Fixer, problem: RepairProblem) -> nn.Module:
     Dropout draws from torch's global generator, so it is seeded here from the problem and put back afterwards.
 
     Returns:
-        The fixed model, in eval mode.
+        The fixed model, in eval mode; where the repair split has no failure, a copy of the original (a note says so).
 
     Raises:
         UnadaptableError: the model or the data don't meet a requirement of the approach.
@@ -29,6 +29,9 @@ def fix(fixer: Fixer, problem: RepairProblem) -> nn.Module:
     if unmet is not None:
         raise UnadaptableError(unmet.reason)
     with network.seeded(problem.seed, problem.device), _all_of_float32(), torch.enable_grad():
+        if not problem.wrong.any():
+            problem.note(nothing_to_fix=True)
+            return problem.new_model()
         return fixer.fix(problem).eval()
 
 

@@ -102,7 +102,7 @@ class _Ours:
             frozenset(roots | {"fixers"}), frozenset({Path(file).resolve().parent for file in files} - _INSTALLED)
         )
 
-    def place(self, dotted: str) -> tuple[str, str] | None:
+    def locate(self, dotted: str) -> tuple[str, str] | None:
         """A dotted name as the module of ours that defines it and the rest of the name; None for a library's."""
         module, *rest = dotted.split(".")
         if module not in self.roots and not _lies_in(module, self.folders):
@@ -112,7 +112,7 @@ class _Ours:
         handed_on = _handed_on(module).get(rest[0]) if rest else None
         if handed_on is None or dotted.startswith(f"{handed_on}."):
             return module, ".".join(rest)
-        return self.place(".".join([handed_on, *rest[1:]]))
+        return self.locate(".".join([handed_on, *rest[1:]]))
 
 
 @cache
@@ -176,7 +176,7 @@ def _read(source: str, package: str, ours: _Ours) -> tuple[str, list[str]]:
     resolver = _Resolver(_bindings(imports, package), ours)
     code = ast.unparse(resolver.visit(tree))
     for dotted in {*resolver.bound.values(), *imported}:
-        place = ours.place(dotted)
+        place = ours.locate(dotted)
         # Importing a package that only hands names on reaches nothing; what is used of it was referred to.
         if place is not None and not (place[1] == "" and _handed_on(place[0])):
             resolver.reached.add(place[0])
@@ -192,7 +192,7 @@ class _Resolver(ast.NodeTransformer):
         self.reached: set[str] = set()
 
     def _meaning(self, dotted: str) -> str:
-        place = self.ours.place(dotted)
+        place = self.ours.locate(dotted)
         if place is None:
             return dotted
         self.reached.add(place[0])

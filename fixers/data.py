@@ -4,10 +4,11 @@ A :class:`Split` may be larger than memory. Nothing here returns all inputs at o
 the few rows it selected.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -74,16 +75,56 @@ class Split(ABC):
         return Batch(self.inputs(indices, torch.device(device)), self.labels.to(device), indices)
 
 
-class TensorSplit(Split):
+class SplitView(Split):
+    """Some rows of something that all selections share; a subclass says what the inputs of a row are.
+
+    Args:
+        labels: (R,) integers, of all rows.
+        indices: which rows belong to the split, (N,) int64; all when not given.
+    """
+
+    def __init__(self, labels: Tensor | npt.NDArray[Any], indices: Tensor | npt.NDArray[Any] | None = None) -> None:
+        self._all_labels = _array(labels).astype(np.int64, copy=False)
+        self._indices = np.arange(len(labels)) if indices is None else _array(indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the cached labels: a tensor is pickled in band, where the arrays go out of band."""
+        return {name: value for name, value in self.__dict__.items() if name != "labels"}
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Labels (N,) int64."""
+        return torch.from_numpy(self._all_labels[self._indices])
+
+    @abstractmethod
+    def row_inputs(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Inputs (B, *shape) float32 of some of all rows (B,) int64, on ``device``."""
+
+    def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
+        """Inputs (B, *shape) float32 at ``indices`` (B,) int64, on ``device``."""
+        return self.row_inputs(self.rows(indices), device)
+
+    def select(self, indices: Tensor) -> Self:
+        """The samples at ``indices`` (M,) int64 or mask (N,) bool, in that order, without copying."""
+        part = copy.copy(self)
+        part._indices = self.rows(indices).numpy()
+        return part
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows (M,) int64 of the samples at ``indices``."""
+        return torch.from_numpy(self._indices[indices.cpu().numpy()])
+
+
+class TensorSplit(SplitView):
     """A split whose samples are in memory.
 
     Inputs are kept as one NumPy array that all selections share: pickled once however many splits look at it, and
     mapped without a copy by workers that get it through shared memory (where it is read-only).
 
     Args:
-        inputs: (N, *shape), uint8 pixels 0..255 (kept as bytes until the batch) or float32.
-        labels: (N,) integers.
-        indices: which rows belong to the split, (M,) int64; all when not given.
+        inputs: (R, *shape), uint8 pixels 0..255 (kept as bytes until the batch) or float32.
+        labels: (R,) integers.
+        indices: which rows belong to the split, (N,) int64; all when not given.
 
     Raises:
         ValueError: inputs and labels differ in length, or the dtype of the inputs is neither uint8 nor float32.
@@ -99,36 +140,22 @@ class TensorSplit(Split):
             raise ValueError(
                 f"There must be one label per input, but got {len(inputs)} inputs and {len(labels)} labels."
             )
+        super().__init__(labels, indices)
         self._inputs = _array(inputs)
         if self._inputs.dtype not in (np.uint8, np.float32):
             raise ValueError(
                 f"Inputs must be uint8 pixels or float32, but got {self._inputs.dtype}; convert them first."
             )
-        self._all_labels = _array(labels).astype(np.int64, copy=False)
-        self._indices = np.arange(len(labels)) if indices is None else _array(indices)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the cached labels: a tensor is pickled in band, where the arrays go out of band."""
-        return {name: value for name, value in self.__dict__.items() if name != "labels"}
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """Labels (N,) int64."""
-        return torch.from_numpy(self._all_labels[self._indices])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self._inputs.shape[1:])
 
-    def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Inputs at ``indices``; bytes are divided by 255 after they reached the device."""
-        raw = torch.from_numpy(self._inputs[self._indices[indices.cpu().numpy()]]).to(device)
+    def row_inputs(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Inputs of some rows; bytes are divided by 255 after they reached the device."""
+        raw = torch.from_numpy(self._inputs[rows.numpy()]).to(device)
         return raw.float().div_(255.0) if raw.dtype == torch.uint8 else raw
-
-    def select(self, indices: Tensor) -> "TensorSplit":
-        """A view on the same storage."""
-        return TensorSplit(self._inputs, self._all_labels, self._indices[indices.cpu().numpy()])
 
 
 def in_batches(rows: Tensor, size: int) -> list[Tensor]:

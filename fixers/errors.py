@@ -31,9 +31,14 @@ class FixFailedError(FixerError):
     """The approach itself found that it can't finish, for example an infeasible linear program (outcome FAILURE)."""
 
 
-def is_of_the_machine(error: BaseException) -> bool:
-    """Whether memory ran out or a device broke, which says nothing about a model."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)):
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller micro-batch may help: memory of a device and of the machine both count."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     # torch's CPU allocator has no exception type of its own, only this text.
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether memory ran out or a device broke, which says nothing about a model."""
+    return is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)

@@ -81,7 +81,7 @@ class Fixer(ABC):
 
     @abstractmethod
     def fix(self, problem: RepairProblem) -> nn.Module:
-        """Fix the original model of ``problem``.
+        """Fix the original model of ``problem``, whose repair split has at least one failure (see :func:`fixers.fix`).
 
         Works on ``problem.new_model()``, leaves ``problem.original`` as it is, draws only from
         ``problem.generator(...)``, calls ``problem.report`` or ``problem.check_deadline`` between units of work.
@@ -95,8 +95,8 @@ class Fixer(ABC):
         """
 
     def __post_init__(self) -> None:
-        for info in self.parameter_infos().values():
-            _check(self.name, info, getattr(self, info.name))
+        infos = self.parameter_infos()
+        _refuse(_mistakes(infos, {name: getattr(self, name) for name in infos}, self.name))
 
     @classmethod
     def parameter_infos(cls) -> dict[str, ParameterInfo]:
@@ -108,16 +108,18 @@ class Fixer(ABC):
         """Make the fixer from values as a study file has them, on top of a preset if one is named.
 
         Raises:
-            ParameterError: an unknown preset or parameter (with the nearest valid name), or a value out of range.
+            ParameterError: an unknown preset or parameters (with the nearest valid name), or values out of range; one
+                sentence and line for each.
         """
         infos = cls.parameter_infos()
+        values = {**cls.presets.get(preset or "", {}), **parameters}
+        known = {key: _coerce(infos[key], value) for key, value in values.items() if key in infos}
+        mistakes = []
         if preset is not None and preset not in cls.presets:
-            raise ParameterError(f"{cls.name} has no preset '{preset}'{suggest(preset, cls.presets)}")
-        for key in parameters:
-            if key not in infos:
-                raise ParameterError(f"{cls.name} has no parameter '{key}'{suggest(key, infos)}")
-        values = {**(cls.presets[preset] if preset else {}), **parameters}
-        return cls(**{key: _coerce(infos[key], value) for key, value in values.items()})
+            mistakes.append(f"{cls.name} has no preset '{preset}'{suggest(preset, cls.presets)}")
+        mistakes += [f"{cls.name} has no parameter '{key}'{suggest(key, infos)}" for key in values if key not in infos]
+        _refuse(mistakes + _mistakes(infos, known, cls.name))
+        return cls(**known)
 
     @classmethod
     def search_space(cls) -> dict[str, tuple[Any, ...]]:
@@ -185,16 +187,27 @@ def _coerce(info: ParameterInfo, value: Any) -> Any:
     return value
 
 
-def _check(fixer: str, info: ParameterInfo, value: object) -> None:
-    where = f"Parameter '{info.name}' of {fixer}"
+def _refuse(mistakes: list[str]) -> None:
+    if mistakes:
+        raise ParameterError("\n".join(mistakes))
+
+
+def _mistakes(infos: Mapping[str, ParameterInfo], values: Mapping[str, Any], fixer: str) -> list[str]:
+    """One sentence for each value that its parameter doesn't allow."""
+    found = {name: _mistake(infos[name], value) for name, value in values.items()}
+    return [f"Parameter '{name}' of {fixer} {said}, but got {values[name]!r}." for name, said in found.items() if said]
+
+
+def _mistake(info: ParameterInfo, value: Any) -> str | None:
     if type(value) is not info.kind:  # bool is no int here
-        raise ParameterError(f"{where} must be of type {info.kind.__name__}, but got {value!r}.")
+        return f"must be of type {info.kind.__name__}"
     if info.choices and value not in info.choices:
-        raise ParameterError(f"{where} must be one of {', '.join(map(str, info.choices))}, but got {value!r}.")
+        return f"must be one of {', '.join(map(str, info.choices))}"
     if isinstance(value, float) and not math.isfinite(value):
-        raise ParameterError(f"{where} must be finite, but got {value!r}.")
+        return "must be finite"
     number: Any = value
     if info.low is not None and number < info.low:
-        raise ParameterError(f"{where} must be at least {info.low:g}, but got {value!r}.")
+        return f"must be at least {info.low:g}"
     if info.high is not None and number > info.high:
-        raise ParameterError(f"{where} must be at most {info.high:g}, but got {value!r}.")
+        return f"must be at most {info.high:g}"
+    return None

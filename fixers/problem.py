@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fixers import network
 from fixers.cache import Cache, NoCache, Tensors
 from fixers.data import Split
 from fixers.errors import DeadlineExceededError
@@ -153,21 +154,25 @@ class RepairProblem:
 
     def outputs(self, model: nn.Module, split: Split) -> Tensor:
         """Outputs (N, K) of ``model`` in eval mode on ``split``, on the CPU; the model's mode is put back."""
-        mode = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                parts = []
-                for batch in split.batches(self.micro_batch, device=self.device):
-                    self.check_deadline()
-                    parts.append(model(batch.inputs).cpu())
-            return torch.cat(parts) if parts else torch.empty(0, self.task.n_classes)
-        finally:
-            model.train(mode)
+        parts = []
+        with network.eval_mode(model), torch.no_grad():
+            for batch in split.batches(self.micro_batch, device=self.device):
+                self.check_deadline()
+                parts.append(model(batch.inputs).cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.task.n_classes)
 
     def score(self, model: nn.Module, split: Split) -> float:
         """The task's score of ``model`` on ``split``: accuracy in [0, 1]."""
         return self.task.score(self.outputs(model, split), split.labels)
+
+    def wrong_on(self, model: nn.Module, split: Split) -> Tensor:
+        """Mask (N,) bool, on the CPU, of what ``model`` in eval mode gets wrong; the model's mode is put back."""
+        parts = [torch.empty(0, dtype=torch.bool)]
+        with network.eval_mode(model), torch.no_grad():
+            for batch in split.batches(self.micro_batch, device=self.device):
+                self.check_deadline()
+                parts.append(self.task.is_wrong(model(batch.inputs), batch.targets).cpu())
+        return torch.cat(parts)
 
     @cached_property
     def wrong(self) -> Tensor:

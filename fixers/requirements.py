@@ -173,13 +173,12 @@ class TwiceDifferentiable(Requirement):
 
 
 def _why_not_twice(model: nn.Module, input_shape: tuple[int, ...]) -> str | None:
-    modes = {module: module.training for module in model.modules()}
     weights = {name: weight.detach().requires_grad_(True) for name, weight in model.named_parameters()}
     device = next(iter(weights.values())).device if weights else torch.device("cpu")
     inputs = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
     try:
-        with torch.enable_grad():
-            outputs = torch.func.functional_call(model.eval(), weights, (inputs,))
+        with network.eval_mode(model), torch.enable_grad():
+            outputs = torch.func.functional_call(model, weights, (inputs,))
             leaves = list(weights.values())
             first = torch.autograd.grad(outputs.square().sum(), leaves, create_graph=True, materialize_grads=True)
             # Into .grad of these leaves: a search for paths to them wouldn't meet the nodes that refuse.
@@ -188,9 +187,6 @@ def _why_not_twice(model: nn.Module, input_shape: tuple[int, ...]) -> str | None
         if is_of_the_machine(error):
             raise
         return str(error).splitlines()[0].rstrip(".")
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return None
 
 

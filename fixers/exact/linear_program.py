@@ -5,6 +5,7 @@ happen to be installed; so a :class:`Method` is pinned. All numbers are float64,
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -21,6 +22,16 @@ DEFAULT_MEMORY = 8 * 2**30
 # Measured peaks of simplex and IPX lie at 100 to 150 bytes a non-zero; rows and columns carry bounds, basis and work.
 _BYTES_PER_NONZERO = 150
 _BYTES_PER_LINE = 160
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may take."""
+
+    seconds_left: Callable[[], float] = lambda: math.inf
+    """Asked before each run."""
+    memory: int = DEFAULT_MEMORY
+    """Bytes."""
 
 
 class Method(Enum):

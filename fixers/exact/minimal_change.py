@@ -6,17 +6,16 @@ optimum is that of the full program at a fraction of its size. A column that no 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-from fixers.exact.arrays import FloatArray, IntArray
+from fixers.exact.arrays import BoolArray, FloatArray, IntArray
 from fixers.exact.linear_program import (
     DEFAULT_MEMORY,
+    Limits,
     LinearProgram,
     Method,
     Solution,
@@ -27,14 +26,14 @@ from fixers.exact.linear_program import (
 )
 from fixers.exact.weight_rows import Rows
 
-BoolArray = NDArray[np.bool_]
-
 VIOLATION = 1e-8
 """A row that isn't in the program yet is added when it is violated by more than this."""
 DUST = 1e-9
 """Changes of a weight below this are noise of the solver."""
 CONFLICT = 1e-6
 """A row whose requirement is missed by more than this in the elastic program counts as given up."""
+PER_GROUP = 5
+"""The most rows of one group that a round adds, the most violated first."""
 
 
 @dataclass(frozen=True)
@@ -225,11 +224,8 @@ def minimal_change(
     box: float = math.inf,
     keep: BoolArray | None = None,
     start: IntArray | None = None,
-    generate: bool = True,
-    per_group: int = 5,
-    seconds_left: Callable[[], float] = lambda: math.inf,
     method: Method | None = None,
-    memory: int = DEFAULT_MEMORY,
+    limits: Limits = Limits(),  # noqa: B008  # frozen
 ) -> Change:
     """The smallest change that meets all rows; exactly zero where no change is needed.
 
@@ -238,30 +234,25 @@ def minimal_change(
         norm: what is minimised.
         box: largest change of a single weight.
         keep: (R,) rows that count; all when not given.
-        start: rows of the first program in addition to violated ones, e.g. those that a similar program needed.
-        generate: start with few rows and add violated ones; False builds every row at once.
-        per_group: the most rows of one group that a round adds, the most violated first.
-        seconds_left: asked before each run.
+        start: rows of the first program in addition to violated ones, e.g. those that a similar program needed; with
+            all of them no rows are left to be generated.
         method: algorithm; the norm's own when not given.
-        memory: bytes that the program may take.
+        limits: of each program.
 
     Returns:
         A change with status OPTIMAL, or none with INFEASIBLE, TIMEOUT or FAILED.
 
     Raises:
-        FixFailedError: the program needs more than ``memory``.
+        FixFailedError: the program needs too much memory.
     """
-    return _Generation(rows, norm, box, keep, per_group, method, memory).run(start, generate, seconds_left)
+    return _Generation(rows, norm, box, keep, method, limits).run(start)
 
 
 def conflicting_groups(
     rows: Rows,
     *,
     box: float = math.inf,
-    keep: BoolArray | None = None,
-    per_group: int = 5,
-    seconds_left: Callable[[], float] = lambda: math.inf,
-    memory: int = DEFAULT_MEMORY,
+    limits: Limits = Limits(),  # noqa: B008  # frozen
 ) -> tuple[Status, IntArray]:
     """Groups to give up so that the others can be met: those with a slack in the elastic program min sum of slacks.
 
@@ -271,16 +262,12 @@ def conflicting_groups(
         The status, and the groups in rising order; empty unless OPTIMAL.
 
     Raises:
-        FixFailedError: the program needs more than ``memory``.
+        FixFailedError: the program needs too much memory.
     """
-    found = _Generation(rows, Norm(), box, keep, per_group, Method.DUAL_SIMPLEX, memory, elastic=True).run(
-        None, True, seconds_left
-    )
+    found = _Generation(rows, Norm(), box, None, Method.DUAL_SIMPLEX, limits, elastic=True).run(None)
     if not found.is_optimal:
         return found.status, np.empty(0, dtype=np.int64)
     missed = rows.bound - rows.values(found.values) > CONFLICT
-    if keep is not None:
-        missed &= keep
     return found.status, np.unique(rows.group[missed])
 
 
@@ -293,13 +280,11 @@ class _Generation:
         norm: Norm,
         box: float,
         keep: BoolArray | None,
-        per_group: int,
         method: Method | None,
-        memory: int,
+        limits: Limits,
         elastic: bool = False,
     ) -> None:
-        self._rows, self._norm, self._per_group, self._memory = rows, norm, per_group, memory
-        self._elastic = elastic
+        self._rows, self._norm, self._limits, self._elastic = rows, norm, limits, elastic
         self._keep = np.ones(len(rows.bound), dtype=np.bool_) if keep is None else keep
         self._origin = np.empty(0, dtype=np.int64)  # of each row of the program; -1 for links
         self._linked = np.empty(0, dtype=np.int64)
@@ -307,21 +292,19 @@ class _Generation:
         n, auxiliary = rows.n_columns, rows.n_auxiliary
         high = np.concatenate([np.full(n, box), np.full(auxiliary, np.inf)])
         normed = np.arange(n + auxiliary) < n
-        self._program = ChangeProgram(-high, high, norm, normed=normed, method=method, memory=memory)
+        self._program = ChangeProgram(-high, high, norm, normed=normed, method=method, memory=limits.memory)
 
-    def run(self, start: IntArray | None, generate: bool, seconds_left: Callable[[], float]) -> Change:
+    def run(self, start: IntArray | None) -> Change:
         """Add rows and solve until no row is violated."""
         n = self._rows.n_columns
         change, duals = np.zeros(n), np.zeros(len(self._rows.bound))
         fresh = self._violated(change)
-        if len(fresh) and not generate:
-            fresh = np.flatnonzero(self._keep)
-        elif len(fresh) and start is not None:
+        if len(fresh) and start is not None:
             fresh = np.union1d(fresh, start[self._keep[start]])
         rounds = 0
         while len(fresh):
             self._add(fresh)
-            found = self._program.solve(seconds_left())
+            found = self._program.solve(self._limits.seconds_left())
             rounds += 1
             own = self._origin >= 0
             if not found.is_optimal:
@@ -340,12 +323,12 @@ class _Generation:
         indices = indices[np.lexsort((slack[indices], self._rows.group[indices]))]
         groups = self._rows.group[indices]
         rank = np.arange(len(indices)) - np.searchsorted(groups, groups)
-        return np.sort(indices[rank < self._per_group])
+        return np.sort(indices[rank < PER_GROUP])
 
     def _add(self, indices: IntArray) -> None:
         # Splitting into positive and negative parts doubles the coefficients.
         self._nonzeros += self._rows.nonzeros(indices) * (2 if self._norm.l1 else 1)
-        check_size(len(self._origin) + len(indices), 0, self._nonzeros, self._memory)
+        check_size(len(self._origin) + len(indices), 0, self._nonzeros, self._limits.memory)
         matrix = self._rows.take(indices)
         columns = np.unique(matrix.indices)
         auxiliary = np.setdiff1d(columns[columns >= self._rows.n_columns] - self._rows.n_columns, self._linked)

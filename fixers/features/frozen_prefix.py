@@ -12,6 +12,28 @@ from fixers.problem import RepairProblem
 _BYTES_KEPT_PER_SAMPLE = 2**21
 
 
+def prefix_batches(problem: RepairProblem, cut: network.Cut, split: Split) -> Iterator[tuple[Tensor, ...]]:
+    """Values (B, ...) that enter a cut, on the device: one micro-batch of the split after the other, in its order.
+
+    Raises:
+        DeadlineExceededError: the time limit has passed; checked before each of them.
+    """
+    for batch in split.batches(problem.micro_batch, device=problem.device):
+        problem.check_deadline()
+        with torch.no_grad():
+            values = cut.features(batch.inputs)
+        yield values
+
+
+def prefix_values(problem: RepairProblem, cut: network.Cut, split: Split) -> tuple[Tensor, ...]:
+    """Values (N, ...) that enter a cut, on the device, for all samples of a split; of the same shapes without any."""
+    if len(split) == 0:
+        with torch.no_grad():
+            example = cut.features(torch.zeros(1, *split.shape, device=problem.device))
+        return tuple(value[:0] for value in example)
+    return tuple(torch.cat(values) for values in zip(*prefix_batches(problem, cut, split), strict=True))
+
+
 class FrozenPrefix:
     """The values that enter a cut, for the samples of a split: kept where they fit, else computed when asked for.
 
@@ -26,11 +48,9 @@ class FrozenPrefix:
         self._kept: tuple[Tensor, ...] | None = None
         if len(split) == 0:
             return
-        example = self._compute(torch.arange(1))
-        size = len(split) * sum(value.numel() * value.element_size() for value in example)
+        size = len(split) * sum(value.nbytes for value in self._compute(torch.arange(1)))
         if size <= _BYTES_KEPT_PER_SAMPLE * problem.micro_batch:
-            parts = [self._compute(rows) for rows in self.micro_batches()]
-            self._kept = tuple(torch.cat(values) for values in zip(*parts, strict=True))
+            self._kept = prefix_values(problem, cut, split)
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Values of some of the samples, (B, ...) each, yours to change."""

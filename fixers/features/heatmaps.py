@@ -1,8 +1,6 @@
 """Relevance heatmaps: how much each value inside a network speaks for the class that the network decides for."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +20,9 @@ def layers_to_explain(model: nn.Module, input_shape: tuple[int, ...], most: int)
     All but the first, which gets the image itself. Of deeper networks the last convolution before each change of
     resolution and all Linear layers, and of those the last ``most``.
     """
-    sizes: dict[str, torch.Size] = {}
-
-    def hook(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def measure(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            sizes.setdefault(name, arguments[0].shape[2:])
-
-        return module.register_forward_pre_hook(measure)
-
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
-    handles = [hook(name, module) for name, module in found.items()]
-    try:
-        network.layers(model, input_shape)
-    finally:
-        for handle in handles:
-            handle.remove()
+    entering = network.example_calls(model, found, input_shape, inputs=True).first
+    sizes = {name: value.shape[2:] for name, value in entering.items()}
     names = list(sizes)[1:]
     if len(names) > most:
         following = [*names[1:], None]
@@ -79,8 +65,9 @@ def heatmaps(
 
 
 def _relevance(model: nn.Module, inputs: Tensor, layers: list[str], problem: RepairProblem) -> dict[str, Tensor]:
-    with _frozen(model), torch.enable_grad(), network.inputs_of(model, layers) as entering:
+    with network.frozen(model), torch.enable_grad(), network.captured(model, layers, inputs=True) as calls:
         outputs = model(inputs.detach().clone().requires_grad_(True))
+        entering = calls.first
         scores = outputs.gather(1, problem.task.predict(outputs)[:, None]).sum()
         values = list(entering.values())
         gradients = torch.autograd.grad(scores, values, allow_unused=True)
@@ -89,17 +76,6 @@ def _relevance(model: nn.Module, inputs: Tensor, layers: list[str], problem: Rep
         for name, value, gradient in zip(entering, values, gradients, strict=True)
         if gradient is not None
     }
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
 
 
 def _reduced(relevance: Tensor, largest: int, problem: RepairProblem) -> Tensor:

@@ -27,19 +27,14 @@ class PenultimateFeatures:
         if name is None:
             raise FixFailedError("Penultimate features are those before a Linear layer, and the model has none.")
         self._model = model
-        self._layer = model.get_submodule(name)
+        self._layer = name
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features (N, D) of images (N, *shape); no gradients."""
-        seen: list[Tensor] = []
-        handle = self._layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-        try:
-            with torch.no_grad():
-                self._model(images)
-        finally:
-            handle.remove()
+        with torch.no_grad(), network.captured(self._model, [self._layer], inputs=True) as calls:
+            self._model(images)
         # A layer that is called several times, on tokens or by sharing, counts with its last call.
-        return seen[-1].flatten(1)
+        return calls[-1][1].flatten(1)
 
     def of(self, split: Split, problem: RepairProblem) -> Tensor:
         """Features (N, D) of a whole split, on the CPU; images go through in micro-batches."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fixers import network
 from fixers.data import Split
 from fixers.images.augmentation import augmix
 from fixers.problem import RepairProblem
@@ -50,14 +51,12 @@ def view_entropy(
         generator: draws them.
         problem: device, deadline and micro-batch.
     """
-    mode = model.training
-    model.eval()
     found = [torch.empty(0)]
-    for batch in split.batches(_TOGETHER, device=problem.device):
-        problem.check_deadline()
-        mean = mean_prediction(model, with_views(batch.inputs, views, generator), problem.micro_batch)
-        found.append(torch.special.entr(mean).sum(dim=1).cpu() / torch.log(torch.tensor(2.0)))
-    model.train(mode)
+    with network.eval_mode(model):
+        for batch in split.batches(_TOGETHER, device=problem.device):
+            problem.check_deadline()
+            mean = mean_prediction(model, with_views(batch.inputs, views, generator), problem.micro_batch)
+            found.append(torch.special.entr(mean).sum(dim=1).cpu() / torch.log(torch.tensor(2.0)))
     return torch.cat(found)
 
 

@@ -165,7 +165,7 @@ class Apricot(Fixer):
         for number, batch in enumerate(batches, start=1):
             score_before = best.score
             if thetas is not None and wrong is not None:
-                still_wrong = batch[ensembles.wrong_mask(model, failing.select(batch), problem)]
+                still_wrong = batch[problem.wrong_on(model, failing.select(batch))]
                 signs = directions(~wrong[:, still_wrong].T, self.strategy, self.sign)
                 if len(signs):
                     nudged += len(signs)
@@ -200,7 +200,7 @@ class Apricot(Fixer):
         if self.fail_source != "train":
             parts.append(problem.failures)
         if self.fail_source != "repair":
-            parts.append(problem.train.select(ensembles.wrong_mask(problem.original, problem.train, problem)))
+            parts.append(problem.train.select(problem.wrong_on(problem.original, problem.train)))
         return parts[0] if len(parts) == 1 else JoinedSplit(parts)
 
     def _reduced_models(self, problem: RepairProblem, failing: Split) -> tuple[Tensor, Tensor]:
@@ -245,8 +245,8 @@ class Apricot(Fixer):
             problem.train,
             subsets,
             problem,
-            epochs=max(1, round(self.reduced_epochs * problem.recipe.epochs)),
             generator=problem.generator("apricot reduced training"),
+            recipe=replace(problem.recipe, epochs=max(1, round(self.reduced_epochs * problem.recipe.epochs))),
             after_epoch=lambda epoch, loss: problem.report(epoch, reduced_model_loss=loss),
         )
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fixers import training
-from fixers.data import Batch, Split, at_most_per_class
+from fixers.data import Batch, Split, SplitView, at_most_per_class
 from fixers.features.clustering import k_means
 from fixers.fixer import Fixer, Level, parameter
 from fixers.images.augmentation import MORE_OPERATIONS, OPERATIONS, apply_chains, draw_chains, mix
@@ -58,7 +58,7 @@ def style_references(failures: Split, per_class: int, problem: RepairProblem) ->
     return chosen[clusters[chosen].argsort()], clusters
 
 
-class StyledViews(Split):
+class StyledViews(SplitView):
     """A split whose inputs are each image and two AugMix views of it: (3, C, H, W), drawn anew whenever asked for.
 
     One of the operations of a chain is the style. Drawn anywhere in a chain, the chain starts from the image in the
@@ -86,6 +86,7 @@ class StyledViews(Split):
         width: int,
         generator: torch.Generator,
     ) -> None:
+        super().__init__(split.labels)
         self._split = split
         self._style = style
         self._references = references
@@ -95,18 +96,13 @@ class StyledViews(Split):
         self._generator = generator
 
     @property
-    def labels(self) -> Tensor:
-        """Labels (N,) int64 of the images."""
-        return self._split.labels
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """(3, C, H, W)."""
         return (1 + _VIEWS, *self._split.shape)
 
-    def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
+    def row_inputs(self, rows: Tensor, device: torch.device) -> Tensor:
         """Images (B, 3, C, H, W) on ``device``: clean, first view, second view."""
-        images = self._split.inputs(indices, device)
+        images = self._split.inputs(rows, device)
         each = _VIEWS * self._width
         names = (*self._operations, STYLE)
         chains = draw_chains(len(images) * each, self._generator, names=names, severity=self._severity)
@@ -114,17 +110,10 @@ class StyledViews(Split):
         styled = (chains.operations == names.index(STYLE)).any(dim=1).nonzero().squeeze(1)
         if self._style is not None and len(styled):
             there = styled.to(device)
-            starts[there] = self._style(starts[there], self._references[indices[styled // each]])
+            starts[there] = self._style(starts[there], self._references[rows[styled // each]])
         chained = apply_chains(starts, chains).unflatten(0, (len(images) * _VIEWS, self._width))
         views = mix(images.repeat_interleave(_VIEWS, dim=0), chained, self._generator)
         return torch.cat([images[:, None], views.unflatten(0, (len(images), _VIEWS))], dim=1)
-
-    def select(self, indices: Tensor) -> "StyledViews":
-        """The views of some images; they keep their references."""
-        return StyledViews(
-            self._split.select(indices), self._style, self._references[indices],
-            operations=self._operations, severity=self._severity, width=self._width, generator=self._generator,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -190,9 +179,6 @@ class DeepRepair(Fixer):
             DeadlineExceededError: the time limit has passed.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         failures = at_most_per_class(problem.failures, self.failures_per_class, problem.generator("failures"))
         chosen, _ = style_references(failures, self.clusters_per_class, problem)
         problem.note(

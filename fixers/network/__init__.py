@@ -2,11 +2,12 @@
 
 from fixers.network.cuts import Cut, as_graph, cut, why_untraceable
 from fixers.network.fresh import not_reinitialisable, reinitialised, seeded
-from fixers.network.hooks import inputs_of
+from fixers.network.hooks import Calls, captured, eval_mode, frozen
 from fixers.network.layers import (
     ACTIVATIONS,
     PASS_THROUGH,
     Layer,
+    example_calls,
     gives_logits,
     is_other_activation,
     last_linear,
@@ -17,12 +18,16 @@ from fixers.network.layers import (
 __all__ = [
     "ACTIVATIONS",
     "PASS_THROUGH",
+    "Calls",
     "Cut",
     "Layer",
     "as_graph",
+    "captured",
     "cut",
+    "eval_mode",
+    "example_calls",
+    "frozen",
     "gives_logits",
-    "inputs_of",
     "is_other_activation",
     "last_linear",
     "layers",

@@ -1,16 +1,12 @@
-"""Looking at a model and cutting it: layers in order of execution, prefix and suffix of a layer, fresh weights.
+"""The layers of a model in the order in which a forward pass calls them, and which of them are of which kind."""
 
-Frozen prefixes run once: an approach that changes one layer caches what enters it and re-runs only the rest.
-"""
-
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fixers import network
+from fixers.network.hooks import Calls, captured, eval_mode
 
 ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish,
@@ -35,25 +31,26 @@ def layers(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Layer, ...]:
         model: any module; it is run once on zeros, in eval mode, and left as it was.
         input_shape: shape of one input without the batch dimension.
     """
-    seen: list[Layer] = []
+    leaves = {name: module for name, module in model.named_modules() if not any(True for _ in module.children())}
+    return tuple(Layer(name, leaves[name]) for name, _ in example_calls(model, leaves, input_shape))
 
-    def hook(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, _: seen.append(Layer(name, module))
 
-    leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in leaves]
-    modes = {module: module.training for module in model.modules()}
+def example_calls(
+    model: nn.Module, layers: Iterable[str], input_shape: tuple[int, ...], *, inputs: bool = False
+) -> Calls:
+    """What some layers give, or what enters them (see :func:`fixers.network.captured`), for one input of zeros.
+
+    Args:
+        model: run once in eval mode, and left as it was.
+        layers: qualified names of modules.
+        input_shape: shape of one input without the batch dimension.
+        inputs: keep what enters them.
+    """
     parameter = next(model.parameters(), None)
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, *input_shape, device=parameter.device if parameter is not None else "cpu"))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    return tuple(seen)
+    example = torch.zeros(1, *input_shape, device=parameter.device if parameter is not None else "cpu")
+    with eval_mode(model), torch.no_grad(), captured(model, layers, inputs=inputs) as calls:
+        model(example)
+    return calls
 
 
 def linear_runs(sequence: tuple[Layer, ...]) -> list[list[str]]:
@@ -85,30 +82,31 @@ def gives_logits(model: nn.Module, layer: str, input_shape: tuple[int, ...]) -> 
         layer: qualified name of a leaf module.
         input_shape: shape of one input without the batch dimension.
     """
-    seen: list[Tensor] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     inputs = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    try:
-        model.eval()
-        with torch.no_grad():
-            outputs = model(inputs)
-    finally:
-        handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    if len(seen) != 1 or seen[0].shape != outputs.shape:
+    with eval_mode(model), torch.no_grad(), captured(model, [layer]) as calls:
+        outputs = model(inputs)
+    if len(calls) != 1 or calls[0][1].shape != outputs.shape:
         return False
-    own, whole = (logits - logits[..., :1] for logits in (seen[0], outputs))
+    own, whole = (logits - logits[..., :1] for logits in (calls[0][1], outputs))
     return torch.allclose(own, whole, rtol=1e-4, atol=1e-5)
+
+
+def weight_layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
+    """A Linear or Conv2d layer by its qualified name.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    module = model.get_submodule(name)
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        raise ValueError(f"Layer '{name}' must be a Linear or Conv2d, but is a {type(module).__name__}.")
+    return module
 
 
 def weight_layers(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Layer, ...]:
     """The Linear and Conv2d layers that a forward pass meets, in order of their first call, each once."""
     seen = {
-        layer.name: layer
-        for layer in network.layers(model, input_shape)
-        if isinstance(layer.module, (nn.Linear, nn.Conv2d))
+        layer.name: layer for layer in layers(model, input_shape) if isinstance(layer.module, (nn.Linear, nn.Conv2d))
     }
     return tuple(seen.values())

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fixers.network.layers import weight_layer
+
 
 @dataclass(frozen=True)
 class Places:
@@ -27,7 +29,7 @@ class Places:
     def write(self, model: nn.Module, values: Tensor) -> None:
         """Set them in place to ``values`` (D,); every other number of the model stays as it is, bit for bit."""
         for name, index, part in zip(self.layers, self.indices, self.split(values), strict=True):
-            layer = _layer(model, name)
+            layer = weight_layer(model, name)
             weights = layer.weight.numel()
             with torch.no_grad():
                 # On the contiguous copy, because a weight in channels-last memory has no flat view.
@@ -54,16 +56,7 @@ def places_in(layers: Sequence[str], indices: Sequence[Tensor]) -> Places:
     return Places(tuple(name for name, _ in kept), tuple(index for _, index in kept))
 
 
-def _layer(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
-    module = model.get_submodule(name)
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        raise ValueError(
-            f"Weights can be patched in Linear and Conv2d layers, but '{name}' is a {type(module).__name__}."
-        )
-    return module
-
-
 def _flat(model: nn.Module, name: str) -> Tensor:
-    layer = _layer(model, name)
+    layer = weight_layer(model, name)
     weight = layer.weight.detach().flatten()
     return weight if layer.bias is None else torch.cat([weight, layer.bias.detach()])

@@ -29,7 +29,14 @@ from fixers.search.fitness import (
 )
 from fixers.search.localisation import Scored, front_places, impacts, in_groups
 from fixers.search.patches import most_accurate
-from fixers.search.swarms import Progress, SearchResult, differential_evolution, particle_swarm
+from fixers.search.swarms import (
+    EvolutionSettings,
+    SearchProgress,
+    SearchResult,
+    SwarmSettings,
+    differential_evolution,
+    particle_swarm,
+)
 
 CROSSOVER = 0.7
 MUTATION = (0.5, 1.0)
@@ -97,11 +104,8 @@ class Arachne(Fixer):
         """Localise, search, select; see the class."""
         model = problem.new_model()
         failures = self._targeted(problem)
-        if len(failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         names = [layer.name for layer in self._candidate_layers(weight_layers(model, problem.repair.shape))]
-        localise = _localise if self.search == "de" else _localise_first_version
+        localise = localised if self.search == "de" else localised_first_version
         places = localise(problem, names, failures)
         if len(places) == 0:
             raise FixFailedError(
@@ -110,7 +114,7 @@ class Arachne(Fixer):
             )
         bests: list[Tensor] = []
 
-        def on_generation(state: Progress) -> None:
+        def on_generation(state: SearchProgress) -> None:
             if not bests or not torch.equal(bests[-1], state.best):
                 bests.append(state.best)
             problem.report(state.generation, fitness=state.fitness, evaluations=float(state.evaluations))
@@ -131,7 +135,7 @@ class Arachne(Fixer):
 
     def _targeted(self, problem: RepairProblem) -> Split:
         """The failures to be fixed."""
-        if self.target == "all" or len(problem.failures) == 0:
+        if self.target == "all":
             return problem.failures
         predicted = problem.task.predict(problem.outputs(problem.original, problem.failures))
         kinds, kind, counts = torch.stack([problem.failures.labels, predicted], 1).unique(
@@ -154,7 +158,7 @@ class Arachne(Fixer):
         return layers[convolution[-1] :] if convolution else layers[-2:]
 
     def _evolve(
-        self, problem: RepairProblem, places: Places, failures: Split, on_generation: Callable[[Progress], None]
+        self, problem: RepairProblem, places: Places, failures: Split, on_generation: Callable[[SearchProgress], None]
     ) -> SearchResult:
         generator = problem.generator("arachne search")
         passes = problem.passes
@@ -165,20 +169,22 @@ class Arachne(Fixer):
         return differential_evolution(
             fitness,
             self._first_population(problem, places, kernel, generator),
-            kernel.minimum * torch.where(kernel.minimum < 0, 2.0, 0.5),
-            kernel.maximum * torch.where(kernel.maximum > 0, 2.0, 0.5),
-            generations=self.generations,
-            crossover=CROSSOVER,
-            mutation=MUTATION,
-            # The original counts generations without progress and stops when there are more than this.
-            patience=max(PATIENCE, self.generations // 10) + 1,
-            goal=best_possible,
+            EvolutionSettings(
+                low=kernel.minimum * torch.where(kernel.minimum < 0, 2.0, 0.5),
+                high=kernel.maximum * torch.where(kernel.maximum > 0, 2.0, 0.5),
+                generations=self.generations,
+                crossover=CROSSOVER,
+                mutation=MUTATION,
+                # The original counts generations without progress and stops when there are more than this.
+                patience=max(PATIENCE, self.generations // 10) + 1,
+                goal=best_possible,
+            ),
             generator=generator,
             on_generation=on_generation,
         )
 
     def _swarm(
-        self, problem: RepairProblem, places: Places, failures: Split, on_generation: Callable[[Progress], None]
+        self, problem: RepairProblem, places: Places, failures: Split, on_generation: Callable[[SearchProgress], None]
     ) -> SearchResult:
         generator = problem.generator("arachne search")
         order = torch.randperm(len(problem.passes), generator=generator)
@@ -188,12 +194,14 @@ class Arachne(Fixer):
         return particle_swarm(
             loss_fitness(problem, places, failures, passes),
             self._first_population(problem, places, kernel, generator),
-            generations=self.generations,
-            phi=PHI,
-            attraction=PHI,
-            slowest=width / 5,
-            fastest=width * 5,
-            patience=PATIENCE,
+            SwarmSettings(
+                generations=self.generations,
+                phi=PHI,
+                attraction=PHI,
+                slowest=width / 5,
+                fastest=width * 5,
+                patience=PATIENCE,
+            ),
             generator=generator,
             on_generation=on_generation,
         )
@@ -206,7 +214,7 @@ class Arachne(Fixer):
         return population
 
 
-def _localise(problem: RepairProblem, names: list[str], failures: Split) -> Places:
+def localised(problem: RepairProblem, names: list[str], failures: Split) -> Places:
     """The Pareto front of (gradient loss, forward impact), each on the failures over 1 + that on as many passes."""
     sample = stratified(problem.passes, len(failures), problem.generator("arachne localisation"))
 
@@ -221,7 +229,7 @@ def _localise(problem: RepairProblem, names: list[str], failures: Split) -> Plac
     return front_places(scores())
 
 
-def _localise_first_version(problem: RepairProblem, names: list[str], failures: Split) -> Places:
+def localised_first_version(problem: RepairProblem, names: list[str], failures: Split) -> Places:
     """The Pareto front of (gradient, magnitude of what passes) among the weights with the largest gradients."""
 
     def scores() -> Iterator[Scored]:

@@ -107,9 +107,6 @@ class IRepair(Fixer):
             FixFailedError: ``unit`` is node, and the model has no Linear layer.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         run = _Run(self, problem, model)
         for chunk in _chunks(problem.failures, self.chunk, problem.generator("i_repair chunks")):
             if not run.out_of_patience:

@@ -1,4 +1,4 @@
-"""How good changed weights are: failures repaired and passes kept, by count and by loss."""
+"""Arachne's two fitnesses of changed weights, and the numbers of its searches that other approaches share."""
 
 import torch
 from torch import Tensor
@@ -10,17 +10,13 @@ from fixers.search.patches import PatchEvaluator, pair_up
 from fixers.search.swarms import Fitness
 
 PHI = 4.1
-
-
+"""First version: what determines the swarm's constriction, and the upper end of both pulls."""
 CANDIDATES_PER_FAILURE = 20
 """First version: so many weights with the largest gradient enter the Pareto front for each failure (N_g)."""
-
-
 PASSES_IN_FITNESS = 200
 """First version: the fitness looks at so many of the samples that the original gets right."""
-
-
 PATIENCE = 10
+"""Generations without a fitter best after which a search ends; of the second version a tenth of all, if more."""
 
 
 def counting_fitness(

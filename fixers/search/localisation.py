@@ -4,17 +4,19 @@ After J. Sohn, S. Kang, S. Yoo, "Arachne: Search Based Repair of Deep Neural Net
 Everything is in closed form: no tensor of contributions per sample and weight is ever built.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fixers import network
 from fixers.data import Split
 from fixers.network import convolutions
+from fixers.network.layers import weight_layer
 from fixers.network.places import Places, places_in
 from fixers.problem import RepairProblem
 
@@ -47,16 +49,16 @@ def impacts(
             averaged over the samples and the product summed over output positions. Otherwise as a magnitude, its first
             version: |h_i w_ij|, averaged over the samples and summed over positions.
     """
-    modules = {name: _editable(model, name) for name in layers}
+    modules = {name: weight_layer(model, name) for name in layers}
     gradient = {name: torch.zeros_like(module.weight) for name, module in modules.items()}
     forward = {name: torch.zeros_like(module.weight) for name, module in modules.items()}
     unit_shares: dict[str, list[Tensor]] = {}
 
     for batch in split.batches(problem.micro_batch, device=problem.device):
         problem.check_deadline()
-        with _outputs_of(modules) as calls:
-            outputs = model(batch.inputs)
-            values = [value for name in modules for value in calls[name]]
+        with _requiring_gradients(modules.values()), network.captured(model, modules) as captured:
+            outputs, calls = model(batch.inputs), captured.by_layer
+            values = [value for name in modules for value in calls.get(name, [])]
             total = outputs.sum()
             slopes = iter(_slopes(total, values) if shares else ())
             loss = problem.task.loss(outputs, batch.targets, "sum")
@@ -66,18 +68,18 @@ def impacts(
                     gradient[name] += part
             if shares:
                 for name in modules:
-                    parts = _unit_shares([next(slopes) for _ in calls[name]])
+                    parts = _unit_shares([next(slopes) for _ in calls.get(name, [])])
                     sums = unit_shares.setdefault(name, [torch.zeros_like(part) for part in parts])
                     unit_shares[name] = [left + right for left, right in zip(sums, parts, strict=True)]
 
-    def accumulate(name: str, call: int, inputs: Tensor) -> None:
-        back = unit_shares[name][call] / len(split) if shares else None
-        forward[name] += _through(modules[name], inputs, back)
-
     for batch in split.batches(problem.micro_batch, device=problem.device):
         problem.check_deadline()
-        with torch.no_grad(), _inputs_of(modules, accumulate):
+        with torch.no_grad(), network.captured(model, modules, inputs=True) as captured:
             model(batch.inputs)
+            for name, entering in captured.by_layer.items():
+                for call, inputs in enumerate(entering):
+                    back = unit_shares[name][call] / len(split) if shares else None
+                    forward[name] += _through(modules[name], inputs, back)
 
     count = max(len(split), 1)
     return {
@@ -128,7 +130,7 @@ def in_groups(model: nn.Module, layers: Sequence[str], *, weights_at_once: int =
     group: list[str] = []
     size = 0
     for name in layers:
-        weights = _editable(model, name).weight.numel()
+        weights = weight_layer(model, name).weight.numel()
         if group and size + weights > weights_at_once:
             yield group
             group, size = [], 0
@@ -179,13 +181,6 @@ def _shortlist(first: Tensor, second: Tensor, strongest: int | None) -> Tensor:
     return finite[first.cpu()[finite].argsort(descending=True, stable=True)[:strongest]].sort().values
 
 
-def _editable(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
-    module = model.get_submodule(name)
-    if not isinstance(module, (nn.Linear, nn.Conv2d)):
-        raise ValueError(f"Layer '{name}' must be a Linear or Conv2d, but is a {type(module).__name__}.")
-    return module
-
-
 def _slopes(total: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
     slopes = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(value) if slope is None else slope for slope, value in zip(slopes, values, strict=True)]
@@ -220,47 +215,14 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
 
 
 @contextmanager
-def _outputs_of(modules: dict[str, nn.Linear | nn.Conv2d]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect the outputs of every call; the layers' weights require gradients meanwhile."""
-    calls: dict[str, list[Tensor]] = {name: [] for name in modules}
-
-    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            calls[name].append(output)
-            # What follows may work in place (ReLU); the gradient is wanted at the value before that.
-            return output.clone()
-
-        return keep
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    before = {name: module.weight.requires_grad for name, module in modules.items()}
+def _requiring_gradients(modules: Iterable[nn.Linear | nn.Conv2d]) -> Iterator[None]:
+    """The layers' weights require gradients in the block; afterwards those do that did."""
+    before = [(module.weight, module.weight.requires_grad) for module in modules]
     try:
         with torch.enable_grad():
-            for module in modules.values():
-                module.weight.requires_grad_(True)
-            yield calls
+            for weight, _ in before:
+                weight.requires_grad_(True)
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for name, module in modules.items():
-            module.weight.requires_grad_(before[name])
-
-
-@contextmanager
-def _inputs_of(modules: dict[str, nn.Linear | nn.Conv2d], use: Callable[[str, int, Tensor], None]) -> Iterator[None]:
-    """Call ``use`` with (layer, number of its call, inputs) at every call of a layer."""
-    count = dict.fromkeys(modules, 0)
-
-    def hook(name: str) -> Callable[[nn.Module, Any], None]:
-        def keep(module: nn.Module, inputs: Any) -> None:
-            use(name, count[name], inputs[0])
-            count[name] += 1
-
-        return keep
-
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        for weight, flag in before:
+            weight.requires_grad_(flag)

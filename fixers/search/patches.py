@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from fixers import network
 from fixers.data import Split
+from fixers.features.frozen_prefix import prefix_values
 from fixers.network import convolutions
-from fixers.network.places import Places, _layer
+from fixers.network.layers import weight_layer
+from fixers.network.places import Places
 from fixers.problem import RepairProblem
 
 PerSample = Callable[[Tensor, Tensor], Tensor]
@@ -56,9 +58,9 @@ class PatchEvaluator:
         self._memory = _BYTES_PER_SAMPLE * problem.micro_batch if memory is None else memory
         self._original = places.read(model)
         cut = network.cut(copy.deepcopy(model).eval(), places.layers[0])
-        self._features = self._run_prefix(cut, split)
+        self._features = prefix_values(problem, cut, split)
         self._suffix = _without_in_place(cut.suffix)
-        first = _layer(cut.suffix, cut.layer)
+        first = weight_layer(cut.suffix, cut.layer)
         self._is_last = False
         if isinstance(first, nn.Linear) and _is_only_call(cut.suffix):
             self._is_last = True
@@ -108,17 +110,6 @@ class PatchEvaluator:
         result: Tensor = torch.func.vmap(run)(self._places.split(changes))
         return result
 
-    def _run_prefix(self, cut: network.Cut, split: Split) -> tuple[Tensor, ...]:
-        parts = []
-        with torch.no_grad():
-            for batch in split.batches(self._problem.micro_batch, device=self._problem.device):
-                self._problem.check_deadline()
-                parts.append(cut.features(batch.inputs))
-            if not parts:
-                parts.append(cut.features(torch.zeros(1, *split.shape, device=self._problem.device)))
-                return tuple(value[:0] for value in parts[0])
-        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
-
     def _prepare_last(self, layer: nn.Linear) -> None:
         """Split the last layer's work: its outputs as they are, and the features that meet a patched weight."""
         index = self._places.indices[0].to(self._problem.device)
@@ -142,8 +133,8 @@ class PatchEvaluator:
     def _prepare_suffix(self) -> None:
         """Put the patched layers into the suffix and see how much memory a sample takes in it."""
         for name, index in zip(self._places.layers, self._places.indices, strict=True):
-            layer = _layer(self._suffix, name)
-            _replace(self._suffix, name, _Patched(layer, index.to(self._problem.device)))
+            layer = weight_layer(self._suffix, name)
+            self._suffix.set_submodule(name, _Patched(layer, index.to(self._problem.device)))
         sizes = _LargestValue(self._suffix)
         with torch.no_grad():
             example = [f[:1].clone() if self._count else f.new_zeros(1, *f.shape[1:]) for f in self._features]
@@ -293,8 +284,3 @@ def _without_in_place(graph_module: fx.GraphModule) -> fx.GraphModule:
             vars(module)["inplace"] = False
     graph_module.recompile()
     return graph_module
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

@@ -16,8 +16,67 @@ Fitness = Callable[[Tensor], Tensor]
 """Candidates (P, D) -> fitness (P,), larger is better, NaN is worst. Has to be a function of each row alone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """When a search ends."""
+
+    generations: int
+    """At most so many after the first population."""
+    patience: int | None = None
+    """Stop when the best fitness (float32) hasn't risen in so many generations; never when None."""
+    tolerance: float = 0.0
+    """A smaller rise from one generation to the next is none."""
+    goal: float | None = None
+    """Stop as soon as the best fitness reaches it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvolutionSettings(SearchSettings):
+    """Differential evolution."""
+
+    low: Tensor
+    """Least value of a trial's element, (D,)."""
+    high: Tensor
+    """Largest value of a trial's element, (D,)."""
+    crossover: float = 0.7
+    """Probability with which an element comes from the mutant; one element always does."""
+    mutation: tuple[float, float] = (0.5, 1.0)
+    """Range of the mutation factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwarmSettings(SearchSettings):
+    """Particle swarm with a constriction factor."""
+
+    phi: float = 4.1
+    """Determines the constriction factor chi, see :func:`constriction`; above 4."""
+    attraction: float | None = None
+    """Upper end of r1 and r2; half of ``phi`` when None, for which the swarm contracts. The repair approaches draw
+    both up to ``phi``, for which it keeps wandering."""
+    slowest: Tensor | None = None
+    """Least speed of each element (D,), against freezing; an element at rest is set off downwards."""
+    fastest: Tensor | None = None
+    """Largest speed of each element (D,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InertiaSettings(SearchSettings):
+    """Particle swarm with an inertia weight, in a box."""
+
+    low: Tensor
+    """Least value of an element (D,)."""
+    high: Tensor
+    """Largest value of an element (D,)."""
+    inertia: float
+    """w."""
+    to_own: float
+    """c1."""
+    to_best: float
+    """c2."""
+
+
 @dataclass(frozen=True)
-class Progress:
+class SearchProgress:
     """The state of a search after a generation; generation 0 is the first population."""
 
     generation: int
@@ -30,29 +89,25 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class SearchResult(Progress):
+class SearchResult(SearchProgress):
     """The last state of a search, and why it ended."""
 
     stopped: Literal["generations", "stagnation", "goal"]
 
 
-OnGeneration = Callable[[Progress], None]
+OnGeneration = Callable[[SearchProgress], None]
 """Told of every generation, the first population included. An exception it raises ends the search."""
 
 
 class _Watch:
     """Keeps the best candidate and says when to stop."""
 
-    def __init__(
-        self, patience: int | None, goal: float | None, on_generation: OnGeneration | None, tolerance: float = 0.0
-    ) -> None:
-        self._patience = patience
-        self._tolerance = tolerance
-        self._goal = goal
+    def __init__(self, settings: SearchSettings, on_generation: OnGeneration | None) -> None:
+        self._settings = settings
         self._on_generation = on_generation
         self._improved_in = 0
         self._seen = torch.tensor(-torch.inf)
-        self._state = Progress(-1, 0, torch.empty(0), -torch.inf)
+        self._state = SearchProgress(-1, 0, torch.empty(0), -torch.inf)
 
     def see(self, candidates: Tensor, fitness: Tensor) -> None:
         """Take note of a generation: candidates (P, D) with their fitness (P,)."""
@@ -60,10 +115,10 @@ class _Watch:
         best, value = self._state.best, self._state.fitness
         if len(best) == 0 or fitness[at].item() > value:
             best, value = candidates[at].clone(), fitness[at].item()
-        self._state = Progress(self._state.generation + 1, self._state.evaluations + len(candidates), best, value)
+        self._state = SearchProgress(self._state.generation + 1, self._state.evaluations + len(candidates), best, value)
         # Equality in single precision, as the original compares: gains below it are no progress.
         seen = torch.tensor(value, dtype=torch.float32)
-        if seen > self._seen + self._tolerance:
+        if seen > self._seen + self._settings.tolerance:
             self._improved_in = self._state.generation
         self._seen = seen
         if self._on_generation is not None:
@@ -75,9 +130,10 @@ class _Watch:
 
     @property
     def reason(self) -> Literal["stagnation", "goal"] | None:
-        if self._goal is not None and self._state.fitness >= self._goal:
+        settings, state = self._settings, self._state
+        if settings.goal is not None and state.fitness >= settings.goal:
             return "goal"
-        if self._patience is not None and self._state.generation - self._improved_in >= self._patience:
+        if settings.patience is not None and state.generation - self._improved_in >= settings.patience:
             return "stagnation"
         return None
 
@@ -91,15 +147,9 @@ class _Watch:
 def differential_evolution(
     fitness: Fitness,
     start: Tensor,
-    low: Tensor,
-    high: Tensor,
+    settings: EvolutionSettings,
     *,
-    generations: int,
     generator: torch.Generator,
-    crossover: float = 0.7,
-    mutation: tuple[float, float] = (0.5, 1.0),
-    patience: int | None = None,
-    goal: float | None = None,
     on_generation: OnGeneration | None = None,
 ) -> SearchResult:
     """Maximise by differential evolution, DE/rand/1/bin with a mutation factor drawn anew for each generation.
@@ -111,14 +161,8 @@ def differential_evolution(
     Args:
         fitness: to be maximised.
         start: the first population (P, D), P at least 4, floating point on the CPU. Kept in it: what must not be lost.
-        low: least value of a trial's element, (D,).
-        high: largest value of a trial's element, (D,).
-        generations: at most this many after the first population.
+        settings: how, and when it ends.
         generator: draws everything; CPU.
-        crossover: probability with which an element comes from the mutant; one element always does.
-        mutation: range of the mutation factor.
-        patience: stop when the best fitness (float32) hasn't risen in that many generations; never when not given.
-        goal: stop as soon as the best fitness reaches it.
         on_generation: progress callback.
 
     Raises:
@@ -129,17 +173,17 @@ def differential_evolution(
         raise ValueError(
             f"Differential evolution needs 4 individuals with 1 element or more, but got {size} with {dimensions}."
         )
-    watch = _Watch(patience, goal, on_generation)
+    watch = _Watch(settings, on_generation)
     value = _judge(fitness, population)
     watch.see(population, value)
-    for _ in range(generations):
+    for _ in range(settings.generations):
         if watch.reason is not None:
             break
-        least, largest = mutation
+        least, largest = settings.mutation
         factor = least + (largest - least) * torch.rand((), generator=generator, dtype=population.dtype)
         a, b, c = (population[index] for index in _three_others(size, generator))
-        mutant = (a + factor * (b - c)).clamp(low, high)
-        taken = torch.rand(size, dimensions, generator=generator) < crossover
+        mutant = (a + factor * (b - c)).clamp(settings.low, settings.high)
+        taken = torch.rand(size, dimensions, generator=generator) < settings.crossover
         taken.scatter_(1, torch.randint(dimensions, (size, 1), generator=generator), True)
         trial = torch.where(taken, mutant, population)
         trial_value = _judge(fitness, trial)
@@ -158,17 +202,9 @@ def constriction(phi: float) -> float:
 def particle_swarm(
     fitness: Fitness,
     start: Tensor,
+    settings: SwarmSettings,
     *,
-    generations: int,
     generator: torch.Generator,
-    phi: float = 4.1,
-    attraction: float | None = None,
-    slowest: Tensor | None = None,
-    fastest: Tensor | None = None,
-    low: Tensor | None = None,
-    high: Tensor | None = None,
-    patience: int | None = None,
-    goal: float | None = None,
     on_generation: OnGeneration | None = None,
 ) -> SearchResult:
     """Maximise by particle swarm with a constriction factor and the whole swarm as neighbourhood.
@@ -180,40 +216,32 @@ def particle_swarm(
     Args:
         fitness: to be maximised.
         start: first positions (P, D), floating point on the CPU.
-        generations: at most this many moves.
+        settings: how, and when it ends; a generation is a move.
         generator: draws everything; CPU.
-        phi: determines the constriction factor chi, see :func:`constriction`; above 4.
-        attraction: upper end of r1 and r2; half of ``phi`` when not given, for which the swarm contracts. The repair
-            approaches draw both up to ``phi``, for which it keeps wandering.
-        slowest: least speed of each element (D,), against freezing; an element at rest is set off downwards.
-        fastest: largest speed of each element (D,).
-        low: least value of an element (D,); unbounded when not given.
-        high: largest value of an element (D,); unbounded when not given.
-        patience: stop when the best fitness (float32) hasn't risen in that many moves; never when not given.
-        goal: stop as soon as the best fitness reaches it.
         on_generation: progress callback.
 
     Raises:
         ValueError: no particle, no element, or ``phi`` is not above 4.
     """
-    position, (size, dimensions) = start.clone(), start.shape
+    position, (size, dimensions), phi = start.clone(), start.shape, settings.phi
     if size < 1 or dimensions < 1 or phi <= 4:
         raise ValueError(f"A swarm needs particles with elements and phi above 4, but got {size}, {dimensions}, {phi}.")
-    reach = phi / 2 if attraction is None else attraction
-    watch = _Watch(patience, goal, on_generation)
+    reach = phi / 2 if settings.attraction is None else settings.attraction
+    slowest, fastest = settings.slowest, settings.fastest
+    watch = _Watch(settings, on_generation)
     velocity = torch.zeros_like(position)
     own, own_value = position.clone(), _judge(fitness, position)
     watch.see(position, own_value)
-    for _ in range(generations):
+    for _ in range(settings.generations):
         if watch.reason is not None:
             break
         to_own, to_best = reach * torch.rand(2, size, 1, generator=generator, dtype=position.dtype)
         velocity = velocity + to_own * (own - position) + to_best * (watch.best - position)
         velocity *= constriction(phi)
         direction = torch.where(velocity > 0, 1.0, -1.0).to(velocity.dtype)
-        velocity = direction * velocity.abs().clamp(slowest, fastest) if _any(slowest, fastest) else velocity
+        if slowest is not None or fastest is not None:
+            velocity = direction * velocity.abs().clamp(slowest, fastest)
         position = position + velocity
-        position = position.clamp(low, high) if _any(low, high) else position
         value = _judge(fitness, position)
         watch.see(position, value)
         better = value > own_value
@@ -225,17 +253,9 @@ def particle_swarm(
 def inertia_swarm(
     fitness: Fitness,
     start: Tensor,
-    low: Tensor,
-    high: Tensor,
+    settings: InertiaSettings,
     *,
-    generations: int,
     generator: torch.Generator,
-    inertia: float,
-    to_own: float,
-    to_best: float,
-    patience: int | None = None,
-    tolerance: float = 0.0,
-    goal: float | None = None,
     on_generation: OnGeneration | None = None,
 ) -> SearchResult:
     """Maximise by the older particle swarm with an inertia weight, the whole swarm as neighbourhood.
@@ -248,35 +268,29 @@ def inertia_swarm(
     Args:
         fitness: to be maximised.
         start: first positions (P, D) inside the box, floating point on the CPU.
-        low: least value of an element (D,).
-        high: largest value of an element (D,).
-        generations: at most this many moves.
+        settings: how, and when it ends; a generation is a move.
         generator: draws everything; CPU.
-        inertia: w.
-        to_own: c1.
-        to_best: c2.
-        patience: stop when the best fitness (float32) hasn't risen by more than ``tolerance`` in any one of that many
-            moves; never when not given.
-        tolerance: a smaller rise from one move to the next is no progress.
-        goal: stop as soon as the best fitness reaches it.
         on_generation: progress callback.
 
     Raises:
         ValueError: no particle or no element.
     """
     position, (size, dimensions) = start.clone(), start.shape
+    low, high = settings.low, settings.high
     if size < 1 or dimensions < 1:
         raise ValueError(f"A swarm needs particles with elements, but got {size} with {dimensions}.")
-    watch = _Watch(patience, goal, on_generation, tolerance)
+    watch = _Watch(settings, on_generation)
     velocity = torch.rand(size, dimensions, generator=generator, dtype=position.dtype)
     own, own_value = position.clone(), _judge(fitness, position)
     watch.see(position, own_value)
-    for _ in range(generations):
+    for _ in range(settings.generations):
         if watch.reason is not None:
             break
         own_pull, best_pull = torch.rand(2, size, dimensions, generator=generator, dtype=position.dtype)
         velocity = (
-            inertia * velocity + to_own * own_pull * (own - position) + to_best * best_pull * (watch.best - position)
+            settings.inertia * velocity
+            + settings.to_own * own_pull * (own - position)
+            + settings.to_best * best_pull * (watch.best - position)
         )
         position = position + velocity
         wrapped = low + torch.remainder(position - low, high - low)
@@ -287,10 +301,6 @@ def inertia_swarm(
         own = torch.where(better[:, None], position, own)
         own_value = torch.where(better, value, own_value)
     return watch.result()
-
-
-def _any(*bounds: Tensor | None) -> bool:
-    return any(bound is not None for bound in bounds)
 
 
 def _judge(fitness: Fitness, candidates: Tensor) -> Tensor:

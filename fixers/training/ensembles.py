@@ -91,7 +91,6 @@ def train_together(
     index_sets: Sequence[Tensor],
     problem: RepairProblem,
     *,
-    epochs: int,
     generator: torch.Generator,
     recipe: TrainingRecipe | None = None,
     after_epoch: Callable[[int, float], None] | None = None,
@@ -110,9 +109,8 @@ def train_together(
         split: where the index sets point into.
         index_sets: N tensors of positions.
         problem: device, task, deadline and micro-batch.
-        epochs: passes over the index sets.
         generator: draws the order of samples and seeds dropout; the global generators are left as they were.
-        recipe: optimiser and batch size; the problem's when not given.
+        recipe: optimiser, batch size and epochs, which are passes over the index sets; the problem's when not given.
         after_epoch: called with (epochs trained so far over all groups, mean training loss of the group's epoch).
 
     Returns:
@@ -146,11 +144,11 @@ def train_together(
             if len(models) == 1:
                 own = split.select(index_sets[members[0]])
                 training.train(
-                    models[0], own, problem, epochs=epochs, generator=orders[0], recipe=recipe, after_epoch=count
+                    models[0], own, problem, epochs=recipe.epochs, generator=orders[0], recipe=recipe, after_epoch=count
                 )
             else:
                 subsets = [index_sets[k] for k in members]
-                _train_stack(models, split, subsets, problem, epochs, orders, recipe, count)
+                _train_stack(models, split, subsets, problem, orders, recipe, count)
         states += [{name: value.detach().cpu() for name, value in model.state_dict().items()} for model in models]
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
@@ -160,7 +158,6 @@ def _train_stack(
     split: Split,
     subsets: list[Tensor],
     problem: RepairProblem,
-    epochs: int,
     orders: list[torch.Generator],
     recipe: TrainingRecipe,
     after_epoch: Callable[[int, float], None],
@@ -180,7 +177,7 @@ def _train_stack(
 
     # Optimisers work element by element, so one over the stack is N independent ones.
     optimizer = recipe.make_optimizer(nn.ParameterList(weights.values()))
-    for epoch in range(1, epochs + 1):
+    for epoch in range(1, recipe.epochs + 1):
         order = torch.stack(
             [own[torch.randperm(len(own), generator=draw)] for own, draw in zip(subsets, orders, strict=True)]
         )
@@ -213,21 +210,11 @@ def flat_parameters(stacked: Tensors, model: nn.Module) -> Tensor:
     return torch.cat([stacked[name].flatten(1) for name, _ in model.named_parameters()], dim=1)
 
 
-def wrong_mask(model: nn.Module, split: Split, problem: RepairProblem) -> Tensor:
-    """Mask (N,) bool of the samples of a split that a model in eval mode gets wrong; outputs aren't kept."""
-    parts = [torch.empty(0, dtype=torch.bool)]
-    with torch.no_grad():
-        for batch in split.batches(problem.micro_batch, device=problem.device):
-            problem.check_deadline()
-            parts.append(problem.task.is_wrong(model(batch.inputs), batch.targets).cpu())
-    return torch.cat(parts)
-
-
 def wrong_matrix(stacked: Tensors, split: Split, problem: RepairProblem) -> Tensor:
     """Mask (N, M) bool: which of M samples each of N stacked networks gets wrong. One network is loaded at a time."""
     model = problem.new_model()
     rows = []
     for k in range(len(next(iter(stacked.values())))):
         model.load_state_dict({name: values[k] for name, values in stacked.items()})
-        rows.append(wrong_mask(model, split, problem))
+        rows.append(problem.wrong_on(model, split))
     return torch.stack(rows)

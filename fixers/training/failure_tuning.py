@@ -18,7 +18,7 @@ from fixers.fixer import Fixer, parameter
 from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 from fixers.training.best_weights import BestWeights
-from fixers.training.ensembles import wrong_mask
+from fixers.training.masked_steps import step_mode
 
 Penalty = Callable[[nn.Module], None]
 """Adds the gradient of a regulariser to the gradients of a model."""
@@ -62,7 +62,7 @@ def divide(problem: RepairProblem, holdout: float, correct_source: Literal["repa
     valid split's failures, and where there are none the training failures themselves.
     """
     failures = problem.failures
-    wrong_in_valid = wrong_mask(problem.original, problem.valid, problem)
+    wrong_in_valid = problem.wrong_on(problem.original, problem.valid)
     if len(failures) >= FEWEST_TO_HOLD_OUT and holdout > 0:
         order = torch.randperm(len(failures), generator=problem.generator("failures held out"))
         held = max(1, round(holdout * len(failures)))
@@ -74,7 +74,7 @@ def divide(problem: RepairProblem, holdout: float, correct_source: Literal["repa
     if correct_source == "repair":
         correct = problem.passes
     else:
-        right = ~wrong_mask(problem.original, problem.train, problem)
+        right = ~problem.wrong_on(problem.original, problem.train)
         correct = problem.train.select(right.nonzero().squeeze(1))
     correct_valid = problem.valid.select((~wrong_in_valid).nonzero().squeeze(1))
     return TuningData(failures, failures_valid, correct, correct_valid)
@@ -156,9 +156,6 @@ class FailureTuning(Fixer):
             DeadlineExceededError: the time limit has passed.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         data = divide(problem, self.holdout, self.correct_source)
         mixture, penalty = self._mixture(), self._penalty(problem, data)
         recipe = TrainingRecipe("adam", self.learning_rate, self.batch_size, weight_decay=self.weight_decay)
@@ -167,7 +164,7 @@ class FailureTuning(Fixer):
         best = BestWeights(model, problem.score(model, data.failures_valid))
         waiting = rejected = 0
         for epoch in range(1, self.epochs + 1):
-            _train_mode(model)
+            step_mode(model)
             drawn = rounds(data, self.batch_size, mixture.correct_share, problem.device, order)
             for number, (failures, correct) in enumerate(drawn, start=1):
                 for step in _steps(failures, correct, mixture):
@@ -189,13 +186,6 @@ class FailureTuning(Fixer):
         )  # fmt: skip
         best.restore(model)
         return model.eval()
-
-
-def _train_mode(model: nn.Module) -> None:
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.eval()
 
 
 def _steps(failures: Batch, correct: Batch | None, mixture: Mixture) -> list[list[tuple[Batch, float]]]:

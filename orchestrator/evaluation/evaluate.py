@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fixers import network
 from fixers.data import Split
 from fixers.task import Task
 from orchestrator.evaluation import metrics
@@ -100,18 +101,12 @@ def predictions(
 
     A row whose output has a NaN decides nothing and gets ``NO_CLASS``.
     """
-    modes = {module: module.training for module in model.modules()}
     parts = [np.zeros(0, dtype=np.int64)]
-    try:
-        model.eval()
-        with torch.no_grad():
-            for batch in split.batches(micro_batch, device=device):
-                outputs = model(batch.inputs)
-                decided = task.predict(outputs).masked_fill(outputs.isnan().any(dim=-1), NO_CLASS)
-                parts.append(decided.cpu().numpy())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with network.eval_mode(model), torch.no_grad():
+        for batch in split.batches(micro_batch, device=device):
+            outputs = model(batch.inputs)
+            decided = task.predict(outputs).masked_fill(outputs.isnan().any(dim=-1), NO_CLASS)
+            parts.append(decided.cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fixers import network
 from fixers.cache import Cache, NoCache
 from fixers.data import Split
 from fixers.task import Task
@@ -258,7 +259,8 @@ def attack(
     device = torch.device(device)
     digest = hashlib.sha256(f"{settings.seed}/{stream}".encode()).digest()
     parts: list[Attacked] = []
-    with _attackable(model), _seeded(int.from_bytes(digest[:7], "big"), device), torch.enable_grad():
+    seed = int.from_bytes(digest[:7], "big")
+    with network.eval_mode(model), network.frozen(model), _seeded(seed, device), torch.enable_grad():
         target = _Target(model, task, device, rescaled=settings.gradient == "rescaled")
         perturb = _pgd(target, settings)
         for batch in samples.batches(micro_batch, device=device):
@@ -326,21 +328,6 @@ class _Target(nn.Module):
 
     def _watch(self, gradient: Tensor) -> None:
         self.no_gradient = (gradient == 0).flatten(1).all(dim=1)
-
-
-@contextmanager
-def _attackable(model: nn.Module) -> Iterator[None]:
-    """Eval mode and frozen parameters, so that no gradient of a weight is computed; put back at the end."""
-    modes = {module: module.training for module in model.modules()}
-    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.eval().requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, flag in trainable.items():
-            parameter.requires_grad_(flag)
 
 
 @contextmanager

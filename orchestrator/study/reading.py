@@ -68,7 +68,7 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
         try:
             expanded = expand(study, entry)
         except fixers.FixerError as error:
-            raise UserError(f"{where}: {error}") from error
+            raise UserError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
         swept = {other.name for other in entries if other.adapt}
         for one in expanded:
             # A trial of both would end in one of them, and the other would wait for it for ever.
@@ -103,15 +103,21 @@ def _checked(study: Study, entry: FixerEntry) -> FixerEntry:
 
     cls = fixers.get(entry.name)
     preset = entry.preset or (study.preset if study.preset in cls.presets else None)
-    for parameters in combinations(entry.params, entry.grid):
-        cls.build(parameters, preset)
-    if entry.adapt:
-        for name, values in entry.adapt.space.items():
-            for value in values:
-                cls.build({**entry.params, name: value}, preset)
-        if entry.adapt.search == "asha":
-            rungs_of(entry.model_copy(update={"name": cls.name, "preset": preset}))
-    return entry.model_copy(update={"name": cls.name, "preset": preset})
+    swept = entry.adapt.space if entry.adapt else {}
+    settings = [*combinations(entry.params, entry.grid)]
+    settings += [{**entry.params, name: value} for name, values in swept.items() for value in values]
+    mistakes: dict[str, None] = {}
+    for setting in settings:
+        try:
+            cls.build(setting, preset)
+        except fixers.ParameterError as error:
+            mistakes |= dict.fromkeys(str(error).splitlines())
+    if mistakes:
+        raise fixers.ParameterError("\n".join(mistakes))
+    checked = entry.model_copy(update={"name": cls.name, "preset": preset})
+    if entry.adapt and entry.adapt.search == "asha":
+        rungs_of(checked)
+    return checked
 
 
 def _line(root: yaml.Node, location: Location) -> int:

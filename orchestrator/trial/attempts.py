@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from orchestrator.trial import outcomes
+from fixers.errors import is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -41,7 +41,7 @@ def _with_smaller_batches(
             result = attempt(micro_batch)
         except Exception as error:
             attempts.add(phase, micro_batch, time.monotonic() - started, error)
-            if micro_batch == MICRO_BATCHES[-1] or not outcomes.is_out_of_memory(error):
+            if micro_batch == MICRO_BATCHES[-1] or not is_out_of_memory(error):
                 raise
         else:
             attempts.add(phase, micro_batch, time.monotonic() - started, None)

@@ -77,22 +77,6 @@ def judge_accuracy(
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller micro-batch may help: device and host memory both count."""
-    return _oom_code(error) is not None
-
-
-def _oom_code(error: BaseException) -> ReasonCode | None:
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return ReasonCode.CUDA_OOM
-    # torch's CPU allocator has no exception type of its own, only this text.
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)):
-        return ReasonCode.HOST_OOM
-    return None
-
-
 def is_device_broken(error: BaseException) -> bool:
     """Whether the process can't use its device any more and must not take another trial."""
     import torch
@@ -102,15 +86,17 @@ def is_device_broken(error: BaseException) -> bool:
 
 def judge_exception(error: BaseException, phase: str) -> Verdict:
     """FAILURE by the type of an exception that ended a phase of a trial in its worker."""
-    from fixers import DeadlineExceededError, FixFailedError, UnadaptableError
+    import torch
+
+    from fixers.errors import DeadlineExceededError, FixFailedError, UnadaptableError, is_out_of_memory
 
     trace = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
     message = _first_line(error)
-    oom = _oom_code(error)
-    if oom is ReasonCode.CUDA_OOM:
-        return failure(oom, f"The GPU ran out of memory during {phase}, at every micro-batch tried: {message}", trace)
-    if oom is ReasonCode.HOST_OOM:
-        return failure(oom, f"The machine ran out of memory during {phase}: {message}", trace)
+    if isinstance(error, torch.OutOfMemoryError):
+        said = f"The GPU ran out of memory during {phase}, at every micro-batch tried: {message}"
+        return failure(ReasonCode.CUDA_OOM, said, trace)
+    if is_out_of_memory(error):
+        return failure(ReasonCode.HOST_OOM, f"The machine ran out of memory during {phase}: {message}", trace)
     if isinstance(error, UnadaptableError):
         return unadaptable("declared_by_fixer", message)
     if isinstance(error, DeadlineExceededError):

@@ -1,7 +1,6 @@
 import torch
 
-from fixers.training.best_weights import BestWeights
-from fixers.views import JoinedSplit
+from fixers.views import JoinedSplit, Relabelled
 
 
 def test_a_joined_split_is_its_parts_one_after_the_other(digits):
@@ -23,18 +22,13 @@ def test_an_empty_part_is_no_obstacle(digits):
     assert torch.equal(joined.batch().inputs, digits["valid"].batch().inputs)
 
 
-def test_best_weights_are_clones_and_come_back_bit_for_bit(make_problem, resnet):
-    model = make_problem(resnet).new_model()
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    best = BestWeights(model, 0.5)
-    with torch.no_grad():
-        for value in (*model.parameters(), *model.buffers()):
-            value.add_(1)
-    assert not best.offer(model, 0.5)
-    assert not best.offer(model, float("nan"))
-    best.restore(model)
-    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
-    with torch.no_grad():
-        model.head.bias.add_(1)
-    assert best.offer(model, 0.6)
-    assert best.score == 0.6
+def test_a_selection_of_a_selection_shares_the_rows(digits):
+    split, labels = digits["valid"], torch.arange(247) % 3
+    relabelled = Relabelled(split, labels)
+    assert len(relabelled.labels) == 247  # cached, and not to be taken over
+    part = relabelled.select(labels == 1).select(torch.tensor([4, 0, 4]))
+    rows = (labels == 1).nonzero().squeeze(1)[[4, 0, 4]]
+    assert torch.equal(part.labels, labels[rows])
+    assert torch.equal(part.batch().inputs, split.batch().inputs[rows])
+    assert [batch.indices.tolist() for batch in part.batches(2)] == [[0, 1], [2]]
+    assert len(relabelled) == 247

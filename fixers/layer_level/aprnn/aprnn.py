@@ -7,7 +7,6 @@ Repair of points only; the original also repairs polytopes, which a study's repa
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,15 +18,13 @@ from fixers import network
 from fixers.errors import FixFailedError, UnadaptableError
 from fixers.exact.decoupled import has_patches
 from fixers.exact.linear_program import Solution, Status
+from fixers.exact.margins import MARGIN_FACTORS, guarded, holds
 from fixers.exact.minimal_change import Norm
 from fixers.exact.repair_points import nearest_points
 from fixers.fixer import Fixer, Level, parameter
 from fixers.layer_level.aprnn.fixed_branches import BRANCH_GUARD, FixableBranches, FixedBranches, why_unsupported
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable
-
-_ROUNDING_GUARD = 1e-5
-_MARGIN_DOUBLINGS = 3
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,6 @@ class APRNN(Fixer):
             FixFailedError: the points can't be met, or the program is too large or takes too long.
             DeadlineExceededError: the time limit has passed.
         """
-        if not problem.wrong.any():
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         indices = nearest_points(problem, self.failing, self.keep_ratio)
         repairs, reasons = [], []
         for name in self._candidates(problem):
@@ -132,21 +126,13 @@ class APRNN(Fixer):
 
 def editable_layers(model: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
     """Linear layers on flat inputs and plain Conv2d layers that are called once, the last one first."""
-    widths: dict[str, int] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda _, inputs: widths.update({name: inputs[0].ndim})
-
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in linear]
-    try:
-        called = network.layers(model, input_shape)
-    finally:
-        for handle in handles:
-            handle.remove()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    entering = network.example_calls(model, linear, input_shape, inputs=True)
+    flat = {name for name, value in entering if value.dim() == 2}
+    called = network.layers(model, input_shape)
     names = [layer.name for layer in called]
     once = [layer for layer in reversed(called) if names.count(layer.name) == 1]
-    return [layer.name for layer in once if widths.get(layer.name) == 2 or has_patches(layer.module)]
+    return [layer.name for layer in once if layer.name in flat or has_patches(layer.module)]
 
 
 class _Repair:
@@ -161,16 +147,16 @@ class _Repair:
 
     def run(self) -> tuple[nn.Module, dict[str, Any]]:
         """Solve, export, verify; with margin and guard doubled where the model's own precision isn't enough."""
-        problem, scale = self._problem, 1.0
-        for _ in range(_MARGIN_DOUBLINGS + 1):
+        problem = self._problem
+        for scale in MARGIN_FACTORS:
             branches = self._branches(scale)
-            margin = (self._fixer.margin + _ROUNDING_GUARD * max(1.0, float(np.abs(branches.outputs).max()))) * scale
+            margin = guarded(self._fixer.margin, float(np.abs(branches.outputs).max())) * scale
             branches, found = self._solve(branches, margin, scale)
             model = problem.new_model()
             branches.write(found.values, model)
             outputs = self._outputs(model)
             margins = problem.task.margin(outputs, self._labels[self._kept])
-            if bool((margins >= self._fixer.margin - 1e-6).all()):
+            if holds(margins, self._fixer.margin):
                 changed = [change for _, _, change in branches.changes(found.values)]
                 return model, {
                     "layer": self._layer,
@@ -181,7 +167,6 @@ class _Repair:
                     "solved_margin": margin,
                     "points_given_up": self._indices[~self._kept].tolist(),
                 }
-            scale *= 2
         raise FixFailedError(
             f"The change of layer {self._layer} doesn't hold in the model's own precision; raise the margin."
         )

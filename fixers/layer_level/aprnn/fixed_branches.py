@@ -25,7 +25,7 @@ from fixers.exact.arrays import FloatArray, IntArray
 from fixers.exact.decoupled import patches
 from fixers.exact.linear_program import DEFAULT_MEMORY, Solution, check_size, no_rows
 from fixers.exact.minimal_change import CONFLICT, DUST, VIOLATION, ChangeProgram, Norm
-from fixers.exact.piecewise_linear import (
+from fixers.layer_level.aprnn.piecewise_linear import (
     Kind,
     branch_at,
     call,
@@ -87,9 +87,6 @@ class FixedBranches:
         inputs: (P, *shape).
         units: which outputs (channels) of the layer may change; all when not given.
         later_biases: whether biases behind the layer may change.
-        references: (P, *shape) samples whose branches are imposed on those of ``inputs``; these when not given. A
-            sample that has other branches than its reference is moved to them. With one reference for all corners
-            of a polytope, on which the layers in front are affine, what holds at the corners holds everywhere in it.
         guard: see :data:`BRANCH_GUARD`.
         micro_batch: samples that go through the layers before this one at once.
         memory: bytes that the program may take.
@@ -107,7 +104,6 @@ class FixedBranches:
         *,
         units: Tensor | None = None,
         later_biases: bool = True,
-        references: Tensor | None = None,
         guard: float = BRANCH_GUARD,
         micro_batch: int = 512,
         memory: int = DEFAULT_MEMORY,
@@ -124,7 +120,6 @@ class FixedBranches:
         self._bounds: list[tuple[Any, FloatArray, FloatArray]] = []
         with torch.no_grad():
             values = _features(cut, inputs, micro_batch)
-            entering = values if references is None else _features(cut, references, micro_batch)
             layer_module = self._graph.get_submodule(layer)
             assert isinstance(layer_module, (nn.Linear, nn.Conv2d))  # the caller's promise
             chosen = np.arange(len(layer_module.weight)) if units is None else units.sort().values.cpu().numpy()
@@ -133,7 +128,7 @@ class FixedBranches:
                 self._add_biases()
             self.n_parameters = self._columns
             """Weights and biases that may change."""
-            self._outputs, change = self._walk(values, entering, first)
+            self._outputs, change = self._walk(values, first)
         self._change = self._materialised(change, outputs=True)
 
     @property
@@ -282,37 +277,30 @@ class FixedBranches:
                 self._parameters.append(_Weights(f"{name}.bias", self._columns, units, 1, 1))
                 self._columns += len(bias)
 
-    def _walk(
-        self, values: tuple[Tensor, ...], references: tuple[Tensor, ...], first: _Affine
-    ) -> tuple[FloatArray, _Affine]:
-        """Go through the calls with the samples, their references, and by how much the samples move."""
+    def _walk(self, values: tuple[Tensor, ...], first: _Affine) -> tuple[FloatArray, _Affine]:
+        """Go through the calls with the samples, and by how much they move."""
         own: dict[fx.Node, Any] = {}
-        reference: dict[fx.Node, Any] = {}
         change: dict[fx.Node, _Affine | None] = {}
-        given = iter(zip(values, references, strict=True))
+        given = iter(values)
         for node in self._graph.graph.nodes:
             if node.op == "output":
                 outputs = node.args[0]
                 break
             if node.op == "placeholder":
-                own[node], reference[node] = next(given)
-                change[node] = None
+                own[node], change[node] = next(given), None
                 continue
             own[node] = call(self._graph, node, own.__getitem__)
-            reference[node] = own[node] if values is references else call(self._graph, node, reference.__getitem__)
             if node.target == self._layer:
                 change[node] = first
                 continue
             moving = {source: moved for source in node.all_input_nodes if (moved := change[source]) is not None}
-            change[node] = self._after(node, moving, own, reference)
+            change[node] = self._after(node, moving, own)
         last = change[outputs]
         assert last is not None  # the layer is called
         result: FloatArray = own[outputs].cpu().numpy()
         return result, last
 
-    def _after(
-        self, node: fx.Node, moving: dict[fx.Node, _Affine], own: dict[fx.Node, Any], reference: dict[fx.Node, Any]
-    ) -> _Affine | None:
+    def _after(self, node: fx.Node, moving: dict[fx.Node, _Affine], own: dict[fx.Node, Any]) -> _Affine | None:
         kind = kind_of(self._graph, node)
         if kind is Kind.AFFINE:
             total = self._bias(node, own[node])
@@ -328,8 +316,8 @@ class FixedBranches:
             return moving[source]
         moved = self._materialised(moving[source])
         if kind is Kind.MAX_POOL:
-            return self._pooled(pool_of(self._graph, node), moved, own[source], reference[source], own[node])
-        branch = branch_at(module_of(self._graph, node), reference[source].flatten())
+            return self._pooled(pool_of(self._graph, node), moved, own[source], own[node])
+        branch = branch_at(module_of(self._graph, node), own[source].flatten())
         slope, offset, low, high = (
             each.cpu().numpy() for each in (branch.slope, branch.offset, branch.low, branch.high)
         )
@@ -342,25 +330,23 @@ class FixedBranches:
         scaled.matrix.eliminate_zeros()
         return _Affine(scaled.matrix, scaled.constant + slope * before + offset - after)
 
-    def _pooled(self, pool: nn.MaxPool2d, moved: _Affine, before: Tensor, reference: Tensor, after: Tensor) -> _Affine:
+    def _pooled(self, pool: nn.MaxPool2d, moved: _Affine, before: Tensor, after: Tensor) -> _Affine:
         """Each window keeps its winner: the number that is taken may move, and no other may pass it."""
         windows = pool_windows(pool, tuple(before.shape[1:]), tuple(after.shape[1:]))
         size = before[0].numel()
         members = (windows[None] + (np.arange(self._points) * size)[:, None, None]).reshape(-1, windows.shape[1])
         exists = np.broadcast_to(windows >= 0, (self._points, *windows.shape)).reshape(members.shape)
         members = np.where(exists, members, 0)
-        ranking = np.where(exists, reference.flatten().cpu().numpy()[members], -np.inf)
-        winner = members[np.arange(len(members)), ranking.argmax(axis=1)]
+        numbers = before.flatten().cpu().numpy()
+        winner = members[np.arange(len(members)), np.where(exists, numbers[members], -np.inf).argmax(axis=1)]
         window, place = np.nonzero(exists & (members != winner[:, None]))
         best, other = winner[window], members[window, place]
-        numbers = before.flatten().cpu().numpy()
         lead = numbers[best] - numbers[other]
         difference = _Affine(
             sparse.csr_array(moved.matrix[best] - moved.matrix[other]), moved.constant[best] - moved.constant[other]
         )
         self._require(difference, np.clip(lead, 0.0, self._guard) - lead, np.full(len(lead), np.inf))
-        taken = numbers[winner] - after.flatten().cpu().numpy()
-        return _Affine(sparse.csr_array(moved.matrix[winner]), moved.constant[winner] + taken)
+        return _Affine(sparse.csr_array(moved.matrix[winner]), moved.constant[winner])
 
     def _bias(self, node: fx.Node, outputs: Tensor) -> _Affine | None:
         module = module_of(self._graph, node)

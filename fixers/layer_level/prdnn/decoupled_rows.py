@@ -25,13 +25,7 @@ class LabelRows:
 
 
 def label_rows_of_layer(
-    model: nn.Module,
-    layer: str,
-    inputs: Tensor,
-    labels: Tensor,
-    micro_batch: int,
-    memory: int,
-    representatives: Tensor | None = None,
+    model: nn.Module, layer: str, inputs: Tensor, labels: Tensor, micro_batch: int, memory: int
 ) -> LabelRows:
     """Requirements (J_label - J_rival) change >= output_rival - output_label + margin, in float64.
 
@@ -42,8 +36,6 @@ def label_rows_of_layer(
         labels: (P,).
         micro_batch: points at once.
         memory: bytes that a program may take.
-        representatives: (P, *shape) where the branches are looked up; at the inputs themselves when not given. An input
-            on the edge of a linear region has the branches of that region in doubt, a point inside of it hasn't.
 
     Raises:
         FixFailedError: the rows of a convolution need more than ``memory``.
@@ -52,15 +44,9 @@ def label_rows_of_layer(
     edited = decoupled.edited
     lefts, entered, outputs = [], [], []
     size = min(micro_batch, _PIECE)
-    looked_up = inputs if representatives is None else representatives
-    for part, inside, own in zip(
-        inputs.double().split(size), looked_up.double().split(size), labels.split(size), strict=True
-    ):
+    for part, own in zip(inputs.double().split(size), labels.split(size), strict=True):
         values = decoupled.entering(part)
-        logits, slopes = decoupled.slopes(decoupled.entering(inside))
-        if representatives is not None:
-            with torch.no_grad():
-                logits = decoupled.moved(values, None)
+        logits, slopes = decoupled.slopes(values)
         classes_minus = logits.shape[1] - 1
         own = own.to(logits.device)
         rivals = torch.arange(logits.shape[1], device=logits.device)[None] != own[:, None]

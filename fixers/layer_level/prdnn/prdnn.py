@@ -3,13 +3,11 @@
 Departures from the published code: HiGHS in place of Gurobi; hidden dense layers are factored through the changes of
 their outputs and rows are generated, both with the same optimum; smooth activations are linearised as the paper
 defines (the code refuses them); passing samples may be kept; points that exclude others are given up and named.
-Whole polygons, of which a study's repair split has none, are repaired by :func:`repair_polygons`.
+Repair of points only; the original also repairs polygons, which a study's repair split doesn't have.
 """
 
-import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,22 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from fixers.errors import FixFailedError
-from fixers.exact.arrays import FloatArray
+from fixers.exact.arrays import BoolArray, FloatArray
 from fixers.exact.decoupled import DecoupledNetwork, has_patches
-from fixers.exact.linear_program import Status
-from fixers.exact.minimal_change import BoolArray, Change, Norm, conflicting_groups, minimal_change
+from fixers.exact.linear_program import Limits, Status
+from fixers.exact.margins import MARGIN_FACTORS, guarded, holds
+from fixers.exact.minimal_change import Change, Norm, conflicting_groups, minimal_change
 from fixers.exact.repair_points import nearest_points
 from fixers.exact.weight_rows import Rows
 from fixers.fixer import Fixer, Level, parameter
 from fixers.layer_level.prdnn.decoupled_rows import label_rows_of_layer
-from fixers.layer_level.prdnn.linear_regions import linear_regions
 from fixers.network.layers import gives_logits, layers
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable
-from fixers.task import Classification, Task
-
-_ROUNDING_GUARD = 1e-5
-_MARGIN_DOUBLINGS = 3
 
 
 @dataclass(frozen=True)
@@ -89,16 +83,12 @@ class PRDNN(Fixer):
             FixFailedError: the points can't be met, or the program is too large or takes too long.
             DeadlineExceededError: the time limit has passed.
         """
-        if not problem.wrong.any():
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         indices = nearest_points(problem, self.failing, self.keep_ratio)
         inputs, labels = problem.repair.inputs(indices, problem.device), problem.repair.labels[indices]
         repairs, reasons = [], []
         for name in self._candidates(problem):
             try:
-                repair = _Repair(self, problem.original, name, inputs, labels, problem.task, problem.micro_batch)
-                repairs.append(repair.run(lambda: problem.seconds_left))
+                repairs.append(_Repair(self, problem, name, inputs, labels).run())
             except FixFailedError as error:
                 reasons.append(f"{name}: {error}")
             problem.report(len(repairs))
@@ -125,106 +115,27 @@ class PRDNN(Fixer):
         }[self.layer]
 
 
-@dataclass(frozen=True)
-class PolygonRepair:
-    """A network in which every point of some polygons has its label."""
-
-    model: nn.Module
-    """Of the original's architecture where the last layer was changed, a DecoupledNetwork otherwise."""
-    regions: int
-    """Linear regions of all polygons."""
-    corners: int
-    """Corners of all regions, each of which was a point to repair."""
-    cost: float
-    """Norm of the change."""
-    margin: float
-    """Logits by which labels win at the corners in exact arithmetic, and so everywhere between them."""
-
-
-def repair_polygons(
-    model: nn.Module,
-    layer: str,
-    polygons: Sequence[Tensor],
-    labels: Sequence[int],
-    settings: PRDNN,
-    *,
-    micro_batch: int = 512,
-    at_most: int = 100_000,
-) -> PolygonRepair:
-    """Give every point of flat polygons in the input space its label, by the smallest change of one layer.
-
-    A decoupled network keeps the linear regions of the original, so on each of them it stays affine, and so do the
-    requirements: they hold in a region exactly if they hold at its corners, with the branches that the region has.
-
-    Args:
-        model: traceable and piecewise linear; not changed.
-        layer: qualified name of a Linear or Conv2d layer (one group, zero padding) that is called once.
-        polygons: each (V, *shape) float on the model's device, at least three inputs in one plane; see
-            :func:`fixers.layer_level.prdnn.linear_regions.linear_regions`. A single point is a polygon of one input.
-        labels: one for each polygon.
-        settings: norm, margin, box and limits of the program; what chooses layer and points doesn't count, and no
-            corner is given up.
-        micro_batch: corners at once.
-        at_most: linear regions of one polygon.
-
-    Raises:
-        UnadaptableError: a call is neither affine nor piecewise linear.
-        FixFailedError: the requirements can't be met, or the program is too large or takes too long.
-        ValueError: a polygon is not flat.
-    """
-    corners, inside, wanted = [], [], []
-    regions = 0
-    for polygon, label in zip(polygons, labels, strict=True):
-        if len(polygon) == 1:
-            corners.append(polygon.double())
-            inside.append(polygon.double())
-        else:
-            found = linear_regions(model, polygon, at_most=at_most)
-            corners.append(found.corners)
-            inside.append(found.inside[found.region])
-            regions += len(found)
-        wanted.append(torch.full((len(corners[-1]),), label))
-    points, settings = torch.cat(corners), replace(settings, elastic=False)
-    with torch.no_grad():
-        task = Classification(copy.deepcopy(model).double().eval()(points[:1]).shape[1])
-    repair = _Repair(settings, model, layer, points, torch.cat(wanted), task, micro_batch, torch.cat(inside))
-    repaired, notes = repair.run(lambda: math.inf)
-    return PolygonRepair(repaired, regions, len(points), notes["cost"], notes["solved_margin"])
-
-
 class _Repair:
     """The linear program of one layer, and the model that its solution makes."""
 
-    def __init__(
-        self,
-        fixer: PRDNN,
-        original: nn.Module,
-        layer: str,
-        inputs: Tensor,
-        labels: Tensor,
-        task: Task,
-        micro_batch: int,
-        representatives: Tensor | None = None,
-    ) -> None:
-        self._fixer, self._original, self._layer = fixer, original, layer
-        self._inputs, self._labels, self._representatives = inputs, labels, representatives
-        self._task, self._micro_batch = task, micro_batch
-        self._memory = int(fixer.memory_gib * 2**30)
-        self._collapses = isinstance(original.get_submodule(layer), nn.Linear) and gives_logits(
-            copy.deepcopy(original).float(), layer, tuple(inputs.shape[1:])
+    def __init__(self, fixer: PRDNN, problem: RepairProblem, layer: str, inputs: Tensor, labels: Tensor) -> None:
+        self._fixer, self._problem, self._layer = fixer, problem, layer
+        self._inputs, self._labels = inputs, labels
+        self._limits = Limits(lambda: min(fixer.solver_seconds, problem.seconds_left), int(fixer.memory_gib * 2**30))
+        self._collapses = isinstance(problem.original.get_submodule(layer), nn.Linear) and gives_logits(
+            problem.original, layer, problem.repair.shape
         )
 
-    def run(self, seconds_left: Callable[[], float]) -> tuple[nn.Module, dict[str, Any]]:
+    def run(self) -> tuple[nn.Module, dict[str, Any]]:
         """Solve, export, verify; with a doubled margin where the model's own precision isn't enough."""
         build = label_rows_of_layer(
-            self._original, self._layer, self._inputs, self._labels, self._micro_batch, self._memory,
-            self._representatives,
+            self._problem.original, self._layer, self._inputs, self._labels, self._problem.micro_batch,
+            self._limits.memory,
         )  # fmt: skip
-        guard = _ROUNDING_GUARD * max(1.0, build.largest_output)
-        margin = self._fixer.margin + guard
-        for _ in range(_MARGIN_DOUBLINGS + 1):
+        for factor in MARGIN_FACTORS:
+            margin = guarded(self._fixer.margin, build.largest_output) * factor
             rows = build.rows(margin)
-            change, given_up = self._solve(rows, lambda: min(self._fixer.solver_seconds, seconds_left()))
+            change, given_up = self._solve(rows)
             model = self._export(change.values)
             if self._holds(model, given_up):
                 norm = self._norm(rows.n_columns)
@@ -238,7 +149,6 @@ class _Repair:
                     "solved_margin": margin,
                     "points_given_up": given_up,
                 }
-            margin *= 2
         raise FixFailedError(
             f"The change of layer {self._layer} doesn't hold in the model's own precision; raise the margin."
         )
@@ -246,17 +156,14 @@ class _Repair:
     def _norm(self, n: int) -> Norm:
         return {"l1": Norm(l1=1.0), "linf": Norm(linf=1.0), "mixed": Norm(l1=1.0 / n, linf=1.0)}[self._fixer.norm]
 
-    def _solve(self, rows: Rows, seconds: Callable[[], float]) -> tuple[Change, list[int]]:
+    def _solve(self, rows: Rows) -> tuple[Change, list[int]]:
         def solved(keep: BoolArray | None) -> Change:
-            return minimal_change(
-                rows, self._norm(rows.n_columns), box=self._fixer.box, keep=keep, seconds_left=seconds,
-                memory=self._memory,
-            )  # fmt: skip
+            return minimal_change(rows, self._norm(rows.n_columns), box=self._fixer.box, keep=keep, limits=self._limits)
 
         given_up: list[int] = []
         change = solved(None)
         if change.status is Status.INFEASIBLE and self._fixer.elastic:
-            status, groups = conflicting_groups(rows, box=self._fixer.box, seconds_left=seconds, memory=self._memory)
+            status, groups = conflicting_groups(rows, box=self._fixer.box, limits=self._limits)
             given_up = groups.tolist()
             if status is Status.OPTIMAL:
                 change = solved(~np.isin(rows.group, groups))
@@ -269,10 +176,10 @@ class _Repair:
 
     def _export(self, change: FloatArray) -> nn.Module:
         if self._collapses:
-            model = copy.deepcopy(self._original)
+            model = self._problem.new_model()
             target, added = model.get_submodule(self._layer), False
         else:
-            model = DecoupledNetwork(self._original, self._layer)
+            model = DecoupledNetwork(self._problem.original, self._layer)
             target, added = model.edited, True
         assert isinstance(target, (nn.Linear, nn.Conv2d))  # the candidates are
         table = torch.from_numpy(change.reshape(len(target.weight), -1)).to(target.weight.device)
@@ -286,10 +193,9 @@ class _Repair:
         return model.eval().requires_grad_(True)
 
     def _holds(self, model: nn.Module, given_up: list[int]) -> bool:
-        precision = next(model.parameters()).dtype
         with torch.no_grad():
-            outputs = torch.cat([model(part.to(precision)).cpu() for part in self._inputs.split(self._micro_batch)])
+            outputs = torch.cat([model(part).cpu() for part in self._inputs.split(self._problem.micro_batch)])
         kept = torch.ones(len(outputs), dtype=torch.bool)
         kept[given_up] = False
-        margins = self._task.margin(outputs, self._labels)[kept]
-        return bool((margins >= self._fixer.margin - 1e-6).all())
+        margins = self._problem.task.margin(outputs, self._labels)[kept]
+        return holds(margins, self._fixer.margin)

@@ -19,6 +19,7 @@ from fixers import network
 from fixers.errors import FixFailedError
 from fixers.exact.dense_tail import PiecewiseLinearTail, Tail, TailLayer, find_tail, patterns, region
 from fixers.exact.linear_program import check_size
+from fixers.exact.margins import guarded
 from fixers.fixer import Fixer, Level, parameter
 from fixers.layer_level.reassure.gated_patches import Correction, GatedPatches, extended
 from fixers.layer_level.reassure.region_corrections import Found, minimal_correction, scaled_correction
@@ -26,7 +27,6 @@ from fixers.problem import RepairProblem
 from fixers.requirements import ConsecutiveLinear, Requirement, Traceable
 
 # Float32 rounds outputs at about 1e-7 of their size, times the square root of the terms.
-_ROUNDING_GUARD = 1e-5
 _MEDIAN_SAMPLES = 2000
 
 
@@ -102,9 +102,6 @@ class Reassure(Fixer):
             FixFailedError: a region's program is too large, or none was solved.
             DeadlineExceededError: the time limit has passed.
         """
-        if not problem.wrong.any():
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         tail = find_tail(problem.original)
         assert tail is not None  # a requirement
         tail = tail.last(3) if self.tail == "last_three" else tail
@@ -211,7 +208,7 @@ class _Fix:
         fixer, problem = self._fixer, self._problem
         where = region(self._layers, inside, low, high)
         outputs = where.gain @ where.inside + where.offset
-        margin = fixer.margin + _ROUNDING_GUARD * max(1.0, float(abs(outputs).max()))
+        margin = guarded(fixer.margin, float(abs(outputs).max()))
         until = time.monotonic() + fixer.solver_seconds
 
         def seconds_left() -> float:

@@ -150,11 +150,27 @@ def minimal_correction(
         (hidden + 2) * d * (2 * outputs + k + 2 * k),
         memory,
     )
-    forms = rivals(label, outputs)
-    # Coordinates around the point itself: every right-hand side is a slack, so none is lost to cancellation.
     matrix = sparse.csr_array(
         sparse.vstack([sparse.csr_array(region.rows), sparse.eye_array(d), -sparse.eye_array(d)], format="csr")
     )
+    program = _dual_program(region, matrix, rivals(label, outputs), margin)
+    found = solve(program, Method.INTERIOR_POINT, seconds=seconds_left(), memory=memory)
+    if not found.is_optimal:
+        return Found(found.status)
+    upper, lower = found.values[: 2 * outputs * m].reshape(2, outputs, m)
+    # The two agree up to the solver's tolerance; their mean halves it.
+    gain = ((matrix.T @ upper.T).T - (matrix.T @ lower.T).T) / 2
+    point = found.values[-1 - outputs : -1]
+    return Found(Status.OPTIMAL, gain, point - gain @ region.inside, float(found.values[-1]))
+
+
+def _dual_program(region: Region, matrix: sparse.csr_array, forms: FloatArray, margin: float) -> LinearProgram:
+    """The program of :func:`minimal_correction`, for inequalities ``matrix`` (M, d) and the rivals' forms (K - 1, K).
+
+    Columns: multipliers of +p <= H and of -p <= H for each output, of each rival's row, p at the point inside, H.
+    """
+    (outputs, d), k = region.gain.shape, len(forms)
+    # Coordinates around the point itself: every right-hand side is a slack, so none is lost to cancellation.
     slack = np.concatenate(
         [region.bounds - region.rows @ region.inside, region.high - region.inside, region.inside - region.low]
     )
@@ -162,7 +178,6 @@ def minimal_correction(
     here = region.gain @ region.inside + region.offset
     per_output, per_rival = sparse.eye_array(outputs), sparse.eye_array(k)
     ones = np.ones((outputs, 1))
-    # Columns: multipliers of +p <= H and of -p <= H for each output, of each rival's row, p at the point, H.
     blocks = sparse.block_array(
         [
             [sparse.kron(per_output, matrix.T), sparse.kron(per_output, matrix.T), None, None, None],
@@ -179,23 +194,11 @@ def minimal_correction(
     low, cost = np.zeros(n), np.zeros(n)
     low[n - 1 - outputs : n - 1] = -np.inf
     cost[-1] = 1.0
-    found = solve(
-        LinearProgram(
-            cost,
-            low,
-            np.full(n, np.inf),
-            sparse.csr_array(blocks),
-            np.concatenate([equal, np.full(len(below), -np.inf)]),
-            np.concatenate([equal, below]),
-        ),
-        Method.INTERIOR_POINT,
-        seconds=seconds_left(),
-        memory=memory,
+    return LinearProgram(
+        cost,
+        low,
+        np.full(n, np.inf),
+        sparse.csr_array(blocks),
+        np.concatenate([equal, np.full(len(below), -np.inf)]),
+        np.concatenate([equal, below]),
     )
-    if not found.is_optimal:
-        return Found(found.status)
-    upper, lower = found.values[: 2 * outputs * m].reshape(2, outputs, m)
-    # The two agree up to the solver's tolerance; their mean halves it.
-    gain = ((matrix.T @ upper.T).T - (matrix.T @ lower.T).T) / 2
-    point = found.values[n - 1 - outputs : n - 1]
-    return Found(Status.OPTIMAL, gain, point - gain @ region.inside, float(found.values[-1]))

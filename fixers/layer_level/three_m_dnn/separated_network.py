@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from fixers import network
 from fixers.errors import DeadlineExceededError
-from fixers.exact.arrays import FloatArray, IntArray
-from fixers.exact.linear_program import DEFAULT_MEMORY, Method, Status, check_size
-from fixers.exact.minimal_change import BoolArray, ChangeProgram, Norm, conflicting_groups, minimal_change
+from fixers.exact.arrays import BoolArray, FloatArray, IntArray
+from fixers.exact.linear_program import DEFAULT_MEMORY, Limits, Method, Status, check_size
+from fixers.exact.minimal_change import ChangeProgram, Norm, conflicting_groups, minimal_change
 from fixers.exact.weight_rows import label_rows
 
 State = tuple[FloatArray, ...]
@@ -234,7 +234,7 @@ class SeparatedNetwork:
         with torch.no_grad():
             self._run(self.unchanged)
         rows = label_rows(self._last_features(), self.outputs, self._labels, margin)
-        status, points = conflicting_groups(rows, box=self._box, seconds_left=self.seconds_left, memory=self._memory)
+        status, points = conflicting_groups(rows, box=self._box, limits=Limits(self.seconds_left, self._memory))
         self.keep = ~np.isin(np.arange(len(self._labels)), points)
         return status, points
 
@@ -268,10 +268,8 @@ class SeparatedNetwork:
             self.norm,
             box=self._box,
             keep=None if self.keep is None else self.keep[rows.point],
-            start=start,
-            generate=not self._dense,
-            seconds_left=self.seconds_left,
-            memory=self._memory,
+            start=np.arange(len(rows.bound)) if self._dense else start,
+            limits=Limits(self.seconds_left, self._memory),
         )
         if not rear.is_optimal:
             return Modification(state, status=rear.status)

@@ -24,7 +24,9 @@ from fixers import network
 from fixers.errors import FixFailedError, ParameterError
 from fixers.exact.arrays import FloatArray
 from fixers.exact.linear_program import Status
+from fixers.exact.margins import MARGIN_FACTORS, guarded, holds
 from fixers.exact.minimal_change import L1, LINF
+from fixers.features.frozen_prefix import prefix_batches
 from fixers.fixer import Fixer, Level, parameter
 from fixers.layer_level.three_m_dnn.heuristics import HEURISTICS, Search
 from fixers.layer_level.three_m_dnn.separated_network import (
@@ -36,10 +38,6 @@ from fixers.layer_level.three_m_dnn.separated_network import (
 )
 from fixers.problem import RepairProblem
 from fixers.requirements import LinearLayers, LinearOutput, Requirement, Traceable
-
-# Float32 rounds outputs at about 1e-7 of their size, times the square root of the terms.
-_ROUNDING_GUARD = 1e-5
-_MARGIN_DOUBLINGS = 3
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,6 @@ class ThreeMDNN(Fixer):
             FixFailedError: no change of the last layer gives the labels, or its program is too large.
             DeadlineExceededError: the time limit has passed.
         """
-        if not problem.wrong.any():
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         started = time.monotonic()
         # An anytime search: leave time for the selection before the problem's own deadline.
         budget = min(self.time_budget, 0.8 * problem.seconds_left)
@@ -134,7 +129,7 @@ class ThreeMDNN(Fixer):
             memory=int(self.memory_gib * 2**30),
         )
         exporter = _Exporter(problem, layers, inputs, problem.repair.labels[indices], self.margin)
-        margin = self.margin + _ROUNDING_GUARD * max(1.0, float(np.abs(separated.outputs).max()))
+        margin = guarded(self.margin, float(np.abs(separated.outputs).max()))
         first, given_up = self._single_layer(problem, separated, exporter, margin)
         separated.seconds_left = lambda: budget - (time.monotonic() - started)
 
@@ -257,17 +252,17 @@ class _Exporter:
         self, found: Modification, margin: float, solve: Callable[[State, float], Modification]
     ) -> Modification | None:
         """The modification if its exported model gives every label by the margin, else one with a doubled margin."""
-        for doublings in range(1, _MARGIN_DOUBLINGS + 2):
+        for factor in MARGIN_FACTORS:
+            if factor > 1:
+                found = solve(found.state, margin * factor)
             if not found.is_feasible:
                 return None
             with torch.no_grad():
                 model = self.export(found)
                 parts = [model(part) for part in self._inputs.split(self._problem.micro_batch)]
             margins = self._problem.task.margin(torch.cat(parts).cpu(), self._labels)[self._kept]
-            if bool((margins >= self._margin - 1e-6).all()):
+            if holds(margins, self._margin):
                 return found
-            if doublings <= _MARGIN_DOUBLINGS:
-                found = solve(found.state, margin * 2**doublings)
         return None
 
     def select(self, incumbents: list[Modification]) -> tuple[Modification | None, nn.Module, list[float]]:
@@ -279,13 +274,10 @@ class _Exporter:
         problem = self._problem
         models = [problem.new_model(), *(self.export(each) for each in incumbents)]
         prefix = network.cut(problem.original, self._layers[0])
-        batches = problem.valid.batches(problem.micro_batch, device=problem.device)
         outputs: list[list[Tensor]] = [[] for _ in models]
         suffixes = [network.cut(model, self._layers[0]).suffix for model in models]
         with torch.no_grad():
-            for batch in batches:
-                problem.check_deadline()
-                features = prefix.features(batch.inputs)
+            for features in prefix_batches(problem, prefix, problem.valid):
                 for parts, suffix in zip(outputs, suffixes, strict=True):
                     parts.append(suffix(*features).cpu())
         scores = [problem.task.score(torch.cat(parts), problem.valid.labels) for parts in outputs]

@@ -36,7 +36,6 @@ from fixers.model_level.editable_training.editing import (
 from fixers.problem import RepairProblem
 from fixers.requirements import Requirement, TrainingSamples, TwiceDifferentiable
 from fixers.training.best_weights import BestWeights
-from fixers.training.ensembles import wrong_mask
 
 
 @dataclass(frozen=True)
@@ -137,19 +136,16 @@ class EditableTraining(Fixer):
             FixFailedError: the model has no such layers as ``editable`` asks for.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         if self.editable == "residual_block":
             shape = problem.repair.shape
             add_residual_block(model, shape, self.block_width, problem.generator("residual block"))
         view = EditableModel(model, self.editable, problem.repair.shape)
         editor = self._editor().to(problem.device)
         score = self._train(model, view, editor, problem)
-        left = wrong_mask(model, problem.failures, problem)
+        left = problem.wrong_on(model, problem.failures)
         problem.note(failures_fixed_by_training=int((~left).sum()))
         self._patch(model, view, editor, problem, score)
-        left = wrong_mask(model, problem.failures, problem)
+        left = problem.wrong_on(model, problem.failures)
         problem.note(failures_fixed_in_all=int((~left).sum()))
         return model
 

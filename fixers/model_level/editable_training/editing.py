@@ -211,21 +211,8 @@ def add_residual_block(model: nn.Module, input_shape: tuple[int, ...], width: in
 
 def _called(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, torch.Size]:
     """Names of modules in the order in which a forward pass first calls them, with the size of what they give."""
-    sizes: dict[str, torch.Size] = {}
-
-    def hook(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def measure(_: nn.Module, _arguments: object, output: object) -> None:
-            sizes.setdefault(name, output.shape if isinstance(output, Tensor) else torch.Size())
-
-        return module.register_forward_hook(measure)
-
-    handles = [hook(name, module) for name, module in model.named_modules() if name]
-    try:
-        network.layers(model, input_shape)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sizes
+    outputs = network.example_calls(model, [name for name, _ in model.named_modules() if name], input_shape).first
+    return {name: value.shape if isinstance(value, Tensor) else torch.Size() for name, value in outputs.items()}
 
 
 def _editable_layers(model: nn.Module, choice: Choice, input_shape: tuple[int, ...]) -> list[str]:

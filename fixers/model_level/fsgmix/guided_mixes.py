@@ -1,13 +1,12 @@
 """AugMix views of images, made under the guidance of a few failures."""
 
-import copy
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fixers.data import Split
+from fixers.data import Split, SplitView
 from fixers.images.augmentation import apply_chains, beta, dirichlet, draw_chains, mix
 from fixers.images.resemblance import Resemblance
 
@@ -56,7 +55,7 @@ class Mixing:
     """Factor on the share that the chains have in a mix."""
 
 
-class GuidedMixes(Split):
+class GuidedMixes(SplitView):
     """One epoch of images, each with views of it that failures guided: inputs are (1 + V, C, H, W).
 
     All views are AugMix: a mix of the image with the ends of chains of random operations. Guidance ``mix`` starts the
@@ -75,11 +74,6 @@ class GuidedMixes(Split):
         resemblance: to the failures; needed by guidance ``selection`` only.
     """
 
-    other_labels: Tensor
-    """(N, V) int64: label of the failure in each view; the image's own where there is none."""
-    other_shares: Tensor
-    """(N, V) float32 in [0, 1]: how much of that label the view has; the rest is the image's own."""
-
     def __init__(
         self,
         split: Split,
@@ -91,62 +85,60 @@ class GuidedMixes(Split):
         partners: torch.Generator,
         resemblance: Resemblance | None = None,
     ) -> None:
+        super().__init__(split.labels)
         self._split, self._failures, self._mixing = split, failures, mixing
         self._generator, self._resemblance = generator, resemblance
         count, each = len(split), mixing.views * mixing.candidates
         self._weights = dirichlet(count * each, mixing.width, mixing.alpha, generator).unflatten(0, (count, each))
         self._shares = mixing.strength * beta(count * each, mixing.alpha, generator).unflatten(0, (count, each))
         self._partners = torch.zeros(count, each, dtype=torch.int64)
-        self.other_labels = split.labels[:, None].expand(count, mixing.views)
-        self.other_shares = torch.zeros(count, mixing.views)
+        self._other_labels = split.labels[:, None].expand(count, mixing.views)
+        self._other_shares = torch.zeros(count, mixing.views)
         if mixing.guidance == "mix":
             wanted = split.labels[:, None].expand(count, each)
             self._partners = draw_failures(wanted, failures.labels, n_classes, partners)
-            self.other_labels = failures.labels[self._partners]
-            self.other_shares = self._shares * self._weights[..., 0]
+            self._other_labels = failures.labels[self._partners]
+            self._other_shares = self._shares * self._weights[..., 0]
 
     @property
-    def labels(self) -> Tensor:
-        """Labels (N,) int64 of the images."""
-        return self._split.labels
+    def other_labels(self) -> Tensor:
+        """(N, V) int64: label of the failure in each view; the image's own where there is none."""
+        return self._other_labels[self._indices]
+
+    @property
+    def other_shares(self) -> Tensor:
+        """(N, V) float32 in [0, 1]: how much of that label the view has; the rest is the image's own."""
+        return self._other_shares[self._indices]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(1 + V, C, H, W)."""
         return (1 + self._mixing.views, *self._split.shape)
 
-    def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
+    def row_inputs(self, rows: Tensor, device: torch.device) -> Tensor:
         """Images (B, 1 + V, C, H, W) on ``device``, clean first."""
-        images = self._split.inputs(indices, device)
+        images = self._split.inputs(rows, device)
         if self._mixing.views == 0:
             return images[:, None]
-        return torch.cat([images[:, None], self._views(images, indices)], dim=1)
+        return torch.cat([images[:, None], self._views(images, rows)], dim=1)
 
-    def select(self, indices: Tensor) -> "GuidedMixes":
-        """Some images with their weights and failures; chains are drawn from the same generator."""
-        part = copy.copy(self)
-        part._split = self._split.select(indices)
-        for name in ("_weights", "_shares", "_partners", "other_labels", "other_shares"):
-            setattr(part, name, getattr(self, name)[indices])
-        return part
-
-    def _views(self, images: Tensor, indices: Tensor) -> Tensor:
+    def _views(self, images: Tensor, rows: Tensor) -> Tensor:
         how = self._mixing
         each = how.views * how.candidates
         starts = images[:, None, None].repeat(1, each, how.width, 1, 1, 1)
         if how.guidance == "mix":
-            partners = self._failures.inputs(self._partners[indices].flatten(), images.device)
+            partners = self._failures.inputs(self._partners[rows].flatten(), images.device)
             starts[:, :, 0] = partners.unflatten(0, (len(images), each))
         chains = draw_chains(len(images) * each * how.width, self._generator, severity=how.severity)
         chained = apply_chains(starts.flatten(0, 2), chains).unflatten(0, (len(images) * each, how.width))
         views = mix(
             images.repeat_interleave(each, dim=0), chained, self._generator,
-            chain_weights=self._weights[indices].flatten(0, 1), shares=self._shares[indices].flatten(),
+            chain_weights=self._weights[rows].flatten(0, 1), shares=self._shares[rows].flatten(),
         )  # fmt: skip
         if self._resemblance is not None:
             distances = self._resemblance.distances(views).view(-1, how.candidates)
-            rows = torch.arange(len(distances), device=images.device)
-            views = views.unflatten(0, distances.shape)[rows, self._choose(distances).to(images.device)]
+            each_row = torch.arange(len(distances), device=images.device)
+            views = views.unflatten(0, distances.shape)[each_row, self._choose(distances).to(images.device)]
         return views.view(len(images), how.views, *images.shape[1:])
 
     def _choose(self, distances: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from fixers import training
 from fixers.data import Split
+from fixers.exact.arrays import FloatArray, IntArray
 from fixers.features.heatmaps import heatmaps, layers_to_explain
 from fixers.fixer import Fixer, Level, parameter
 from fixers.model_level.hudd.root_causes import (
     Clustering,
-    FloatArray,
-    IntArray,
     assign,
     balanced_bag,
     cluster,
@@ -25,7 +24,6 @@ from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 from fixers.requirements import InnerWeights, Requirement, TrainingSamples
 from fixers.training.best_weights import BestWeights
-from fixers.training.ensembles import wrong_mask
 from fixers.views import JoinedSplit
 
 FEWEST_TO_CLUSTER = 4
@@ -111,9 +109,6 @@ class HUDD(Fixer):
         """
         model = problem.new_model()
         roles = self._roles(problem)
-        if len(roles.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         causes = self._root_causes(roles.failures, problem)
         bag = self._bag(causes, roles.pool, problem)
         together = JoinedSplit([problem.train, roles.pool.select(bag)])
@@ -139,10 +134,10 @@ class HUDD(Fixer):
             order = torch.randperm(len(half), generator=problem.generator("discovery"))
             size = max(1, round(self.discovery_fraction * len(half)))
             discovery, pool = half.select(order[:size].sort().values), half.select(order[size:].sort().values)
-        wrong = wrong_mask(problem.original, discovery, problem)
+        wrong = problem.wrong_on(problem.original, discovery)
         if not self.reuse and (not wrong.any() or len(pool) == 0):
             discovery = pool = half
-            wrong = wrong_mask(problem.original, discovery, problem)
+            wrong = problem.wrong_on(problem.original, discovery)
             problem.note(reused_for_want_of_failures=True)
         failures = wrong.nonzero().squeeze(1)
         if len(failures) > self.most_failures:

@@ -7,12 +7,10 @@ Transactions on Reliability 70(4), 2021, arXiv:2002.00863.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from fixers.exact.arrays import FloatArray, IntArray
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from fixers.problem import RepairProblem
 from fixers.recipe import TrainingRecipe
 from fixers.requirements import ImageInput, LinearLayers, Requirement, TrainingSamples
 from fixers.training.best_weights import BestWeights
-from fixers.training.ensembles import wrong_mask
 from fixers.views import JoinedSplit, Relabelled
 
 _NEIGHBOURS = 100
@@ -150,9 +149,6 @@ class HybridRepair(Fixer):
             DeadlineExceededError: the time limit has passed.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         views = problem.generator("views for doubt")
         doubt = as_share_of_largest(view_entropy(problem.original, problem.repair, self.views, views, problem))
         smooth = doubt <= (self._estimated_tau(problem) if self.auto_tau else self.tau)
@@ -233,7 +229,7 @@ class _Trainer:
 
     def replay(self) -> Split:
         """The training samples that the model gets right, as it is now."""
-        wrong = wrong_mask(self._model.eval(), self._problem.train, self._problem)
+        wrong = self._problem.wrong_on(self._model, self._problem.train)
         return self._problem.train.select((~wrong).nonzero().squeeze(1))
 
     def fine_tune(self) -> float:

@@ -117,9 +117,6 @@ class MODE(Fixer):
             DeadlineExceededError: the time limit has passed.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         theta = self.theta or problem.score(model, problem.valid) - self.margin
         size = max(1, round(self.pool_share * len(problem.repair)))
         optimizer = problem.recipe.make_optimizer(model, self.learning_rate or None)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fixers import network
 from fixers.data import Split
 from fixers.features.heatmaps import layers_to_explain
-from fixers.network.hooks import inputs_of
 from fixers.network.layers import weight_layers
 from fixers.problem import RepairProblem
 
@@ -185,11 +185,11 @@ def _passes(
     model: nn.Module, split: Split, taps: Sequence[str], problem: RepairProblem
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """Targets, outputs and features of each micro-batch; where a layer is called several times the first counts."""
-    with torch.no_grad(), inputs_of(model, taps) as entering:
+    with torch.no_grad(), network.captured(model, taps, inputs=True) as calls:
         for batch in split.batches(problem.micro_batch, device=problem.device):
             problem.check_deadline()
-            entering.clear()
-            outputs = model(batch.inputs)
+            calls.clear()
+            outputs, entering = model(batch.inputs), calls.first
             yield batch.targets, outputs, {tap: _reduced(entering[tap]) for tap in taps}
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fixers import training
+from fixers import network, training
 from fixers.data import Batch, Split
 from fixers.errors import ParameterError
 from fixers.fixer import Fixer, Level, parameter
@@ -164,9 +164,6 @@ class SENSEI(Fixer):
             DeadlineExceededError: the time limit has passed.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         images = JoinedSplit([problem.train, problem.failures])
         size = 1 if self.search == "random" else self.population
         genes = len(self.transformations.names)
@@ -243,17 +240,15 @@ def variant_losses(
     Each image is fetched once. A loss that is not a number counts as the lowest: nothing is learned from it.
 
     Args:
-        model: left in the mode it is in.
+        model: its mode is put back.
         images: N.
         transformations: of G genes.
         chromosomes: (N, n, G).
         problem: task, device, deadline and micro-batch.
     """
     size = chromosomes.shape[1]
-    mode = model.training
-    model.eval()
     parts = [torch.empty(0)]
-    with torch.no_grad():
+    with network.eval_mode(model), torch.no_grad():
         for batch in images.batches(max(1, problem.micro_batch // size), device=problem.device):
             rows = torch.arange(len(batch.targets)).repeat_interleave(size)
             genes = chromosomes[batch.indices].flatten(0, 1)
@@ -262,5 +257,4 @@ def variant_losses(
                 there = rows[some].to(problem.device)
                 outputs = model(transformations(batch.inputs[there], genes[some]))
                 parts.append(problem.task.loss(outputs, batch.targets[there], "none").cpu().float())
-    model.train(mode)
     return torch.cat(parts).nan_to_num(nan=-torch.inf, posinf=torch.inf).reshape(len(images), size)

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, fields
 import torch
 from torch import Tensor
 
-from fixers.data import Split
+from fixers.data import Split, SplitView
 from fixers.images.augmentation import warp
 
 
@@ -69,7 +69,7 @@ class Transformations:
         return torch.cat([linear * shrink[:, None, None], moved[:, :, None]], dim=2)
 
 
-class TransformedSplit(Split):
+class TransformedSplit(SplitView):
     """A split whose inputs are one variant of each image, made whenever asked for.
 
     Args:
@@ -79,22 +79,14 @@ class TransformedSplit(Split):
     """
 
     def __init__(self, split: Split, transformations: Transformations, genes: Tensor) -> None:
+        super().__init__(split.labels)
         self._split, self._transformations, self._genes = split, transformations, genes
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels (N,) int64 of the images."""
-        return self._split.labels
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of an image."""
         return self._split.shape
 
-    def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
+    def row_inputs(self, rows: Tensor, device: torch.device) -> Tensor:
         """Variants (B, C, H, W) on ``device``."""
-        return self._transformations(self._split.inputs(indices, device), self._genes[indices])
-
-    def select(self, indices: Tensor) -> "TransformedSplit":
-        """The variants of some of the images."""
-        return TransformedSplit(self._split.select(indices), self._transformations, self._genes[indices])
+        return self._transformations(self._split.inputs(rows, device), self._genes[rows])

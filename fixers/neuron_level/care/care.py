@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from fixers.cache import Tensors
 from fixers.data import Split
 from fixers.fixer import Fixer, parameter
+from fixers.network.layers import weight_layer
 from fixers.network.places import Places
 from fixers.neuron_level.care import interventions
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, SubjectFacts, Traceable
 from fixers.search.patches import PatchEvaluator, most_accurate, pair_up
-from fixers.search.swarms import Fitness, Progress, inertia_swarm
+from fixers.search.swarms import Fitness, InertiaSettings, SearchProgress, inertia_swarm
 
 INERTIA = 0.8
 ATTRACTION = 0.41
@@ -118,16 +119,13 @@ class CARE(Fixer):
     def fix(self, problem: RepairProblem) -> nn.Module:
         """Force, rank, search, fold; see the class."""
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         layer, chosen, effects = self._most_causal(problem)
-        index, owner = interventions.outgoing(_weights(problem.original, layer), chosen)
+        index, owner = interventions.outgoing(weight_layer(problem.original, layer), chosen)
         places = Places((layer,), (index,))
         original = places.read(problem.original)
         bests: list[Tensor] = []
 
-        def on_generation(state: Progress) -> None:
+        def on_generation(state: SearchProgress) -> None:
             if not bests or not torch.equal(bests[-1], state.best):
                 bests.append(state.best)
             problem.report(state.generation, cost=-state.fitness, evaluations=float(state.evaluations))
@@ -136,15 +134,17 @@ class CARE(Fixer):
         result = inertia_swarm(
             self._fitness(problem, places, original, owner),
             torch.ones(self.particles, len(chosen)),
-            -bound,
-            bound,
-            generations=self.iterations,
-            inertia=INERTIA,
-            to_own=ATTRACTION,
-            to_best=ATTRACTION,
-            patience=PATIENCE,
-            tolerance=TOLERANCE,
-            goal=0.0,
+            InertiaSettings(
+                low=-bound,
+                high=bound,
+                generations=self.iterations,
+                inertia=INERTIA,
+                to_own=ATTRACTION,
+                to_best=ATTRACTION,
+                patience=PATIENCE,
+                tolerance=TOLERANCE,
+                goal=0.0,
+            ),
             generator=problem.generator("care search"),
             on_generation=on_generation,
         )
@@ -215,15 +215,9 @@ class CARE(Fixer):
             neurons = slopes.argsort(descending=True, stable=True)[: max(1, round(self.screened * len(low)))]
         steps = torch.linspace(0, 1, self.points, device=low.device)
         values = torch.lerp(low[neurons, None], high[neurons, None], steps)
-        means = interventions.mean_under(
-            problem,
-            model,
-            layer,
-            failures,
-            undesired(problem),
-            neurons=neurons.repeat_interleave(self.points),
-            values=values.flatten(),
-        ).reshape(-1, self.points)
+        forced = interventions.Forced(neurons.repeat_interleave(self.points), values.flatten())
+        means = interventions.mean_under(problem, model, layer, failures, undesired(problem), forced)
+        means = means.reshape(-1, self.points)
         effects = means.new_full((len(low),), -torch.inf)
         effects[neurons] = means.amax(1) - means.amin(1)
         return effects
@@ -264,21 +258,8 @@ def undesired(problem: RepairProblem) -> interventions.Judge:
 
 def _unit_step(problem: RepairProblem, layer: str, failures: Split) -> Tensor:
     """E[y(h_i + 1)] - E[y(h)]: only neurons whose growth makes things worse come first."""
-    count = interventions.neurons_of(_weights(problem.original, layer))
-    means = interventions.mean_under(
-        problem,
-        problem.original,
-        layer,
-        failures,
-        undesired(problem),
-        neurons=torch.arange(count + 1).clamp(max=count - 1),
-        values=torch.cat([torch.ones(count), torch.zeros(1)]),
-        relative=True,
-    )
+    count = interventions.neurons_of(weight_layer(problem.original, layer))
+    neurons = torch.arange(count + 1).clamp(max=count - 1)
+    forced = interventions.Forced(neurons, torch.cat([torch.ones(count), torch.zeros(1)]), relative=True)
+    means = interventions.mean_under(problem, problem.original, layer, failures, undesired(problem), forced)
     return means[:-1] - means[-1]
-
-
-def _weights(model: nn.Module, layer: str) -> nn.Linear | nn.Conv2d:
-    module = model.get_submodule(layer)
-    assert isinstance(module, (nn.Linear, nn.Conv2d))  # interventions.consumers finds no others
-    return module

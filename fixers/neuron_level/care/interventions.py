@@ -9,6 +9,7 @@ only what follows it runs, on as many forced copies of a batch as a micro-batch 
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -94,16 +95,19 @@ def activation_ranges(problem: RepairProblem, model: nn.Module, layer: str, spli
     return low, high
 
 
+class Forced(NamedTuple):
+    """Q pairs of a neuron and a value."""
+
+    neurons: Tensor
+    """(Q,) int64."""
+    values: Tensor
+    """(Q,); a channel is forced to the value at every position."""
+    relative: bool = False
+    """Add the value to the activation instead of replacing it."""
+
+
 def mean_under(
-    problem: RepairProblem,
-    model: nn.Module,
-    layer: str,
-    split: Split,
-    judge: Judge,
-    *,
-    neurons: Tensor,
-    values: Tensor,
-    relative: bool = False,
+    problem: RepairProblem, model: nn.Module, layer: str, split: Split, judge: Judge, forced: Forced
 ) -> Tensor:
     """E[judge | do(neuron = value)] over a split, for each of Q pairs of a neuron and a value.
 
@@ -115,9 +119,7 @@ def mean_under(
         layer: one of :func:`consumers`.
         split: the samples x, at least one.
         judge: what is averaged.
-        neurons: (Q,) int64.
-        values: (Q,); a channel is forced to the value at every position.
-        relative: add the value to the activation instead of replacing it.
+        forced: the pairs.
 
     Returns:
         (Q,) float64 on the problem's device.
@@ -125,7 +127,7 @@ def mean_under(
     cut = network.cut(model, layer)
     consumer = _consumer(cut.suffix, layer)
     cut.suffix.set_submodule(layer, nn.Identity())
-    neurons, values = neurons.to(problem.device), values.to(problem.device)
+    neurons, values = forced.neurons.to(problem.device), forced.values.to(problem.device)
     total = torch.zeros(len(neurons), dtype=torch.float64, device=problem.device)
     with torch.no_grad():
         for batch in split.batches(problem.micro_batch, device=problem.device):
@@ -136,7 +138,7 @@ def mean_under(
                 problem.check_deadline()
                 activation = entering.movedim(_axis(consumer), 0)[neurons[part]]
                 value = _spread(values[part], activation)
-                moved = base + _response(consumer, neurons[part], value if relative else value - activation)
+                moved = base + _response(consumer, neurons[part], value if forced.relative else value - activation)
                 copies = [other.repeat(len(part), *[1] * (other.dim() - 1)) for other in others]
                 outputs = cut.suffix(moved.flatten(0, 1), *copies)
                 judged = judge(outputs, batch.targets.repeat(len(part)))

@@ -22,7 +22,7 @@ from fixers.requirements import LinearLayers, Requirement, Traceable
 from fixers.search.fitness import CANDIDATES_PER_FAILURE, PASSES_IN_FITNESS, PATIENCE, PHI, loss_fitness
 from fixers.search.localisation import Scored, front_places, impacts
 from fixers.search.patches import most_accurate
-from fixers.search.swarms import Progress, particle_swarm
+from fixers.search.swarms import SearchProgress, SwarmSettings, particle_swarm
 
 FIRST_COEFFICIENTS = (0.5, 0.125)
 """Mean and standard deviation of the first swarm of the merge."""
@@ -120,9 +120,6 @@ class DistrRep(Fixer):
             FixFailedError: no weight matters for any of them.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         kinds = self.kinds(problem)
         repairs = []
         for number, kind in enumerate(kinds, start=1):
@@ -193,10 +190,12 @@ class DistrRep(Fixer):
         noise = torch.randn(self.particles, len(places), generator=generator)
         start = weight.mean() + weight.std(correction=0) * noise
         start[0] = places.read(problem.original)
-        result = particle_swarm(
-            loss_fitness(problem, places, failures, passes), start, generations=self.iterations, phi=PHI,
-            attraction=PHI, slowest=width / 5, fastest=width * 5, patience=PATIENCE, generator=generator,
+        settings = SwarmSettings(
+            generations=self.iterations, phi=PHI, attraction=PHI, slowest=width / 5, fastest=width * 5,
+            patience=PATIENCE,
         )  # fmt: skip
+        fitness = loss_fitness(problem, places, failures, passes)
+        result = particle_swarm(fitness, start, settings, generator=generator)
         return Repair(places, result.best, result.fitness)
 
     def _merge(self, problem: RepairProblem, mixture: Mixture, kinds: Sequence[Kind], model: nn.Module) -> None:
@@ -216,17 +215,18 @@ class DistrRep(Fixer):
                 value[inside] = score(mixture.values(coefficients[inside]))
             return value
 
-        def on_generation(state: Progress) -> None:
+        def on_generation(state: SearchProgress) -> None:
             if not bests or not torch.equal(bests[-1], state.best):
                 bests.append(state.best)
             problem.report(state.generation, score=state.fitness)
 
-        result = particle_swarm(
-            fitness, torch.cat([mixture.seeds, mean + spread * drawn]), generations=self.merge_iterations, phi=PHI,
-            attraction=PHI, slowest=torch.full((mixture.n_coefficients,), slowest).double(),
-            fastest=torch.full((mixture.n_coefficients,), fastest).double(), patience=PATIENCE, goal=score.highest,
-            generator=generator, on_generation=on_generation,
+        settings = SwarmSettings(
+            generations=self.merge_iterations, phi=PHI, attraction=PHI, patience=PATIENCE, goal=score.highest,
+            slowest=torch.full((mixture.n_coefficients,), slowest).double(),
+            fastest=torch.full((mixture.n_coefficients,), fastest).double(),
         )  # fmt: skip
+        start = torch.cat([mixture.seeds, mean + spread * drawn])
+        result = particle_swarm(fitness, start, settings, generator=generator, on_generation=on_generation)
         original = mixture.places.read(problem.original)
         before = score(original[None]).item()
         candidates = [original, *mixture.values(torch.stack(bests)).to(original)]

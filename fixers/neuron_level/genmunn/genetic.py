@@ -58,18 +58,32 @@ class Evolution(Generation):
     stopped: Literal["generations", "stagnation", "goal"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GeneticSettings:
+    """Sizes, rates, and when the search ends."""
+
+    population: int
+    """Individuals, the elite included; at least 2."""
+    generations: int
+    """At most so many after the origin."""
+    mutations: float
+    """Mean number of positions that mutate in a new individual, at least 1; it is drawn from a geometric distribution,
+    and so many positions are drawn with replacement."""
+    tournament: int = 3
+    """Contenders in a tournament."""
+    patience: int | None = None
+    """Stop when the best fitness hasn't risen in so many generations; never when None."""
+    goal: float | None = None
+    """Stop as soon as the best fitness reaches it."""
+
+
 def evolve(
     fitness: Judge,
     origin: Tensor,
     mutate: Mutation,
+    settings: GeneticSettings,
     *,
-    population: int,
-    generations: int,
-    mutations: float,
     generator: torch.Generator,
-    tournament: int = 3,
-    patience: int | None = None,
-    goal: float | None = None,
     on_generation: Callable[[Generation], None] | None = None,
 ) -> Evolution:
     """Maximise by a genetic algorithm with tournaments, uniform crossover and an elite of one.
@@ -82,19 +96,14 @@ def evolve(
         fitness: to be maximised.
         origin: what everybody starts from (D,), the most promising position first; floating point on the CPU.
         mutate: new values for positions that mutate.
-        population: individuals, the elite included; at least 2.
-        generations: at most this many after the origin.
-        mutations: mean number of positions that mutate in a new individual, at least 1; it is drawn from a geometric
-            distribution, and so many positions are drawn with replacement.
+        settings: how, and when it ends.
         generator: draws everything; CPU.
-        tournament: contenders in a tournament.
-        patience: stop when the best fitness hasn't risen in that many generations; never when not given.
-        goal: stop as soon as the best fitness reaches it.
         on_generation: told of every generation, the origin included. An exception it raises ends the search.
 
     Raises:
         ValueError: fewer than 2 individuals, no position, or fewer than 1 mutation.
     """
+    population, mutations = settings.population, settings.mutations
     if population < 2 or len(origin) < 1 or mutations < 1:
         raise ValueError(
             f"A genetic search needs 2 individuals, 1 position and 1 mutation or more, but got {population}, "
@@ -108,11 +117,11 @@ def evolve(
     while True:
         if on_generation is not None:
             on_generation(state)
-        stopped = _why_stop(state, improved_in, generations, patience, goal)
+        stopped = _why_stop(state, improved_in, settings)
         if stopped is not None:
             return Evolution(state.number, state.evaluations, state.best, state.fitness, stopped)
         elite = value.argmax()
-        parents = _winners(value, (2, population - 1), tournament, generator)
+        parents = _winners(value, (2, population - 1), settings.tournament, generator)
         people = _crossed(people, elite, parents, generator)
         people = _mutated(people, origin, mutate, chances, mutations, generator)
         offspring = people.take(torch.arange(1, population))
@@ -126,13 +135,14 @@ def evolve(
 
 
 def _why_stop(
-    state: Generation, improved_in: int, generations: int, patience: int | None, goal: float | None
+    state: Generation, improved_in: int, settings: GeneticSettings
 ) -> Literal["generations", "stagnation", "goal"] | None:
-    if goal is not None and state.fitness >= goal:
+    if settings.goal is not None and state.fitness >= settings.goal:
         return "goal"
-    if state.number >= generations:
+    if state.number >= settings.generations:
         return "generations"
-    return "stagnation" if patience is not None and state.number - improved_in >= patience else None
+    waited = settings.patience is not None and state.number - improved_in >= settings.patience
+    return "stagnation" if waited else None
 
 
 def _winners(value: Tensor, shape: tuple[int, ...], tournament: int, generator: torch.Generator) -> Tensor:

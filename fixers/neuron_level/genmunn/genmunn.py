@@ -17,7 +17,7 @@ from fixers.data import Split, stratified
 from fixers.fixer import Fixer, parameter
 from fixers.network.layers import weight_layers
 from fixers.neuron_level.genmunn.ablation import called_once, score_without
-from fixers.neuron_level.genmunn.genetic import Generation, Mutants, Mutation, evolve
+from fixers.neuron_level.genmunn.genetic import Generation, GeneticSettings, Mutants, Mutation, evolve
 from fixers.neuron_level.genmunn.weight_pool import Pool, PoolEvaluator
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable
@@ -92,9 +92,6 @@ class GenMuNN(Fixer):
     def fix(self, problem: RepairProblem) -> nn.Module:
         """Rank, evolve, verify; see the class."""
         problem.note(fidelity="reconstruction")
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         sample, worth = self._sample(problem)
         pool = self._pool(problem, sample, worth)
         bests: list[Generation] = []
@@ -114,14 +111,16 @@ class GenMuNN(Fixer):
             lambda mutants: _fitness(*evaluator.judge(mutants), worth),
             pool.origin,
             self._mutation(pool),
-            population=self.population,
-            # Nothing to wait for where mutations have no strength.
-            generations=self.generations if self.sigma > 0 else 0,
-            mutations=self.mutations,
+            GeneticSettings(
+                population=self.population,
+                # Nothing to wait for where mutations have no strength.
+                generations=self.generations if self.sigma > 0 else 0,
+                mutations=self.mutations,
+                patience=self.patience,
+                # Everything is right, and a lower loss alone is no repair.
+                goal=worth.sum().item(),
+            ),
             generator=problem.generator("genmunn search"),
-            patience=self.patience,
-            # Everything is right, and a lower loss alone is no repair.
-            goal=worth.sum().item(),
             on_generation=on_generation,
         )
         chosen = self._verified(problem, pool, bests)

@@ -14,11 +14,10 @@ from fixers.features.frozen_prefix import FrozenPrefix
 from fixers.fixer import Fixer, parameter
 from fixers.neuron_level.inner.jitter import jitter
 from fixers.neuron_level.inner.probes import Block, HiddenBlock, anomaly_scores, blocks, train_probes
-from fixers.neuron_level.inner.routing import count_votes, most_voted, route_masks
+from fixers.neuron_level.inner.routing import Masking, count_votes, most_voted, route_masks
 from fixers.problem import RepairProblem
 from fixers.requirements import Requirement, Traceable
 from fixers.training.best_weights import BestWeights
-from fixers.training.ensembles import wrong_mask
 from fixers.training.masked_steps import Loss, descend
 
 PROBE_SAMPLES = 1000
@@ -125,9 +124,6 @@ class Inner(Fixer):
             FixFailedError: there is no sample that the original gets right.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         clean = _clean_inputs(problem)
         where = blocks(model, problem.repair.shape)
         samples = stratified(problem.train, self.probe_samples, problem.generator("inner probe samples"))
@@ -151,12 +147,8 @@ class Inner(Fixer):
     def _on_path(self, problem: RepairProblem, block: Block, probe: nn.Module) -> Tensor:
         """Mask of the weights that may change."""
         inputs = _some(problem.failures, self.routing_inputs, problem, "routed")
-        votes = count_votes(
-            route_masks(
-                problem, problem.original, block, probe, inputs,
-                steps=self.routing_steps, rate=MASK_RATE, shrinkage=MASK_SHRINKAGE, scaled=self.scaled_gradient,
-            )
-        )  # fmt: skip
+        masking = Masking(self.routing_steps, MASK_RATE, MASK_SHRINKAGE, self.scaled_gradient)
+        votes = count_votes(route_masks(problem, problem.original, block, probe, inputs, masking))
         size = votes.numel()
         shares = {"all": size, "top_100": 100, "top_1_percent": -(-size // 100), "top_10_percent": -(-size // 10)}
         return most_voted(votes, shares[self.keep])
@@ -289,7 +281,7 @@ def _clean_inputs(problem: RepairProblem) -> Split:
     """Passes of the repair split, or where there are none what the original gets right of the training set."""
     if len(problem.passes):
         return problem.passes
-    right = ~wrong_mask(problem.original, problem.train, problem)
+    right = ~problem.wrong_on(problem.original, problem.train)
     if not right.any():
         raise FixFailedError(
             "There is no clean input to compare failures with: the original is wrong on all of repair and train; "

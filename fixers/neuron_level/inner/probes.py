@@ -68,21 +68,8 @@ class HiddenBlock(Requirement):
 
 def _areas(model: nn.Module, layers: Sequence[str], input_shape: tuple[int, ...]) -> list[int]:
     """Pixels of each convolution's output map; 0 for dense layers."""
-    seen: dict[str, int] = {}
-
-    def note(name: str, output: Tensor) -> None:
-        seen.setdefault(name, math.prod(output.shape[2:]) if output.dim() == 4 else 0)
-
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output, name=name: note(name, output))
-        for name in layers
-    ]
-    try:
-        network.layers(model, input_shape)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [seen[name] for name in layers]
+    outputs = network.example_calls(model, layers, input_shape).first
+    return [math.prod(outputs[name].shape[2:]) if outputs[name].dim() == 4 else 0 for name in layers]
 
 
 def make_probe(shape: Sequence[int], n_classes: int, *, large: bool) -> nn.Module:

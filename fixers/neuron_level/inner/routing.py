@@ -1,6 +1,7 @@
 """Routing paths: which weights of a layer a decision passes through, found by shrinking a mask for each input."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional
 from fixers import network
 from fixers.data import Split
 from fixers.network import convolutions
+from fixers.network.layers import weight_layer
 from fixers.neuron_level.inner.probes import Block
 from fixers.problem import RepairProblem
 
@@ -51,17 +53,22 @@ class OwnWeights(nn.Module):
         return outputs if layer.bias is None else outputs + layer.bias[:, None, None]
 
 
+@dataclass(frozen=True)
+class Masking:
+    """How a mask is found."""
+
+    steps: int
+    """Updates of it."""
+    rate: float
+    """Of the gradient."""
+    shrinkage: float
+    """Of the mask in a step."""
+    scaled: bool = False
+    """The gradient is that by the mask; otherwise, as in the authors' code, that by the masked weight."""
+
+
 def route_masks(
-    problem: RepairProblem,
-    model: nn.Module,
-    block: Block,
-    probe: nn.Module,
-    split: Split,
-    *,
-    steps: int,
-    rate: float,
-    shrinkage: float,
-    scaled: bool = False,
+    problem: RepairProblem, model: nn.Module, block: Block, probe: nn.Module, split: Split, masking: Masking
 ) -> Iterator[Tensor]:
     """For each input a mask over the weights of a block's layer that keeps what the probe decides, and little else.
 
@@ -74,10 +81,7 @@ def route_masks(
         block: whose layer is masked.
         probe: classifies what the block gives.
         split: the inputs.
-        steps: updates of each mask.
-        rate: of the gradient.
-        shrinkage: of the mask in a step.
-        scaled: g is the gradient by the mask; otherwise, as in the authors' code, that by the masked weight.
+        masking: steps and rates.
 
     Yields:
         Masks (n, *shape of the weight) in [0, 1] of the next n inputs, on the problem's device. As many inputs go
@@ -85,9 +89,7 @@ def route_masks(
     """
     entering = network.cut(model, block.layer)
     segment = network.cut(entering.suffix, block.tap).prefix
-    layer = segment.get_submodule(block.layer)
-    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-        raise ValueError(f"Layer '{block.layer}' must be a Linear or Conv2d, but is a {type(layer).__name__}.")
+    layer = weight_layer(segment, block.layer)
     original = layer.weight.detach()
     together = max(1, _BYTES_PER_SAMPLE * problem.micro_batch // (_COPIES * 4 * original.numel()))
     for rows in torch.arange(len(split)).split(min(together, problem.micro_batch)):
@@ -95,19 +97,19 @@ def route_masks(
             features = entering.features(split.inputs(rows, problem.device))
             decided = problem.task.predict(probe(_first(segment, features)))
         masked = OwnWeights(layer)
-        _replace(segment, block.layer, masked)
+        segment.set_submodule(block.layer, masked)
         mask = torch.ones(len(rows), *original.shape, device=problem.device)
-        for _ in range(steps):
+        for _ in range(masking.steps):
             problem.check_deadline()
             masked.weights = (mask * original).requires_grad_()
             with torch.enable_grad():
                 # Each sample's loss depends on its own mask only, so the gradient of the sum holds every one's.
                 loss = problem.task.loss(probe(_first(segment, features)), decided, "sum")
             (slope,) = torch.autograd.grad(loss, masked.weights)
-            if scaled:
+            if masking.scaled:
                 slope = slope * original
-            mask = (mask - rate * slope - shrinkage * mask.sign()).clamp_(0, 1)
-        _replace(segment, block.layer, layer)
+            mask = (mask - masking.rate * slope - masking.shrinkage * mask.sign()).clamp_(0, 1)
+        segment.set_submodule(block.layer, layer)
         yield mask
 
 
@@ -134,8 +136,3 @@ def _first(segment: nn.Module, features: tuple[Tensor, ...]) -> Tensor:
     # What works in place must not find its own traces in the next step.
     values: tuple[Tensor, ...] = segment(*(feature.clone() for feature in features))
     return values[0]
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

@@ -8,7 +8,6 @@ import torch
 from fixers.data import Split
 from fixers.errors import UnadaptableError
 from fixers.problem import RepairProblem, StateDict
-from fixers.training.ensembles import wrong_mask
 
 ENOUGH_DEGRADED = 5
 """With fewer samples that got worse since a checkpoint they say little, and an earlier one is looked at."""
@@ -58,7 +57,7 @@ def compare(problem: RepairProblem, checkpoint: Literal["previous", "three_back"
     for epoch in range(start, -1, -1):
         earlier = history[epoch]
         scratch.load_state_dict(earlier)
-        was_wrong = wrong_mask(scratch, problem.repair, problem)
+        was_wrong = problem.wrong_on(scratch, problem.repair)
         degraded = problem.repair.select((problem.wrong & ~was_wrong).nonzero().squeeze(1))
         if best is None or len(degraded) > len(best.degraded):
             improved = problem.repair.select((was_wrong & ~problem.wrong).nonzero().squeeze(1))

@@ -21,7 +21,7 @@ from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable, TrainingHistory
 from fixers.search.localisation import impacts, in_groups
 from fixers.search.patches import PatchEvaluator, most_accurate, pair_up
-from fixers.search.swarms import Fitness, Progress, particle_swarm
+from fixers.search.swarms import Fitness, SearchProgress, SwarmSettings, particle_swarm
 
 PHI = 4.1
 PATIENCE = 10
@@ -99,9 +99,6 @@ class NeuRecover(Fixer):
             FixFailedError: with ``strict_compat``, a layer that the public port can't handle.
         """
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         if self.strict_compat:
             _check_layers(model)
         comparison = compare(problem, self.checkpoint)
@@ -176,7 +173,7 @@ class NeuRecover(Fixer):
         start[0] = places.read(problem.original)
         bests: list[Tensor] = []
 
-        def on_generation(state: Progress) -> None:
+        def on_generation(state: SearchProgress) -> None:
             if not bests or not torch.equal(bests[-1], state.best):
                 bests.append(state.best)
             problem.report(state.generation, fitness=state.fitness, evaluations=float(state.evaluations))
@@ -184,12 +181,14 @@ class NeuRecover(Fixer):
         result = particle_swarm(
             regression_fitness(problem, places, problem.failures, passes, self.alpha),
             start,
-            generations=self.iterations,
-            phi=PHI,
-            attraction=PHI,
-            slowest=width / 5,
-            fastest=width * 5,
-            patience=PATIENCE,
+            SwarmSettings(
+                generations=self.iterations,
+                phi=PHI,
+                attraction=PHI,
+                slowest=width / 5,
+                fastest=width * 5,
+                patience=PATIENCE,
+            ),
             generator=generator,
             on_generation=on_generation,
         )

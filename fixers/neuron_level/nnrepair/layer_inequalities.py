@@ -9,6 +9,7 @@ from torch import Tensor
 from fixers import network
 from fixers.data import Split
 from fixers.exact.arrays import FloatArray
+from fixers.features.frozen_prefix import prefix_batches
 from fixers.problem import RepairProblem
 
 MARGIN = 1e-4
@@ -43,9 +44,7 @@ def entered(problem: RepairProblem, layer: str, split: Split) -> Entered:
     features = [torch.empty(0, weight.shape[1], dtype=torch.float64)]
     outputs = [torch.empty(0, weight.shape[0], dtype=torch.float64)]
     with torch.no_grad():
-        for batch in split.batches(problem.micro_batch, device=problem.device):
-            problem.check_deadline()
-            entering = cut.features(batch.inputs)[0]
+        for entering, *_ in prefix_batches(problem, cut, split):
             features.append(entering.double().cpu())
             outputs.append(cut.suffix.get_submodule(layer)(entering).double().cpu())
     return Entered(torch.cat(features), torch.cat(outputs), split.labels)

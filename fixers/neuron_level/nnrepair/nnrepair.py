@@ -99,9 +99,6 @@ class NNrepair(Fixer):
             raise FixFailedError(
                 "combination=full solves for the labels of all classes at once; use it with layer=last."
             )
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return problem.new_model()
         work = _Work(self, problem, layer)
         solved, statuses = work.experts()
         counts = {status.value: statuses.count(status) for status in Status if status in statuses}

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fixers import network
 from fixers.data import Split
+from fixers.features.frozen_prefix import prefix_values
 from fixers.fixer import Fixer, parameter
 from fixers.neuron_level.vere.bounds import Dense, HiddenDense, dense_chain, lower_lines
 from fixers.neuron_level.vere.refit import Neuron, interval_loss
@@ -97,9 +98,6 @@ class VeRe(Fixer):
     def fix(self, problem: RepairProblem) -> nn.Module:
         """Bound, rank, refit, round after round; see the class."""
         model = problem.new_model()
-        if len(problem.failures) == 0:
-            problem.note(nothing_to_fix=True)
-            return model
         generator = problem.generator("vere")
         tail = self._tail(model)
         work = _Inputs(problem, model, tail, self._pool(problem, generator))
@@ -250,13 +248,7 @@ class _Inputs:
 
     def __init__(self, problem: RepairProblem, model: nn.Module, tail: _Tail, split: Split) -> None:
         self._problem, self._tail = problem, tail
-        cut = network.cut(model, tail.name)
-        parts = []
-        with torch.no_grad():
-            for batch in split.batches(problem.micro_batch, device=problem.device):
-                problem.check_deadline()
-                parts.append(cut.features(batch.inputs)[0])
-        self.entering = torch.cat(parts)
+        self.entering = prefix_values(problem, network.cut(model, tail.name), split)[0]
         self.targets = split.labels.to(problem.device)
 
     @property

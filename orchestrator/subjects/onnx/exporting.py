@@ -20,6 +20,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from fixers import network
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.onnx.parity import OnnxRunner, ParityError, difference, random_batches
 
@@ -115,20 +116,12 @@ def _spread_small_maps(model: nn.Module, example: torch.Tensor) -> None:
     ONNX has no adaptive pooling, and the exporter refuses this case: torchvision's VGG16 pools the 1 x 1 map that it
     has on 32 x 32 images to 7 x 7.
     """
-    sizes: dict[nn.Module, tuple[int, int]] = {}
-
-    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        sizes[module] = (inputs[0].shape[-2], inputs[0].shape[-1])
-
-    pools = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
-    hooks = [module.register_forward_pre_hook(note) for _, module in pools]
-    with torch.no_grad():
+    pools = {name: module for name, module in model.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
+    with torch.no_grad(), network.captured(model, pools, inputs=True) as calls:
         model(example)
-    for hook in hooks:
-        hook.remove()
-    for name, module in pools:
-        goals = _pair(module.output_size)
-        factors = [(goal or size) / size for goal, size in zip(goals, sizes.get(module, (1, 1)), strict=True)]
+    for name, pooled in dict(calls).items():
+        goals = _pair(pools[name].output_size)
+        factors = [(goal or size) / size for goal, size in zip(goals, pooled.shape[-2:], strict=True)]
         if max(factors) > 1 and all(factor >= 1 and factor % 1 == 0 for factor in factors):
             model.set_submodule(name, nn.Upsample(scale_factor=(factors[0], factors[1]), mode="nearest"))
 

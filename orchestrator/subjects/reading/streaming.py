@@ -8,9 +8,8 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fixers import Split
+from fixers.data import SplitView
 from orchestrator.subjects.reading.images import ImageFormat, Images, UnreadableImageError
 from orchestrator.subjects.reading.samples import ArraySamples
 from orchestrator.subjects.reading.splits import Digests, Indices, Samples
@@ -192,7 +192,7 @@ class StreamedImages:
         return StreamedSplit(own, self.form, labels[indices], np.arange(len(own)))
 
 
-class StreamedSplit(Split):
+class StreamedSplit(SplitView):
     """A split whose images are decoded batch by batch; no more than a batch of them is ever in memory.
 
     Args:
@@ -203,19 +203,9 @@ class StreamedSplit(Split):
     """
 
     def __init__(self, encoded: Encoded, form: ImageFormat, labels: npt.NDArray[np.int64], indices: Indices) -> None:
+        super().__init__(labels, indices)
         self._encoded = encoded
         self._form = form
-        self._all_labels = labels
-        self._indices = indices
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the cached labels, which would be pickled in band."""
-        return {name: value for name, value in self.__dict__.items() if name != "labels"}
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """Labels (M,) int64."""
-        return torch.from_numpy(self._all_labels[self._indices])
 
     @property
     def folder(self) -> Path:
@@ -235,18 +225,14 @@ class StreamedSplit(Split):
         """Shape of one image."""
         return self._form.shape
 
-    def inputs(self, indices: Tensor, device: torch.device) -> Tensor:
-        """Pixels in [0, 1] of the images at ``indices``.
+    def row_inputs(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Pixels in [0, 1] of some of all images.
 
         Raises:
             UnreadableImageError: one can't be decoded.
         """
-        pixels = _decoded(self._encoded, self._form, self._indices[indices.cpu().numpy()].tolist())
+        pixels = _decoded(self._encoded, self._form, rows.tolist())
         return torch.from_numpy(pixels).to(device).float().div_(255.0)
-
-    def select(self, indices: Tensor) -> "StreamedSplit":
-        """A view on the same images."""
-        return StreamedSplit(self._encoded, self._form, self._all_labels, self._indices[indices.cpu().numpy()])
 
 
 def _decoded(encoded: Images, form: ImageFormat, rows: Sequence[int]) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from fixers import FixFailedError
-from fixers.exact.linear_program import LinearProgram, Method, Solver, Status, check_size, no_rows, solve
+from fixers.exact.linear_program import Limits, LinearProgram, Method, Solver, Status, check_size, no_rows, solve
 from fixers.exact.minimal_change import L1, LINF, ChangeProgram, Norm, conflicting_groups, minimal_change
 from fixers.exact.weight_rows import LayerRows, MatrixRows
 
@@ -115,13 +115,13 @@ def test_the_box_bounds_every_weight():
 @pytest.mark.parametrize("norm", [L1, LINF], ids=["l1", "linf"])
 def test_a_millisecond_gives_a_timeout_and_never_a_vector(norm):
     rows = last_layer(0, points=150, width=120, classes=10)
-    change = minimal_change(rows, norm, generate=False, seconds_left=lambda: 1e-3)
+    change = minimal_change(rows, norm, start=np.arange(len(rows.bound)), limits=Limits(lambda: 1e-3))
     assert change.status is Status.TIMEOUT
     assert change.values.size == 0
 
 
 def test_no_time_left_is_a_timeout_without_a_run():
-    assert minimal_change(last_layer(0), L1, seconds_left=lambda: -1.0).status is Status.TIMEOUT
+    assert minimal_change(last_layer(0), L1, limits=Limits(lambda: -1.0)).status is Status.TIMEOUT
 
 
 def test_the_time_limit_counts_each_run_of_a_solver_alone():
@@ -144,7 +144,7 @@ def test_the_time_limit_counts_each_run_of_a_solver_alone():
 @pytest.mark.parametrize("norm", [L1, LINF, MIXED], ids=["l1", "linf", "mixed"])
 def test_row_generation_finds_the_optimum_of_the_full_program(norm):
     rows = last_layer(3, points=40, width=20, classes=8)
-    full, generated = (minimal_change(rows, norm, generate=generate) for generate in (False, True))
+    full, generated = (minimal_change(rows, norm, start=start) for start in (np.arange(len(rows.bound)), None))
     assert generated.size == pytest.approx(full.size, rel=1e-6)
     assert generated.rounds > 1
     assert len(full.used) == len(rows.bound)
@@ -176,7 +176,8 @@ def test_factored_equals_dense(norm, generate):
     factored = LayerRows(rows.left, rows.point, rows.inputs, rows.bound, factored=True)
     expected = minimal_change(dense(rows), norm)
     for variant in (rows, factored):
-        change = minimal_change(variant, norm, generate=generate)
+        start = None if generate else np.arange(len(variant.bound))
+        change = minimal_change(variant, norm, start=start)
         assert change.size == pytest.approx(expected.size, rel=1e-6)
         assert (dense(rows).values(change.values) >= rows.bound - 1e-7).all()
     everything = np.arange(len(rows.bound))
@@ -280,7 +281,7 @@ def test_rows_are_refused_before_they_are_made():
     tracemalloc.start()
     try:
         with pytest.raises(FixFailedError, match="non-zeros"):
-            minimal_change(rows, L1, generate=False, memory=2**30)
+            minimal_change(rows, L1, start=np.arange(len(rows.bound)), limits=Limits(memory=2**30))
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()

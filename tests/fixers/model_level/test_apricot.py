@@ -105,7 +105,7 @@ def test_it_trains_n_models_on_different_balanced_subsets(make_problem, monkeypa
 
     def spy(make_model, split, index_sets, *arguments, **options):
         starts = [make_model(k).state_dict() for k in range(len(index_sets))]
-        calls.append((split, index_sets, starts, options["epochs"]))
+        calls.append((split, index_sets, starts, options["recipe"].epochs))
         calls.append(train_together(make_model, split, index_sets, *arguments, **options))
         return calls[-1]
 
@@ -268,7 +268,7 @@ def test_epochs_of_retraining_are_capped(make_problem):
 def test_the_failing_samples_come_from_the_chosen_splits(make_problem, fail_source):
     problem = make_problem()
     fix(dataclasses.replace(QUICK, fail_source=fail_source, patience=1), problem)
-    in_train = int(ensembles.wrong_mask(problem.original, problem.train, problem).sum())
+    in_train = int(problem.wrong_on(problem.original, problem.train).sum())
     expected = {"repair": len(problem.failures), "train": in_train}
     assert in_train > 0
     assert problem.notes["failing"] == expected.get(fail_source, sum(expected.values()))

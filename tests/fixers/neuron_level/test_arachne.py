@@ -67,7 +67,7 @@ def test_a_planted_weight_is_localised(lenet, digits, names, share):
         problem, where = planted(lenet, digits, 1, 15.0, seed)
         if len(problem.failures) < 3:
             continue
-        places = arachne._localise(problem, names, problem.failures)
+        places = arachne.localised(problem, names, problem.failures)
         found.append(bool(torch.isin(where, in_last_layer(places)).all()))
         sizes.append(len(places))
         gradient = impacts(problem, problem.original, ["classifier.5"], problem.failures)["classifier.5"].gradient
@@ -88,7 +88,7 @@ def test_of_five_planted_weights_some_are_localised(lenet, digits):
         problem, where = planted(lenet, digits, 5, 8.0, seed)
         if len(problem.failures) < 3:
             continue
-        places = arachne._localise(problem, ["classifier.5"], problem.failures)
+        places = arachne.localised(problem, ["classifier.5"], problem.failures)
         hits.append(int(torch.isin(where, in_last_layer(places)).sum()))
         scores = impacts(problem, problem.original, ["classifier.5"], problem.failures)["classifier.5"]
         top = [score.flatten().topk(score.numel() // 20).indices for score in (scores.gradient, scores.forward)]
@@ -129,7 +129,7 @@ def test_the_fitness_never_ends_below_the_originals(make_problem, search, seed):
     problem = make_problem(seed=seed)
     fixer = Arachne(search=search, population=4, generations=1, selection="fitness", layers="last_fc")
     model = fixer.fix(problem)
-    localise = arachne._localise if search == "de" else arachne._localise_first_version
+    localise = arachne.localised if search == "de" else arachne.localised_first_version
     places = localise(problem, ["classifier.5"], problem.failures)
     fitness = judge(problem, places, search, fixer.alpha)
     original, ours = fitness(torch.stack([places.read(problem.original), places.read(model)])).tolist()
@@ -232,7 +232,7 @@ def test_where_weights_may_change(make_problem, resnet):
 def test_nothing_to_fix_returns_an_equal_model(make_problem):
     problem = make_problem()
     problem = make_problem(repair=problem.passes)
-    model = Arachne(**FAST).fix(problem)
+    model = apply.fix(Arachne(**FAST), problem)
     assert problem.notes["nothing_to_fix"]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), problem.original.parameters(), strict=True))
 
@@ -273,7 +273,7 @@ def test_a_smaller_micro_batch_finds_the_same_weights(make_problem):
     results = []
     for micro_batch in (512, 32):
         problem = make_problem(micro_batch=micro_batch)
-        results.append((arachne._localise(problem, ALL, problem.failures), problem))
+        results.append((arachne.localised(problem, ALL, problem.failures), problem))
     (one, _), (other, _) = results
     assert one.layers == other.layers
     assert all(torch.equal(a, b) for a, b in zip(one.indices, other.indices, strict=True))

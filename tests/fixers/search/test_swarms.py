@@ -4,7 +4,15 @@ import math
 import pytest
 import torch
 
-from fixers.search.swarms import constriction, differential_evolution, inertia_swarm, particle_swarm
+from fixers.search.swarms import (
+    EvolutionSettings,
+    InertiaSettings,
+    SwarmSettings,
+    constriction,
+    differential_evolution,
+    inertia_swarm,
+    particle_swarm,
+)
 
 
 def sphere(x):
@@ -19,12 +27,19 @@ def rastrigin(x):
     return -(10 + x**2 - 10 * torch.cos(2 * math.pi * x)).sum(1)
 
 
-def run(method, fitness, dimensions, *, generations=300, size=40, seed=0, **options):
+def run(method, fitness, dimensions, *, generations=300, size=40, seed=0, on_generation=None, **options):
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(size, dimensions, generator=generator) * 8 - 3
+    bounds = {"low": torch.full((dimensions,), -5.0), "high": torch.full((dimensions,), 5.0)}
+    settings = settings_of(method, **{**bounds, "generations": generations, **options})
+    return method(fitness, start, settings, generator=generator, on_generation=on_generation)
+
+
+def settings_of(method, *, low, high, **options):
+    """The box is for differential evolution."""
     if method is differential_evolution:
-        options = {"low": torch.full((dimensions,), -5.0), "high": torch.full((dimensions,), 5.0), **options}
-    return method(fitness, start, generations=generations, generator=generator, **options)
+        return EvolutionSettings(low=low, high=high, **options)
+    return SwarmSettings(**options)
 
 
 METHODS = [differential_evolution, particle_swarm]
@@ -75,8 +90,8 @@ def test_the_best_never_gets_worse_and_belongs_to_its_fitness(method):
 def test_no_generations_gives_the_best_of_the_first_population(method):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(9, 3, generator=generator)
-    bounds = {"low": start.amin(0), "high": start.amax(0)} if method is differential_evolution else {}
-    result = method(sphere, start, generations=0, generator=generator, **bounds)
+    settings = settings_of(method, low=start.amin(0), high=start.amax(0), generations=0)
+    result = method(sphere, start, settings, generator=generator)
     assert torch.equal(result.best, start[sphere(start).argmax()])
 
 
@@ -131,7 +146,8 @@ def test_trials_stay_inside_the_bounds_and_take_at_least_one_element():
 
     generator = torch.Generator().manual_seed(0)
     start = low + (high - low) * torch.rand(20, 3, generator=generator)
-    differential_evolution(watch, start, low, high, generations=30, crossover=0.0, generator=generator)
+    settings = EvolutionSettings(low=low, high=high, generations=30, crossover=0.0)
+    differential_evolution(watch, start, settings, generator=generator)
     assert all(((x >= low) & (x <= high)).all() for x in seen)
     # With crossover 0 only the forced element comes from the mutant: exactly one may differ from the individual.
     changed = (seen[1] != seen[0]).sum(1)
@@ -151,10 +167,12 @@ def test_mutants_are_made_of_three_other_individuals():
     differential_evolution(
         watch,
         start,
-        torch.tensor([-1e9], dtype=torch.float64),
-        torch.tensor([1e9], dtype=torch.float64),
-        generations=1,
-        mutation=(1.0, 1.0),
+        EvolutionSettings(
+            low=torch.tensor([-1e9], dtype=torch.float64),
+            high=torch.tensor([1e9], dtype=torch.float64),
+            generations=1,
+            mutation=(1.0, 1.0),
+        ),
         generator=torch.Generator().manual_seed(0),
     )
     for i, trial in enumerate(seen[1][:, 0].tolist()):
@@ -175,7 +193,7 @@ def test_moves_follow_the_equations_particle_by_particle():
         return rastrigin(x)
 
     start = torch.randn(5, 2, generator=torch.Generator().manual_seed(3)).double()
-    particle_swarm(watch, start, generations=12, generator=torch.Generator().manual_seed(0))
+    particle_swarm(watch, start, SwarmSettings(generations=12), generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     positions, velocities, own = list(start), [torch.zeros(2).double() for _ in start], list(start)
     for after in seen[1:]:
@@ -200,7 +218,8 @@ def test_speeds_stay_in_their_range_and_the_first_move_is_downwards():
     slowest, fastest = torch.tensor([0.1, 0.2]), torch.tensor([0.5, 3.0])
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(10, 2, generator=generator).double()
-    particle_swarm(watch, start, generations=20, slowest=slowest, fastest=fastest, generator=generator)
+    settings = SwarmSettings(generations=20, slowest=slowest, fastest=fastest)
+    particle_swarm(watch, start, settings, generator=generator)
     for before, after in itertools.pairwise(seen):
         speed = (after - before).abs()
         assert ((speed >= slowest - 1e-6) & (speed <= fastest + 1e-6)).all()
@@ -209,42 +228,21 @@ def test_speeds_stay_in_their_range_and_the_first_move_is_downwards():
     torch.testing.assert_close(seen[1][best], start[best] - slowest.double(), atol=1e-6, rtol=0)
 
 
-def test_particles_stay_inside_bounds():
-    seen = []
-    low, high = torch.tensor([0.5, -1.0]), torch.tensor([1.0, 1.0])
-
-    def watch(x):
-        seen.append(x.clone())
-        return sphere(x)
-
-    generator = torch.Generator().manual_seed(0)
-    particle_swarm(watch, torch.rand(8, 2, generator=generator), generations=9, low=low, high=high, generator=generator)
-    assert all(((x >= low) & (x <= high)).all() for x in seen[1:])
-
-
 def test_impossible_populations_are_refused():
     generator = torch.Generator()
     with pytest.raises(ValueError, match="4 individuals"):
-        differential_evolution(
-            sphere, torch.zeros(3, 2), torch.zeros(2), torch.ones(2), generations=1, generator=generator
-        )
+        settings = EvolutionSettings(low=torch.zeros(2), high=torch.ones(2), generations=1)
+        differential_evolution(sphere, torch.zeros(3, 2), settings, generator=generator)
     with pytest.raises(ValueError, match="phi above 4"):
-        particle_swarm(sphere, torch.zeros(3, 2), generations=1, phi=4.0, generator=generator)
+        particle_swarm(sphere, torch.zeros(3, 2), SwarmSettings(generations=1, phi=4.0), generator=generator)
 
 
 def swarm(fitness, dimensions, *, generations=200, size=30, seed=0, start=1.0, bound=5.0, **options):
     options = {"inertia": 0.8, "to_own": 0.41, "to_best": 0.41, **options}
     bounds = torch.full((dimensions,), bound)
     generator = torch.Generator().manual_seed(seed)
-    return inertia_swarm(
-        fitness,
-        torch.full((size, dimensions), start),
-        -bounds,
-        bounds,
-        generations=generations,
-        generator=generator,
-        **options,
-    )
+    settings = InertiaSettings(low=-bounds, high=bounds, generations=generations, **options)
+    return inertia_swarm(fitness, torch.full((size, dimensions), start), settings, generator=generator)
 
 
 def test_a_swarm_with_inertia_leaves_the_point_it_starts_in():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,9 +27,8 @@ def train_three(problem, model, epochs=2, **changes):
         problem.train,
         subsets,
         problem,
-        epochs=epochs,
         generator=generator(),
-        recipe=changes.pop("recipe", RECIPE),
+        recipe=dataclasses.replace(changes.pop("recipe", RECIPE), epochs=epochs),
         **changes,
     )
 
@@ -141,9 +142,9 @@ def test_dropout_is_seeded_independent_and_leaves_the_global_generator_alone(mak
 
     def train_equal_twins():
         # One batch of one sample again and again: the twins differ by nothing but what dropout draws.
-        recipe = TrainingRecipe(batch_size=len(subset))
+        recipe = TrainingRecipe(batch_size=len(subset), epochs=1)
         return ensembles.train_together(
-            lambda k: network.reinitialised(model, 0), problem.train, [subset] * 2, problem, epochs=1,
+            lambda k: network.reinitialised(model, 0), problem.train, [subset] * 2, problem,
             generator=generator(), recipe=recipe,
         )  # fmt: skip
 
@@ -160,7 +161,8 @@ def test_index_sets_of_different_lengths_are_all_trained_in_full(make_problem, l
     seen = []
     ensembles.train_together(
         lambda k: network.reinitialised(lenet, k), problem.train, [torch.arange(10), torch.arange(30)], problem,
-        epochs=3, generator=generator(), recipe=RECIPE, after_epoch=lambda epoch, loss: seen.append((epoch, loss)),
+        generator=generator(), recipe=dataclasses.replace(RECIPE, epochs=3),
+        after_epoch=lambda epoch, loss: seen.append((epoch, loss)),
     )  # fmt: skip
     assert [epoch for epoch, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert all(0 < loss < 10 for _, loss in seen)

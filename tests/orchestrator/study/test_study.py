@@ -102,6 +102,16 @@ def test_two_mistakes_are_two_sentences(tmp_path):
     assert len(str(caught.value).splitlines()) == 2
 
 
+def test_all_wrong_parameters_of_a_fixer_are_said_each_with_its_line(tmp_path):
+    entry = "{name: arachne, params: {populaton: 5, alpha: -1}, grid: {generations: [5, 0]}}"
+    with pytest.raises(UserError) as caught:
+        parse_study(good("", fixers=f"\n  - {entry}"), "demo.yaml", tmp_path)
+    told = str(caught.value).splitlines()
+    assert all(line.startswith("demo.yaml, line 4: ") for line in told)
+    for line, name in zip(told, ("populaton", "alpha", "generations"), strict=True):
+        assert f"'{name}'" in line
+
+
 def test_a_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="There is no study file"):
         load_study(tmp_path / "nowhere.yaml")

@@ -82,9 +82,9 @@ def test_more_than_ten_percent_relative_is_corrupted(fixed, outcome):
 
 
 def test_only_out_of_memory_is_worth_a_smaller_micro_batch():
-    assert outcomes.is_out_of_memory(torch.OutOfMemoryError("x"))
-    assert outcomes.is_out_of_memory(MemoryError())
-    assert not outcomes.is_out_of_memory(RuntimeError("x"))
+    assert fixers.errors.is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert fixers.errors.is_out_of_memory(MemoryError())
+    assert not fixers.errors.is_out_of_memory(RuntimeError("x"))
 
 
 def _own_exceptions():

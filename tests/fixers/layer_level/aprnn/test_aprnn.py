@@ -12,9 +12,9 @@ from torch.nn import functional
 from fixers import DeadlineExceededError, FixFailedError, RepairProblem, TensorSplit, UnadaptableError, fix
 from fixers.exact.linear_program import Status
 from fixers.exact.minimal_change import L1, LINF, Norm
-from fixers.exact.piecewise_linear import branch_at, pool_windows
 from fixers.layer_level.aprnn.aprnn import APRNN, editable_layers
 from fixers.layer_level.aprnn.fixed_branches import FixedBranches
+from fixers.layer_level.aprnn.piecewise_linear import branch_at, pool_windows
 from fixers.layer_level.prdnn.prdnn import PRDNN
 
 LAYERS = {
@@ -398,26 +398,6 @@ def test_pieces_are_those_of_the_activation(activation):
     expected = functional.relu(z) if activation is None else activation(z)
     torch.testing.assert_close(branch.slope * z + branch.offset, expected)
     assert ((branch.low <= z) & (z <= branch.high)).all()
-
-
-def test_corners_that_share_the_branches_of_their_centre_repair_a_whole_polygon():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    corners = torch.tensor([[-0.6, -0.5], [0.7, -0.4], [0.1, 0.8]], dtype=torch.float64)
-    shares = torch.distributions.Dirichlet(torch.ones(3, dtype=torch.float64)).sample((2000,))
-    with torch.no_grad():
-        assert len((model[0](shares @ corners) > 0).unique(dim=0)) > 3
-        label = int(model(corners.mean(0)).argsort()[1])
-    branches = FixedBranches(model, "0", corners, references=corners.mean(0).expand(3, 2))
-    found = branches.minimal(np.full(3, label), 0.05, L1, box=10.0)
-    assert found.is_optimal
-    with torch.no_grad():
-        outputs = written(branches, found.values, model)(shares @ corners)
-        np.testing.assert_allclose(branches.predicted(found.values).T @ shares.numpy().T, outputs.T, atol=1e-6)
-        rivals = outputs.clone()
-        rivals[:, label] = -torch.inf
-    assert (outputs[:, label] - rivals.amax(1)).min() >= 0.05 - 1e-6
 
 
 @pytest.mark.parametrize("norm", [L1, LINF, Norm(l1=0.01, linf=1.0)], ids=["l1", "linf", "mixed"])

@@ -10,8 +10,7 @@ from fixers.exact.decoupled import DecoupledNetwork
 from fixers.exact.linear_program import Status
 from fixers.exact.minimal_change import L1, LINF, Norm, conflicting_groups, minimal_change
 from fixers.layer_level.prdnn.decoupled_rows import label_rows_of_layer
-from fixers.layer_level.prdnn.linear_regions import linear_regions
-from fixers.layer_level.prdnn.prdnn import PRDNN, repair_polygons
+from fixers.layer_level.prdnn.prdnn import PRDNN
 
 LAYERS = ("last_linear", "second_last_linear", "third_last_linear", "last_conv")
 
@@ -254,106 +253,6 @@ def test_nothing_one_and_only_failures(make_problem):
         assert (margins(problem, model) >= 0.05 - 1e-6).all()
     with pytest.raises(DeadlineExceededError):
         fix(PRDNN(), make_problem(time_limit=-1.0))
-
-
-def of_polygon(polygon, count, seed=0):
-    """Random points of a triangle, more of them near its edges than evenly spread ones."""
-    rng = np.random.default_rng(seed)
-    shares = np.concatenate([rng.dirichlet(np.ones(3), count // 2), rng.dirichlet(np.full(3, 0.2), count // 2)])
-    return torch.tensordot(torch.from_numpy(shares).to(polygon), polygon, dims=1)
-
-
-def margins_of(model, inputs, label):
-    with torch.no_grad():
-        outputs = model(inputs)
-    rivals = outputs.clone()
-    rivals[:, label] = -torch.inf
-    return outputs[:, label] - rivals.amax(1)
-
-
-def triangle(problem, size):
-    """Around a failing digit, towards two other digits; and the label."""
-    digit = problem.failures.batch()
-    other = problem.passes.batch().inputs
-    centre = digit.inputs[0]
-    return torch.stack([centre, centre + size * (other[0] - centre), centre + size * (other[3] - centre)]), int(
-        digit.targets[0]
-    )
-
-
-@pytest.mark.parametrize(
-    ("layer", "size", "regions"),
-    [
-        ("classifier.5", 0.3, 200),
-        ("classifier.3", 0.05, 5),
-        ("features.3", 0.05, 5),
-        pytest.param("classifier.3", 0.3, 200, marks=pytest.mark.slow),
-    ],
-)
-def test_every_point_of_a_polygon_gets_its_label(make_problem, layer, size, regions):
-    problem = make_problem()
-    polygon, label = triangle(problem, size)
-    inputs = of_polygon(polygon, 3000)
-    assert (margins_of(problem.original, inputs, label) < 0).any()
-    before = copy.deepcopy(problem.original.state_dict())
-    repair = repair_polygons(problem.original, layer, [polygon], [label], PRDNN(norm="l1"))
-    assert repair.regions > regions
-    assert repair.corners >= 3 * repair.regions
-    assert margins_of(repair.model, inputs, label).min() >= 0.05 - 1e-6
-    assert all(torch.equal(value, before[name]) for name, value in problem.original.state_dict().items())
-    assert isinstance(repair.model, DecoupledNetwork) == (layer != "classifier.5")
-
-
-def plane_network(seed=0):
-    """Two inputs, three classes, many regions."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)).double()
-        with torch.no_grad():
-            for layer in (model[0], model[2]):
-                layer.weight.mul_(2.0)
-    return model, torch.tensor([[-1.0, -0.9], [1.1, -0.8], [0.1, 1.2]], dtype=torch.float64)
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("layer", ["0", "2", "4"])
-def test_corners_of_all_regions_are_needed_and_enough(layer, seed):
-    model, polygon = plane_network(seed)
-    inputs = of_polygon(polygon, 20_000)
-    label = int(model(inputs).argmax(1).bincount(minlength=3).argmin())
-    settings = PRDNN(norm="l1", box=10.0)
-    whole = repair_polygons(model, layer, [polygon], [label], settings)
-    assert margins_of(whole.model, inputs, label).min() >= 0.05 - 1e-9
-    ends = repair_polygons(model, layer, [corner[None] for corner in polygon], [label] * 3, settings)
-    assert ends.regions == 0
-    assert ends.cost < whole.cost
-    assert margins_of(ends.model, polygon, label).min() >= 0.05 - 1e-9
-    assert margins_of(ends.model, inputs, label).min() < 0.05 - 1e-3
-
-
-@pytest.mark.parametrize("norm", ["l1", "mixed"])
-def test_the_change_for_a_polygon_is_minimal(norm):
-    model, polygon = plane_network()
-    label = int(model(of_polygon(polygon, 2000)).argmax(1).bincount(minlength=3).argmin())
-    repair = repair_polygons(model, "2", [polygon], [label], PRDNN(norm=norm, box=10.0))
-    regions = linear_regions(model, polygon)
-    near = 1e-7
-    corners = (1 - near) * regions.corners + near * regions.inside[regions.region]  # the branches of each region
-    assert margins_of(repair.model, corners, label).min() >= repair.margin - 1e-5
-    with torch.no_grad():
-        for parameter in repair.model.edited.parameters():
-            parameter.mul_(0.99)
-    assert margins_of(repair.model, corners, label).min() < repair.margin - 1e-5
-
-
-def test_several_polygons_at_once_and_polygons_that_exclude_each_other():
-    model, polygon = plane_network()
-    apart = [0.15 * polygon - 0.5, 0.15 * polygon + 0.5]
-    repair = repair_polygons(model, "2", apart, [0, 1], PRDNN(norm="l1", box=10.0))
-    for part, label in zip(apart, (0, 1), strict=True):
-        assert margins_of(repair.model, of_polygon(part, 4000), label).min() >= 0.05 - 1e-9
-    with pytest.raises(FixFailedError, match="infeasible"):
-        repair_polygons(model, "2", [polygon, 0.5 * polygon], [0, 1], PRDNN(norm="l1", box=10.0))
 
 
 def test_a_box_bounds_every_weight(make_problem):

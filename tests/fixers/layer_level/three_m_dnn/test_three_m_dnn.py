@@ -18,8 +18,8 @@ from fixers import (
     fix,
     network,
 )
+from fixers.exact import margins as guards
 from fixers.exact.minimal_change import L1, LINF
-from fixers.layer_level.three_m_dnn import three_m_dnn
 from fixers.layer_level.three_m_dnn.separated_network import EqualityPrograms, SeparatedNetwork
 from fixers.layer_level.three_m_dnn.three_m_dnn import ThreeMDNN
 
@@ -268,7 +268,7 @@ def test_the_original_is_kept_where_every_change_hurts_valid():
 
 def test_the_margin_is_doubled_until_the_model_itself_holds_it(monkeypatch):
     # The program asks for less than the margin: the exported model misses it, and the second attempt holds.
-    monkeypatch.setattr(three_m_dnn, "_ROUNDING_GUARD", -5e-3)
+    monkeypatch.setattr(guards, "ROUNDING_GUARD", -5e-3)
     problem = tail_problem()
     model = fix(ThreeMDNN(evaluations=3), problem)
     assert 0.025 < problem.notes["solved_margin"] < 0.045
@@ -276,7 +276,7 @@ def test_the_margin_is_doubled_until_the_model_itself_holds_it(monkeypatch):
 
 
 def test_a_margin_that_never_holds_is_an_error(monkeypatch):
-    monkeypatch.setattr(three_m_dnn, "_ROUNDING_GUARD", -0.0499)
+    monkeypatch.setattr(guards, "ROUNDING_GUARD", -0.0499)
     with pytest.raises(FixFailedError, match="precision"):
         fix(ThreeMDNN(evaluations=3), tail_problem(layers=(3, 4, 4, 2)))
 

@@ -134,9 +134,8 @@ def test_batched_interventions_are_what_a_hook_gives(request, digits, name, laye
     count = interventions.neurons_of(model.get_submodule(layer))
     neurons = torch.tensor([0, count - 1, count // 2, 0, 1])
     values = torch.tensor([0.0, 1.5, -2.0, 3.0, 0.5])
-    got = interventions.mean_under(
-        problem, problem.original, layer, split, undesired(problem), neurons=neurons, values=values, relative=relative
-    )
+    forced = interventions.Forced(neurons, values, relative)
+    got = interventions.mean_under(problem, problem.original, layer, split, undesired(problem), forced)
     batch = split.batch()
     for neuron, value, mean in zip(neurons.tolist(), values.tolist(), got.tolist(), strict=True):
         change = (lambda h, v=value: h + v) if relative else (lambda h, v=value: torch.full_like(h, v))

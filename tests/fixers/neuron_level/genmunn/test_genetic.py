@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fixers.neuron_level.genmunn.genetic import evolve
+from fixers.neuron_level.genmunn.genetic import GeneticSettings, evolve
 
 
 def gaussian(positions, values, generator):
     return values + 0.5 * torch.randn(len(values), generator=generator)
 
 
-def run(fitness, dimensions=40, *, seed=0, mutate=gaussian, **options):
-    settings = {"population": 20, "generations": 30, "mutations": 2, **options}
+def run(fitness, dimensions=40, *, seed=0, mutate=gaussian, on_generation=None, **options):
+    settings = GeneticSettings(**{"population": 20, "generations": 30, "mutations": 2, **options})
     generator = torch.Generator().manual_seed(seed)
-    return evolve(fitness, torch.zeros(dimensions), mutate, generator=generator, **settings)
+    return evolve(fitness, torch.zeros(dimensions), mutate, settings, generator=generator, on_generation=on_generation)
 
 
 def whole(mutants, dimensions=40):
@@ -178,9 +178,7 @@ def test_individuals_keep_their_form(population, dimensions, mutations, seed):
         judge,
         origin,
         gaussian,
-        population=population,
-        generations=4,
-        mutations=mutations,
+        GeneticSettings(population=population, generations=4, mutations=mutations),
         generator=torch.Generator().manual_seed(seed),
     )
 

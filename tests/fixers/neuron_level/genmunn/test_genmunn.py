@@ -9,7 +9,7 @@ from torch import nn
 from fixers import RepairProblem, apply, network
 from fixers.errors import DeadlineExceededError
 from fixers.neuron_level.genmunn import genmunn
-from fixers.neuron_level.genmunn.genetic import Mutants, evolve
+from fixers.neuron_level.genmunn.genetic import GeneticSettings, Mutants, evolve
 from fixers.neuron_level.genmunn.genmunn import GenMuNN, neurons_first, removal_effects
 from fixers.neuron_level.genmunn.weight_pool import PoolEvaluator
 from fixers.registry import get
@@ -95,9 +95,7 @@ def test_of_the_bests_the_fittest_that_valid_accepts_is_taken(make_problem):
         lambda people: people.values.sum(1) if len(people.positions) else torch.zeros(len(people)),
         pool.origin,
         GenMuNN(sigma=1.0)._mutation(pool),
-        population=20,
-        generations=15,
-        mutations=5,
+        GeneticSettings(population=20, generations=15, mutations=5),
         generator=torch.Generator().manual_seed(0),
         on_generation=bests.append,
     )
@@ -291,11 +289,12 @@ def test_it_beats_as_many_mutants_drawn_blindly(lenet, digits):
         def fitness(people, evaluator=evaluator, worth=worth):
             return genmunn._fitness(*evaluator.judge(people), worth)
 
-        options = {"mutations": 5, "generator": torch.Generator().manual_seed(seed)}
+        generator = torch.Generator().manual_seed(seed)
         mutate = GenMuNN()._mutation(pool)
-        ours = evolve(fitness, pool.origin, mutate, population=20, generations=15, **options)
+        settings = GeneticSettings(population=20, generations=15, mutations=5)
+        ours = evolve(fitness, pool.origin, mutate, settings, generator=generator)
         shuffled = copy.deepcopy(pool)
-        order = torch.randperm(len(pool.index), generator=options["generator"])
+        order = torch.randperm(len(pool.index), generator=generator)
         shuffled = type(pool)(
             pool.layers, *(part[order] for part in (pool.layer, pool.index, pool.origin, pool.spread))
         )
@@ -304,9 +303,8 @@ def test_it_beats_as_many_mutants_drawn_blindly(lenet, digits):
             lambda people, evaluator=evaluator, worth=worth: genmunn._fitness(*evaluator.judge(people), worth),
             shuffled.origin,
             GenMuNN()._mutation(shuffled),
-            population=ours.evaluations,
-            generations=1,
-            **options,
+            GeneticSettings(population=ours.evaluations, generations=1, mutations=5),
+            generator=generator,
         )
         gains.append(ours.fitness - before)
         blind.append(theirs.fitness - before)
@@ -316,8 +314,8 @@ def test_it_beats_as_many_mutants_drawn_blindly(lenet, digits):
 def test_nothing_to_fix_returns_an_equal_model(make_problem):
     problem = make_problem()
     problem = make_problem(repair=problem.passes)
-    model = GenMuNN(**FAST).fix(problem)
-    assert problem.notes == {"nothing_to_fix": True, "fidelity": "reconstruction"}
+    model = apply.fix(GenMuNN(**FAST), problem)
+    assert problem.notes == {"nothing_to_fix": True}
     assert same(model, problem.original)
 
 

@@ -10,12 +10,11 @@ from torch import fx, nn
 
 from fixers import DeadlineExceededError, FixFailedError, RepairProblem, TensorSplit, UnadaptableError, fix, network
 from fixers.features import frozen_prefix as frozen_prefix_module
-from fixers.features.frozen_prefix import FrozenPrefix
 from fixers.neuron_level.inner import inner
 from fixers.neuron_level.inner.inner import Inner, Repair
 from fixers.neuron_level.inner.jitter import jitter
 from fixers.neuron_level.inner.probes import anomaly_scores, blocks, tapped, train_probes
-from fixers.neuron_level.inner.routing import OwnWeights, count_votes, most_voted, route_masks
+from fixers.neuron_level.inner.routing import Masking, OwnWeights, count_votes, most_voted, route_masks
 
 QUICK = {"probe_epochs": 20}
 FAST = {**QUICK, "routing_inputs": 20, "routing_steps": 10}
@@ -233,7 +232,7 @@ def test_masks_are_those_of_one_input_at_a_time(remembered, number):
     block = blocks(problem.original, (1, 8, 8))[number]
     probe = probes_of(problem, blocks(problem.original, (1, 8, 8)))[block.layer]
     some = problem.failures.select(torch.arange(5))
-    got = torch.cat(list(route_masks(problem, problem.original, block, probe, some, steps=10, **ROUTING)))
+    got = torch.cat(list(route_masks(problem, problem.original, block, probe, some, Masking(10, **ROUTING))))
     model = problem.new_model()
     to_tap = [model.features, model.classifier[:2] if number > 1 else nn.Flatten()]
     to_tap = nn.Sequential(*to_tap, nn.ReLU())
@@ -254,13 +253,15 @@ def test_routing_runs_nothing_behind_the_block_and_changes_nothing(remembered):
         problem.original.get_submodule(name).register_forward_hook(lambda *_, name=name: runs.append(name))
         for name in ("features.0", "classifier.1", "classifier.3")
     ]
-    parts = list(route_masks(problem, problem.original, where[1], probes["features.3"], some, steps=5, **ROUTING))
+    parts = list(route_masks(problem, problem.original, where[1], probes["features.3"], some, Masking(5, **ROUTING)))
     for handle in handles:
         handle.remove()
     assert [len(part) for part in parts] == [16, 16, 8]
     assert runs == ["features.0"] * 3
     assert equal(problem.original, before)
-    whole = next(route_masks(remembered(), problem.original, where[1], probes["features.3"], some, steps=5, **ROUTING))
+    whole = next(
+        route_masks(remembered(), problem.original, where[1], probes["features.3"], some, Masking(5, **ROUTING))
+    )
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -274,7 +275,7 @@ def routed(remembered):
         block = where[number]
         probe = probes_of(problem, where)[block.layer]
         some = problem.failures.select(torch.arange(count))
-        masks = torch.cat(list(route_masks(problem, problem.original, block, probe, some, steps=steps, **ROUTING)))
+        masks = torch.cat(list(route_masks(problem, problem.original, block, probe, some, Masking(steps, **ROUTING))))
         entering = network.cut(problem.new_model(), block.layer)
         segment = network.cut(entering.suffix, block.tap).prefix
         own = OwnWeights(segment.get_submodule(block.layer))
@@ -564,14 +565,3 @@ def test_jitter_keeps_distances_in_wide_images():
     images[:, :, 9:11, 15:25] = 1.0
     moved = jitter(images, torch.Generator().manual_seed(0), flip=False)
     assert moved.sum((1, 2, 3)) == pytest.approx(torch.full((50,), 20.0), rel=0.1)
-
-
-def test_a_frozen_prefix_gives_what_enters(make_problem):
-    problem = make_problem(micro_batch=50)
-    cut = network.cut(problem.original, "classifier.1")
-    prefix = FrozenPrefix(problem, cut, problem.valid)
-    rows = torch.tensor([5, 2, 100])
-    expected = problem.original.features(problem.valid.inputs(rows, problem.device)).flatten(1)
-    torch.testing.assert_close(prefix(rows)[0], expected)
-    assert torch.cat(list(prefix.micro_batches())).tolist() == list(range(len(problem.valid)))
-    assert max(len(part) for part in prefix.micro_batches()) == 50

@@ -350,7 +350,7 @@ def test_what_it_applies_to(lenet, resnet, make_problem):
 def test_nothing_to_fix_returns_an_equal_model(make_problem):
     problem = make_problem()
     problem = make_problem(repair=problem.passes)
-    model = VeRe(**FAST).fix(problem)
+    model = apply.fix(VeRe(**FAST), problem)
     assert problem.notes["nothing_to_fix"]
     assert same(model, problem.original)
 

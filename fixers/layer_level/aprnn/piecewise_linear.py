@@ -44,7 +44,6 @@ _AFFINE_CALLS: tuple[Any, ...] = (
 _SCALING_CALLS: tuple[Any, ...] = (torch.mul, torch.div, operator.mul, operator.truediv, "mul", "div")
 _ACTIVATION_MODULES = (nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.Hardswish, nn.GELU)  # ReLU6 is a Hardtanh
 _RELU_CALLS: tuple[Any, ...] = (torch.relu, torch.relu_, functional.relu, functional.relu_, "relu", "relu_")
-_SMOOTH = (nn.Hardswish, nn.GELU)
 
 
 def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -84,18 +83,16 @@ def kind_of(graph_module: fx.GraphModule, node: fx.Node) -> Kind:
     return Kind.OTHER
 
 
-def why_not_piecewise_linear(graph_module: fx.GraphModule, *, smooth: bool = True) -> str | None:
+def why_not_piecewise_linear(graph_module: fx.GraphModule) -> str | None:
     """The first call without linear branches, in words; None where there is none.
 
-    Args:
-        graph_module: a model or a part of one.
-        smooth: whether Hardswish and GELU count as having branches, which they have outside an interval.
+    Hardswish and GELU count as having branches, which they have outside an interval.
     """
     for node in graph_module.graph.nodes:
         if node.op not in ("call_module", "call_function", "call_method"):
             continue
         module = module_of(graph_module, node)
-        if kind_of(graph_module, node) is Kind.OTHER or (not smooth and isinstance(module, _SMOOTH)):
+        if kind_of(graph_module, node) is Kind.OTHER:
             return type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
     return None
 
