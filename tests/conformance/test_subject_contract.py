@@ -101,7 +101,7 @@ def test_classes_are_spread_alike_where_splits_share_a_pool(subject: SubjectDefi
         for name, split in data.splits().items()
     }
     assert abs(shares["repair"] - shares["test"]).max() <= 1 / min(len(data.repair), len(data.test)) + 0.02, (
-        "repair and test come from one distribution; stratify them (orchestrator.subjects.splits does)"
+        "repair and test come from one distribution; stratify them (orchestrator.subjects.reading.splits does)"
     )
 
 

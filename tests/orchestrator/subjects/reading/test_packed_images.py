@@ -88,9 +88,10 @@ SCRIPT = """
 import hashlib, pickle, sys, time
 from pathlib import Path
 import numpy as np
-from orchestrator.subjects import parquet
-from orchestrator.subjects.images import ImageFormat, image_samples
-from orchestrator.subjects.parquet import ParquetImages, read_parquet
+from orchestrator.subjects.reading import parquet
+from orchestrator.subjects.reading.images import ImageFormat
+from orchestrator.subjects.reading.parquet import ParquetImages, read_parquet
+from orchestrator.subjects.reading.streaming import image_samples
 
 parquet.IMAGES_AT_ONCE = 4
 images = read_parquet([Path(sys.argv[1])], None, "label").images

@@ -90,9 +90,10 @@ import sys
 from pathlib import Path
 import pyarrow.parquet
 from PIL import Image
-from orchestrator.subjects.images import ImageFormat, first_image, image_samples
-from orchestrator.subjects.own_data import OwnData, SplitOrigin
-from orchestrator.subjects.parquet import read_parquet
+from orchestrator.subjects.own.data import OwnData, SplitOrigin
+from orchestrator.subjects.reading.images import ImageFormat
+from orchestrator.subjects.reading.parquet import read_parquet
+from orchestrator.subjects.reading.streaming import image_samples
 
 def status(name):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if name in line)
