@@ -24,7 +24,6 @@ from orchestrator.base.kernels import make_repeatable
 from orchestrator.subjects import weights
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import (
-    ImportedSource,
     OriginalRecipe,
     State,
     Subject,
@@ -74,9 +73,7 @@ def prepare(
     if not definition.trains_original:
         model = definition.build_model()
         _check_weights(definition, model)
-        source = definition.model
-        parity = source.parity(data.valid) if isinstance(source, ImportedSource) else None
-        return make_subject(definition, data, model, parity=parity)
+        return make_subject(definition, data, model, parity=definition.model.parity(data.valid))
     if definition.recipe is None:
         raise UserError(f"{definition.name} has neither weights nor a recipe to train them; give one of them.")
     training = _Training(definition, definition.recipe, data, Path(cache_dir), keep_history)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from fixers import Classification, Split, Task, TrainingRecipe
 from fixers.requirements import SubjectFacts
 from orchestrator.base.errors import UserError
-from orchestrator.subjects.parity import Parity
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
 
 State = dict[str, npt.NDArray[Any]]
 """Weights and buffers of a model by their names."""
+PARITY_INPUTS = 200
+"""Most inputs of a subject on which an imported model is held against its file."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,14 @@ def describe(origin: str, sizes: Mapping[SplitName, int]) -> str:
 
 
 class DataSource(Protocol):
-    """Where the samples of a subject come from. A frozen dataclass, cheap to pickle."""
+    """Where the samples of a subject come from. A frozen dataclass, cheap to pickle; data don't travel.
+
+    Nothing outside a source asks of which kind it is: what else there is to know of one is a question to all.
+    """
+
+    @property
+    def folder(self) -> str | None:
+        """The dataset's folder below the data root; None where the samples come from elsewhere."""
 
     def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide the samples.
@@ -113,9 +122,33 @@ class DataSource(Protocol):
             UserError: the dataset isn't there or can't be read, with what to put where.
         """
 
+    def check(self, data_root: DataRoot | None) -> None:
+        """See that this machine has what :meth:`load` reads. Opens folders, reads no samples.
+
+        Raises:
+            UserError: it hasn't, with what is missing where.
+        """
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """The user's own modules that it needs, each with the folder in which it may lie; they travel with it."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An imported model against the file that it came from, on the same inputs."""
+
+    n_inputs: int
+    max_difference: float
+    """Largest |difference| of what the file puts out: probabilities where it ends in a Softmax, else logits."""
+    n_same_class: int
+    """Inputs for which both predict the same class."""
+
 
 class ModelSource(Protocol):
-    """Where the architecture, and sometimes the weights, of a subject come from. Cheap to pickle."""
+    """Where the architecture, and sometimes the weights, of a subject come from. A frozen dataclass, cheap to pickle.
+
+    Nothing outside a source asks of which kind it is, as for :class:`DataSource`.
+    """
 
     @property
     def trains(self) -> bool:
@@ -128,19 +161,25 @@ class ModelSource(Protocol):
         """
 
     def identity(self) -> str:
-        """Names architecture and, where they are given, weights by content."""
+        """Names architecture and, where they are given, weights by content; not where they are."""
 
+    def parity(self, split: Split) -> Parity | None:
+        """Hold a model that was translated from another format against it, on some inputs of a split.
 
-@runtime_checkable
-class ImportedSource(Protocol):
-    """A model source that translates a model from another format, and can hold the result against the original."""
-
-    def parity(self, split: Split) -> Parity:
-        """Compare both on some inputs of a split.
+        None where the model was made for torch.
 
         Raises:
             UserError: they differ.
         """
+
+    def files(self) -> Sequence[Path]:
+        """The files that it reads, which travel with it; what an ONNX file names goes without saying."""
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """The user's own modules that it needs, each with the folder in which it may lie; they travel with it."""
+
+    def relocated(self, paths: Mapping[Path, Path]) -> "ModelSource":
+        """The same source with each of its files at another path."""
 
 
 @dataclass(frozen=True)

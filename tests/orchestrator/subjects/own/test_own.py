@@ -29,8 +29,7 @@ from orchestrator.subjects.onnx.importing import load_onnx
 from orchestrator.subjects.onnx.parity import OnnxRunner
 from orchestrator.subjects.onnx.safety import ModelImportError
 from orchestrator.subjects.originals import prepare
-from orchestrator.subjects.parity import PARITY_INPUTS, Parity
-from orchestrator.subjects.subject import SubjectDefinition, make_subject
+from orchestrator.subjects.subject import PARITY_INPUTS, Parity, SubjectDefinition, make_subject
 from orchestrator.trial.loading import sample_columns
 
 torch.set_num_threads(1)
