@@ -19,7 +19,7 @@ import numpy as np
 import ray
 
 from orchestrator.base.errors import UserError
-from orchestrator.cluster.unpacking import digest_of, has_content, place, unpacked
+from orchestrator.cluster.unpacking import copy_into_place, digest_of, has_content, unpacked
 from orchestrator.subjects.own.local_files import external_data, module_files
 from orchestrator.subjects.own.references import make_importable
 from orchestrator.subjects.subject import SubjectDefinition
@@ -100,7 +100,7 @@ class ModelFile:
         if hashlib.sha256(content).hexdigest() != self.parts[name].digest:
             raise UserError(f"{name} arrived damaged from the machine that runs the study; run the same command again.")
         try:
-            place(target, content)
+            copy_into_place(target, content)
         except OSError as error:
             raise UserError(
                 f"{target.parent} can't take {name}, of {len(content):,} bytes ({error.strerror}); make room there, or "

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypedDict, Unpack
 
 import click
 import yaml
@@ -29,7 +29,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.study.reading import load_study
 from orchestrator.study.subject_files import with_subjects
 from orchestrator.subjects.own.local_files import PACKAGES, external_data, module_files
-from orchestrator.subjects.own.references import LocalFile, Target
+from orchestrator.subjects.own.references import Function, LocalFile
 from orchestrator.subjects.own.schema import OwnSubject
 
 MOST_BYTES: Final = 200_000_000
@@ -140,9 +140,9 @@ def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
                 "them where every node sees them and give the absolute path."
             )
         named += [file.given for file in (own.model, own.weights) if isinstance(file, LocalFile)]
-        for target in (own.model, own.data):
-            if isinstance(target, Target):
-                named += module_files(target.module, folder)
+        for function in (own.model, own.data):
+            if isinstance(function, Function):
+                named += module_files(function.module, folder)
     for given in dict.fromkeys(named):
         path = LocalFile(given).located(folder)
         if not path.is_file():
@@ -299,16 +299,17 @@ def _known(job: str) -> Iterator[None]:
 # ---- the command ----------------------------------------------------------------------------------------------
 
 
+class Options(TypedDict):
+    """Of a job, as :class:`Job` has them."""
+
+    data_root: str | None
+    retry: str | None
+    log: tuple[str, ...]
+    python: str
+
+
 def submit_command(
-    study: str | None,
-    address: str,
-    *,
-    results: str | None,
-    data_root: str | None,
-    retry: str | None,
-    log: tuple[str, ...],
-    python: str,
-    attach: str | None,
+    study: str | None, address: str, *, results: str | None, attach: str | None, **options: Unpack[Options]
 ) -> int:
     """Submit a study, or attach to one that was submitted, and follow it.
 
@@ -333,7 +334,7 @@ def submit_command(
     with tempfile.TemporaryDirectory(prefix="fixstudy-submit-") as folder:
         packed = pack(Path(study), Path(folder))
         with _answering(address):
-            job = submit(client, Job(packed, results, data_root, retry, log, python), Path(folder), name)
+            job = submit(client, Job(packed, results, **options), Path(folder), name)
     return _follow_or_detach(client, job, address, f"Submitted as {job}; results go to {results}.")
 
 

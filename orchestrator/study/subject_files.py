@@ -9,7 +9,7 @@ import yaml
 from orchestrator.base.errors import UserError
 from orchestrator.study import yaml_text
 from orchestrator.subjects.own.local_files import module_files
-from orchestrator.subjects.own.references import Target, reference
+from orchestrator.subjects.own.references import Function, reference
 
 SUFFIXES: Final = (".yaml", ".yml")
 _PATHS: Final = ("model", "weights", "data")
@@ -80,7 +80,7 @@ def _as_of(folder: Path, given: str) -> dict[str, Any]:
         if not isinstance(value, str):
             continue
         meant = reference(value)
-        if isinstance(meant, Target):
+        if isinstance(meant, Function):
             if module_files(meant.module, path.parent):
                 raise UserError(
                     f"The subject file {path} names a module beside it, and a study looks for modules beside itself: "

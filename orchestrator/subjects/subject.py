@@ -90,7 +90,7 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
         **{split: home[split].samples.split(home[split].labels, rows) for split, rows in indices.items()},
         test_groups=None if groups is None else groups[indices["test"]],
         split_hash=split_hash(columns),
-        description=describe(origin, {split: len(rows) for split, rows in indices.items()}),
+        description=describe_splits(origin, {split: len(rows) for split, rows in indices.items()}),
         metadata={
             split: {name: column[rows] for name, column in home[split].metadata.items()}
             for split, rows in indices.items()
@@ -100,7 +100,7 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
     )
 
 
-def describe(origin: str, sizes: Mapping[SplitName, int]) -> str:
+def describe_splits(origin: str, sizes: Mapping[SplitName, int]) -> str:
     """One line: where the samples come from, and how many there are in each split."""
     return f"{origin}: " + ", ".join(f"{sizes[split]:,} {split}" for split in SPLIT_NAMES)
 

@@ -70,7 +70,7 @@ class OwnData:
 
     def modules(self) -> Sequence[tuple[str, Path]]:
         """The function's."""
-        return [self.location.module] if isinstance(self.location, Function) else []
+        return [(self.location.module, self.location.folder)] if isinstance(self.location, Function) else []
 
     def input_shape(self) -> tuple[int, ...]:
         """Shape of an input, from the first one.

@@ -132,7 +132,7 @@ class FactoryModel:
 
     def modules(self) -> Sequence[tuple[str, Path]]:
         """The function's."""
-        return [self.function.module]
+        return [(self.function.module, self.function.folder)]
 
     def relocated(self, paths: Mapping[Path, Path]) -> "FactoryModel":
         """The same with its weights elsewhere."""

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,46 @@ from orchestrator.base.errors import UserError
 
 
 @dataclass(frozen=True)
-class Target:
+class Function:
     """A function, written ``package.module:function``."""
 
     module: str
     function: str
+    folder: Path = Path()
+    """Of the study file; the module may lie there."""
 
     def __str__(self) -> str:
         return f"{self.module}:{self.function}"
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process; the modules of the subject that follow it there are found from then on."""
+        self.__dict__.update(state)
+        make_importable(self.folder)
+
     @property
     def name(self) -> str:
-        """The whole of it."""
+        """As it is written."""
         return str(self)
 
     def located(self, folder: Path) -> "Function":
-        """The function that a study file in a folder means."""
-        return Function(self, folder)
+        """The one that a study file in a folder means."""
+        return replace(self, folder=folder)
+
+    def load(self) -> Callable[..., Any]:
+        """Import it; modules beside the study file are found.
+
+        Raises:
+            UserError: there is no such module or function.
+        """
+        make_importable(self.folder)
+        try:
+            found = getattr(importlib.import_module(self.module), self.function)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{self} can't be loaded ({error}); the module must lie beside the study file.") from error
+        if not callable(found):
+            raise UserError(f"{self} is no function; give package.module:function.")
+        result: Callable[..., Any] = found
+        return result
 
 
 @dataclass(frozen=True)
@@ -58,57 +81,15 @@ class LocalFile:
         return (folder / Path(os.path.expandvars(self.given)).expanduser()).resolve()
 
 
-Reference = Target | LocalFile
+Reference = Function | LocalFile
 
 
 def reference(text: str) -> Reference:
     """What a text means."""
     module, colon, function = text.partition(":")
     if colon and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-        return Target(module, function)
+        return Function(module, function)
     return LocalFile(text)
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function of the user's, with the folder of the study file, beside which its module may lie."""
-
-    target: Target
-    folder: Path
-
-    def __str__(self) -> str:
-        return str(self.target)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrive in another process; the modules of the subject that follow it there are found from then on."""
-        self.__dict__.update(state)
-        make_importable(self.folder)
-
-    @property
-    def name(self) -> str:
-        """As it was written."""
-        return str(self.target)
-
-    @property
-    def module(self) -> tuple[str, Path]:
-        """Name of its module, and the folder in which that may lie."""
-        return self.target.module, self.folder
-
-    def load(self) -> Callable[..., Any]:
-        """Import it; modules beside the study file are found.
-
-        Raises:
-            UserError: there is no such module or function.
-        """
-        make_importable(self.folder)
-        try:
-            found = getattr(importlib.import_module(self.target.module), self.target.function)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{self} can't be loaded ({error}); the module must lie beside the study file.") from error
-        if not callable(found):
-            raise UserError(f"{self} is no function; give package.module:function.")
-        result: Callable[..., Any] = found
-        return result
 
 
 def make_importable(folder: Path) -> None:

@@ -24,7 +24,7 @@ from fixers.fixer import suggest
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.models import FactoryModel, NormaliseLayer, OnnxModel, WithWeights
-from orchestrator.subjects.own.references import LocalFile, Target
+from orchestrator.subjects.own.references import Function, LocalFile
 from orchestrator.subjects.own.schema import OwnSubject, Sensitive
 from orchestrator.subjects.sources.corruption import CorruptedData, Corruption
 from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
@@ -145,7 +145,7 @@ def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> Mo
                     f"has {len(values)}."
                 )
         normalise = NormaliseLayer(tuple(own.normalise.mean), tuple(own.normalise.std), len(shape))
-    if isinstance(own.model, Target):
+    if isinstance(own.model, Function):
         given = None if own.weights is None else _existing(base_dir, own.weights, own.name)
         return FactoryModel(own.model.located(base_dir), json.dumps(own.arguments, sort_keys=True), given, normalise)
     path = _existing(base_dir, own.model, own.name)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fixers import TensorSplit
 from orchestrator.subjects.reading.splits import Pool, SplitName, SplitPlan, divide, row_digests, split_hash
-from orchestrator.subjects.subject import SubjectData, describe
+from orchestrator.subjects.subject import SubjectData, describe_splits
 
 GREY, COLOUR = 0, 1
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -108,7 +108,7 @@ def assemble_skewed(
         test=splits["test"],
         test_groups=test_groups,
         split_hash=split_hash(columns),
-        description=describe(
+        description=describe_splits(
             f"{origin}, train and valid {skew.share:.0%} in one form by class, repair and test in both forms",
             {split: len(data) for split, data in splits.items()},
         ),

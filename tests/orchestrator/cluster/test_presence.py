@@ -18,7 +18,7 @@ from orchestrator.cluster.presence import (
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.models import OnnxModel
-from orchestrator.subjects.own.references import Target
+from orchestrator.subjects.own.references import Function
 from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.roots import RemoteRoot
 from orchestrator.subjects.reading.splits import SplitPlan
@@ -64,8 +64,7 @@ def test_files_of_the_users_are_asked_for(tmp_path):
     (tmp_path / "faces.parquet").touch()
     assert asked(definition) == []
     assert (
-        asked(dataclasses.replace(digits, data=OwnData(Target("package.module", "load").located(tmp_path), QUARTERS)))
-        == []
+        asked(dataclasses.replace(digits, data=OwnData(Function("package.module", "load", tmp_path), QUARTERS))) == []
     )
     # Models travel.
     assert asked(dataclasses.replace(digits, model=OnnxModel(tmp_path / "m.onnx"))) == []

@@ -22,7 +22,7 @@ from orchestrator.subjects.catalogue import catalogue
 from orchestrator.subjects.onnx.exporting import export_onnx
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.models import FactoryModel, OnnxModel, WithWeights
-from orchestrator.subjects.own.references import Target
+from orchestrator.subjects.own.references import Function
 from orchestrator.subjects.reading.splits import SplitPlan
 from orchestrator.subjects.sources.corruption import CorruptedData, Corruption
 from orchestrator.subjects.subject import DataSource, ModelSource, Parity
@@ -94,7 +94,7 @@ def onnx(folder: Path) -> OnnxModel:
 
 def factory(folder: Path) -> FactoryModel:
     write_state(folder / "given.safetensors", net().state_dict())
-    return FactoryModel(Target("test_sources_net", "net").located(folder), "{}", folder / "given.safetensors")
+    return FactoryModel(Function("test_sources_net", "net", folder), "{}", folder / "given.safetensors")
 
 
 def with_weights(folder: Path) -> WithWeights:
@@ -134,7 +134,7 @@ def test_every_kind_of_model_travels(kind: type, tmp_path: Path, monkeypatch: py
 
 
 def test_a_wrapper_answers_what_its_source_does(tmp_path: Path) -> None:
-    function = OwnData(Target("factories", "named_parts").located(HERE), SplitPlan(*[("", 0.25)] * 4))
+    function = OwnData(Function("factories", "named_parts", HERE), SplitPlan(*[("", 0.25)] * 4))
     for source in (function, own_data(tmp_path), catalogue()["mnist"].data):
         wrapped = CorruptedData(source, Corruption("contrast", 1))
         assert (wrapped.folder, wrapped.modules()) == (source.folder, source.modules())
