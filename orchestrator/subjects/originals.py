@@ -23,13 +23,12 @@ from orchestrator.base.errors import UserError
 from orchestrator.base.kernels import make_repeatable
 from orchestrator.subjects import weights
 from orchestrator.subjects.reading.roots import DataRoot
+from orchestrator.subjects.states import State, arrays
 from orchestrator.subjects.subject import (
     OriginalRecipe,
-    State,
     Subject,
     SubjectData,
     SubjectDefinition,
-    arrays,
     content_key,
     make_subject,
 )

@@ -1,13 +1,12 @@
 """Subjects: a dataset in four splits with a trained original model."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,8 @@ from fixers.requirements import SubjectFacts
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
+from orchestrator.subjects.states import Checkpoints, State, arrays, state_hash, tensors, with_new_parameters
 
-State = dict[str, npt.NDArray[Any]]
-"""Weights and buffers of a model by their names."""
 PARITY_INPUTS = 200
 """Most inputs of a subject on which an imported model is held against its file."""
 
@@ -310,7 +308,7 @@ class Subject:
 
     def model(self) -> nn.Module:
         """A new module with the original weights, in eval mode, on the CPU."""
-        model = _with_new_parameters(self.template, "cpu")
+        model = with_new_parameters(self.template, "cpu")
         model.load_state_dict(tensors(self.state))
         return model
 
@@ -325,7 +323,7 @@ class Subject:
 
     def history_tensors(self) -> Sequence[dict[str, Tensor]]:
         """The history as a :class:`fixers.RepairProblem` takes it; a checkpoint is copied when it is asked for."""
-        return _Checkpoints(self.history)
+        return Checkpoints(self.history)
 
     def facts(self) -> SubjectFacts:
         """What requirements are checked against."""
@@ -353,7 +351,7 @@ def make_subject(
         definition=definition,
         data=data,
         state=state,
-        template=without_weights(model),
+        template=with_new_parameters(model, "meta"),
         history=history,
         original_seconds=original_seconds,
         fingerprint=content_key(
@@ -361,65 +359,6 @@ def make_subject(
         ),
         parity=parity,
     )
-
-
-def without_weights(model: nn.Module) -> nn.Module:
-    """A copy of a model whose parameters have shapes but no values; small to pickle. Buffers stay."""
-    return _with_new_parameters(model, "meta")
-
-
-def _with_new_parameters(model: nn.Module, device: str) -> nn.Module:
-    """A copy of a model with uninitialised parameters on a device; tied parameters stay tied."""
-    # deepcopy takes what its memo already holds for an object in place of a copy. (empty_like of a meta tensor imports
-    # all of torch's symbolic shapes, which takes seconds in each new process.)
-    memo: dict[int, Any] = {
-        id(parameter): nn.Parameter(
-            torch.empty(parameter.shape, dtype=parameter.dtype, device=device), parameter.requires_grad
-        )
-        for parameter in model.parameters()
-    }
-    return copy.deepcopy(model, memo).eval()
-
-
-def arrays(model: nn.Module) -> State:
-    """Weights and buffers (a copy) as NumPy arrays."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
-
-
-class _Checkpoints(Sequence[dict[str, Tensor]]):
-    """Weights after each epoch, as tensors; the arrays stay where they are, in memory that processes share."""
-
-    def __init__(self, states: Sequence[Mapping[str, npt.NDArray[Any]]]) -> None:
-        self._states = states
-
-    def __len__(self) -> int:
-        return len(self._states)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "_Checkpoints": ...
-
-    def __getitem__(self, index: int | slice) -> "dict[str, Tensor] | _Checkpoints":
-        if isinstance(index, slice):
-            return _Checkpoints(self._states[index])
-        return tensors(self._states[index])
-
-
-def tensors(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
-    """A copy as tensors on the CPU; arrays that came through shared memory can't be written to."""
-    return {name: torch.tensor(array) for name, array in state.items()}
-
-
-def state_hash(state: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Hash of weights and buffers with their names and shapes."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        array = np.ascontiguousarray(state[name])
-        digest.update(f"{name}/{array.dtype.str}/{state[name].shape}/".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:32]
 
 
 def content_key(said: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ class OwnData:
     def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide."""
         pools = {name: self._pool(name, part) for name, part in self._parts().items()}
-        return assemble(pools, self.plan, self.location.name, limit)
+        return assemble(pools, self.plan, Path(str(self.location)).name, limit)
 
     def check(self, data_root: DataRoot | None) -> None:
         """See that files can be read; a function is called by :meth:`load` only."""

@@ -31,11 +31,6 @@ class Function:
         self.__dict__.update(state)
         make_importable(self.folder)
 
-    @property
-    def name(self) -> str:
-        """As it is written."""
-        return str(self)
-
     def located(self, folder: Path) -> "Function":
         """The one that a study file in a folder means."""
         return replace(self, folder=folder)
@@ -65,11 +60,6 @@ class LocalFile:
 
     def __str__(self) -> str:
         return self.given
-
-    @property
-    def name(self) -> str:
-        """Its last part."""
-        return Path(self.given).name
 
     @property
     def lies_beside(self) -> bool:

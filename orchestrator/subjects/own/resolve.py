@@ -24,7 +24,7 @@ from fixers.fixer import suggest
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.models import FactoryModel, NormaliseLayer, OnnxModel, WithWeights
-from orchestrator.subjects.own.references import Function, LocalFile
+from orchestrator.subjects.own.references import Function, LocalFile, Reference
 from orchestrator.subjects.own.schema import OwnSubject, Sensitive
 from orchestrator.subjects.sources.corruption import CorruptedData, Corruption
 from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
@@ -80,8 +80,8 @@ def _uncorrupted(
     model = _model_source(own, base_dir, shape)
     return SubjectDefinition(
         name=own.name,
-        dataset=own.data.name,
-        architecture=own.model.name,
+        dataset=_name(own.data),
+        architecture=_name(own.model),
         n_classes=_n_outputs(own, model, shape),
         input_shape=shape,
         epsilon=own.epsilon or DEFAULT_EPSILON,
@@ -115,7 +115,7 @@ def _on_catalogue_data(
     model: ModelSource = base.model
     architecture = base.architecture
     if own.model is not None:
-        model, architecture = _model_source(own, base_dir, base.input_shape), own.model.name
+        model, architecture = _model_source(own, base_dir, base.input_shape), _name(own.model)
     elif own.weights is not None:
         model = WithWeights(base.model, _existing(base_dir, own.weights, own.name))
     definition = dataclasses.replace(
@@ -198,6 +198,11 @@ def _group_names(sensitive: Sensitive | None) -> tuple[str, str] | None:
         return None
     first, second = sensitive.groups
     return first, second
+
+
+def _name(reference: Reference) -> str:
+    """Of a file without its folders; a function has none."""
+    return Path(str(reference)).name
 
 
 def _existing(base_dir: Path, file: LocalFile, subject: str) -> Path:
