@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,13 +19,10 @@ import numpy as np
 import ray
 
 from orchestrator.base.errors import UserError
-from orchestrator.cluster.unpacking import digest_of, has_content, place, unpacked
-from orchestrator.subjects.own.data import OwnData
+from orchestrator.cluster.unpacking import copy_into_place, digest_of, has_content, unpacked
 from orchestrator.subjects.own.local_files import external_data, module_files
-from orchestrator.subjects.own.models import FactoryModel, OnnxModel, WithWeights
-from orchestrator.subjects.own.targets import make_importable
-from orchestrator.subjects.sources.corruption import CorruptedData
-from orchestrator.subjects.subject import DataSource, ModelSource, SubjectDefinition
+from orchestrator.subjects.own.references import make_importable
+from orchestrator.subjects.subject import SubjectDefinition
 
 FOLDER: Final = "luggage"
 """Below the folder for caches of a machine."""
@@ -103,7 +100,7 @@ class ModelFile:
         if hashlib.sha256(content).hexdigest() != self.parts[name].digest:
             raise UserError(f"{name} arrived damaged from the machine that runs the study; run the same command again.")
         try:
-            place(target, content)
+            copy_into_place(target, content)
         except OSError as error:
             raise UserError(
                 f"{target.parent} can't take {name}, of {len(content):,} bytes ({error.strerror}); make room there, or "
@@ -131,22 +128,9 @@ class Luggage:
             UserError: the folder can't take them.
         """
         self.unpack_code(folder)
-        return dataclasses.replace(definition, model=self._found(definition.model, folder))
-
-    def _found(self, source: ModelSource, folder: Path) -> ModelSource:
-        match source:
-            case OnnxModel():
-                return dataclasses.replace(source, path=self._here(source.path, folder))
-            case WithWeights():
-                path = self._here(source.path, folder)
-                return dataclasses.replace(source, base=self._found(source.base, folder), path=path)
-            case FactoryModel(weights=Path() as path):
-                return dataclasses.replace(source, weights=self._here(path, folder))
-            case _:
-                return source
-
-    def _here(self, path: Path, folder: Path) -> Path:
-        return self.files[path].here(folder) if path in self.files else path
+        model = definition.model
+        paths = {path: self.files[path].here(folder) if path in self.files else path for path in model.files()}
+        return dataclasses.replace(definition, model=model.relocated(paths))
 
 
 def packed(definitions: Mapping[str, SubjectDefinition], *, with_files: bool) -> Luggage:
@@ -158,14 +142,14 @@ def packed(definitions: Mapping[str, SubjectDefinition], *, with_files: bool) ->
     """
     modules: dict[Path, set[str]] = {}
     for definition in definitions.values():
-        for target, folder in (*_targets(definition.model), *_targets_of_data(definition.data)):
-            modules.setdefault(folder.resolve(), set()).add(target.partition(":")[0])
+        for name, folder in (*definition.model.modules(), *definition.data.modules()):
+            modules.setdefault(folder.resolve(), set()).add(name)
     code = []
     for folder, names in modules.items():
         files = {name: path for module in sorted(names) for name, path in _taken_from(folder, module).items()}
         if files:
             code.append(Code(folder, {name: path.read_bytes() for name, path in files.items()}))
-    paths = {path for definition in definitions.values() for path in _model_files(definition.model)}
+    paths = {path for definition in definitions.values() for path in definition.model.files()}
     return Luggage(tuple(code), {path: _stored(path) for path in sorted(paths)} if with_files else {})
 
 
@@ -179,37 +163,9 @@ def _taken_from(folder: Path, module: str) -> dict[str, Path]:
 
 
 def _stored(path: Path) -> ModelFile:
-    names = [path.name, *(external_data(path) if path.suffix == ".onnx" else [])]
+    names = [path.name, *external_data(path)]
     parts = {}
     for name in names:
         content = np.fromfile(path.with_name(name), np.uint8)
         parts[name] = Part(hashlib.sha256(content.data).hexdigest(), ray.put(content))
     return ModelFile(path, parts)
-
-
-def _model_files(source: ModelSource) -> Iterator[Path]:
-    match source:
-        case OnnxModel():
-            yield source.path
-        case WithWeights():
-            yield from _model_files(source.base)
-            yield source.path
-        case FactoryModel(weights=Path() as path):
-            yield path
-
-
-def _targets(source: ModelSource) -> Iterator[tuple[str, Path]]:
-    """Functions that models are made by, with the folder of the study file."""
-    match source:
-        case WithWeights():
-            yield from _targets(source.base)
-        case FactoryModel():
-            yield source.target, source.base_dir
-
-
-def _targets_of_data(source: DataSource) -> Iterator[tuple[str, Path]]:
-    match source:
-        case CorruptedData():
-            yield from _targets_of_data(source.source)
-        case OwnData(function_dir=Path() as folder):
-            yield source.location, folder

@@ -6,22 +6,14 @@ these nodes are asked before the first trial. A node that joins later is asked w
 there takes up one with such images.
 """
 
-import os
 import socket
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from orchestrator.base.errors import UserError
-from orchestrator.subjects.own.data import OwnData
-from orchestrator.subjects.own.targets import is_target
-from orchestrator.subjects.reading.formats import dataset_folder
 from orchestrator.subjects.reading.roots import DataRoot, RemoteRoot
-from orchestrator.subjects.reading.roots import data_root as root_of_machine
 from orchestrator.subjects.reading.streaming import StreamedSplit
-from orchestrator.subjects.sources import datasets
-from orchestrator.subjects.sources.corruption import CorruptedData
-from orchestrator.subjects.subject import DataSource, Subject, SubjectDefinition
+from orchestrator.subjects.subject import Subject, SubjectDefinition
 
 SECONDS_TO_ANSWER = 120.0
 """A node may have to start a process for the question first."""
@@ -32,54 +24,10 @@ def missing(definitions: Mapping[str, SubjectDefinition], data_root: DataRoot | 
     said = []
     for definition in definitions.values():
         try:
-            _check_data(definition.data, data_root)
+            definition.data.check(data_root)
         except UserError as error:
             said.append(str(error))
     return said
-
-
-def _check_data(source: DataSource, data_root: DataRoot | None) -> None:
-    match source:
-        case CorruptedData():
-            _check_data(source.source, data_root)
-        case OwnData():
-            if not is_target(source.location):
-                _check_readable(Path(source.location), "the data")
-        case datasets.ImageNet():
-            try:
-                _check_folder(data_root, "imagenet")
-            except UserError:
-                # Loading takes a sample of it where there is one.
-                _check_folder(data_root, "imagenet_samples")
-        case datasets.IdxDigits() | datasets.MedMnist():
-            _check_folder(data_root, source.folder)
-        case datasets.Cifar10() | datasets.SkewedCifar10():
-            _check_folder(data_root, "cifar10")
-        case datasets.UtkFace():
-            _check_folder(data_root, "utkface")
-        case _:
-            # Embedded data come with a package.
-            return
-
-
-def _check_folder(data_root: DataRoot | None, name: str) -> None:
-    root = data_root or root_of_machine(None)
-    if isinstance(root, RemoteRoot):
-        # Fetched where a subject is loaded; here it only has to be within reach.
-        if not root.files(name):
-            raise UserError(f"There is no dataset {name} in {root}: put its files into {name} there.")
-        return
-    folder = dataset_folder(root, name, "its files")
-    _check_readable(folder, f"the dataset {name}")
-    if not any(folder.iterdir()):
-        raise UserError(f"The folder {folder} is empty: put the files of {name} there.")
-
-
-def _check_readable(path: Path, what: str) -> None:
-    if not path.exists():
-        raise UserError(f"There is no {path}, which has {what}.")
-    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
-        raise UserError(f"{path}, which has {what}, can't be read; give the user that runs Ray the right to.")
 
 
 class NodeLacksImagesError(UserError):

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypedDict, Unpack
 
 import click
 import yaml
@@ -28,8 +28,9 @@ import yaml
 from orchestrator.base.errors import UserError
 from orchestrator.study.reading import load_study
 from orchestrator.study.subject_files import with_subjects
-from orchestrator.subjects.own.local_files import PACKAGES, external_data, lies_beside, module_files, place
-from orchestrator.subjects.own.targets import is_target
+from orchestrator.subjects.own.local_files import PACKAGES, external_data, module_files
+from orchestrator.subjects.own.references import Function, LocalFile
+from orchestrator.subjects.own.schema import OwnSubject
 
 MOST_BYTES: Final = 200_000_000
 """Of everything that travels; Ray takes it through the head's memory."""
@@ -37,10 +38,6 @@ SECONDS_BETWEEN_LOOKS: Final = 2.0
 _NOT_PACKED: Final = shutil.ignore_patterns("__pycache__", "*.pyc")
 _ENDED: Final = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 _TALKATIVE: Final = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
-_MODULES: Final = ("model", "data")
-"""Keys of a subject that may name a function of a module beside the study file."""
-_FILES: Final = ("model", "weights")
-"""Keys of a subject whose files travel."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def pack(study: Path, target: Path, most_bytes: int = MOST_BYTES) -> str:
     files = dict(local_files(text, study))
     # Relative paths stay what they are, those that lead upwards and links too.
     study = Path(os.path.normpath(study.absolute()))
-    inside = {given: Path(os.path.normpath(study.parent / given)) for given in files if lies_beside(given)}
+    inside = {given: Path(os.path.normpath(study.parent / given)) for given in files if LocalFile(given).lies_beside}
     root = _common_folder([study, *inside.values()])
     up = Path(*[".."] * len(study.parent.relative_to(root).parts))
     for given, path in files.items():
@@ -129,30 +126,29 @@ def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
         study: its place.
 
     Raises:
-        UserError: one isn't there, or it is data, which don't travel.
+        UserError: one isn't there, or it is data, which don't travel; or a subject can't be understood.
     """
     folder, said = study.parent, yaml.safe_load(text)
     named = [plugin for plugin in said.get("plugins", []) if plugin.endswith(".py")]
     for subject in said["subjects"]:
         if not isinstance(subject, Mapping):
             continue
-        data = subject.get("data")
-        if data is not None and not is_target(data) and lies_beside(data):
+        own = OwnSubject.of(subject)
+        if isinstance(own.data, LocalFile) and own.data.lies_beside:
             raise UserError(
-                f"The data {data} of subject {subject['name']} lie beside the study file, and data don't travel: put "
+                f"The data {own.data} of subject {own.name} lie beside the study file, and data don't travel: put "
                 "them where every node sees them and give the absolute path."
             )
-        named += [subject[key] for key in _FILES if key in subject and not is_target(subject[key])]
-        for key in _MODULES:
-            if key in subject and is_target(subject[key]):
-                named += module_files(subject[key].partition(":")[0], folder)
+        named += [file.given for file in (own.model, own.weights) if isinstance(file, LocalFile)]
+        for function in (own.model, own.data):
+            if isinstance(function, Function):
+                named += module_files(function.module, folder)
     for given in dict.fromkeys(named):
-        path = place(folder, given)
+        path = LocalFile(given).located(folder)
         if not path.is_file():
             raise UserError(f"There is no file {path}, which {study} names.")
         yield given, path
-        if path.suffix == ".onnx":
-            yield from ((str(Path(given).parent / name), path.parent / name) for name in external_data(path))
+        yield from ((str(Path(given).parent / name), path.parent / name) for name in external_data(path))
 
 
 def _pack_version(target: Path) -> None:
@@ -303,16 +299,17 @@ def _known(job: str) -> Iterator[None]:
 # ---- the command ----------------------------------------------------------------------------------------------
 
 
+class Options(TypedDict):
+    """Of a job, as :class:`Job` has them."""
+
+    data_root: str | None
+    retry: str | None
+    log: tuple[str, ...]
+    python: str
+
+
 def submit_command(
-    study: str | None,
-    address: str,
-    *,
-    results: str | None,
-    data_root: str | None,
-    retry: str | None,
-    log: tuple[str, ...],
-    python: str,
-    attach: str | None,
+    study: str | None, address: str, *, results: str | None, attach: str | None, **options: Unpack[Options]
 ) -> int:
     """Submit a study, or attach to one that was submitted, and follow it.
 
@@ -337,7 +334,7 @@ def submit_command(
     with tempfile.TemporaryDirectory(prefix="fixstudy-submit-") as folder:
         packed = pack(Path(study), Path(folder))
         with _answering(address):
-            job = submit(client, Job(packed, results, data_root, retry, log, python), Path(folder), name)
+            job = submit(client, Job(packed, results, **options), Path(folder), name)
     return _follow_or_detach(client, job, address, f"Submitted as {job}; results go to {results}.")
 
 

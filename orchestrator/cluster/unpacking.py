@@ -21,7 +21,7 @@ def unpacked(files: Mapping[str, bytes], folder: Path) -> Path:
     for name, content in files.items():
         path = target / name
         if not has_content(path, content):
-            place(path, content)
+            copy_into_place(path, content)
     return target
 
 
@@ -30,7 +30,7 @@ def has_content(path: Path, content: bytes) -> bool:
     return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
 
 
-def place(path: Path, content: bytes | memoryview) -> None:
+def copy_into_place(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all; another process may read it, or place it too, at the same time.
 
     Raises:

@@ -8,8 +8,8 @@ import yaml
 
 from orchestrator.base.errors import UserError
 from orchestrator.study import yaml_text
-from orchestrator.subjects.own.local_files import lies_beside, module_files
-from orchestrator.subjects.own.targets import is_target
+from orchestrator.subjects.own.local_files import module_files
+from orchestrator.subjects.own.references import Function, reference
 
 SUFFIXES: Final = (".yaml", ".yml")
 _PATHS: Final = ("model", "weights", "data")
@@ -75,12 +75,13 @@ def _as_of(folder: Path, given: str) -> dict[str, Any]:
         value = spec.get(key)
         if not isinstance(value, str):
             continue
-        if is_target(value):
-            if module_files(value.partition(":")[0], path.parent):
+        meant = reference(value)
+        if isinstance(meant, Function):
+            if module_files(meant.module, path.parent):
                 raise UserError(
                     f"The subject file {path} names a module beside it, and a study looks for modules beside itself: "
                     "put both files into the study's folder."
                 )
-        elif lies_beside(value):
+        elif meant.lies_beside:
             spec[key] = str(Path(given).parent / value)
     return spec

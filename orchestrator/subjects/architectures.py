@@ -4,11 +4,14 @@ torchvision supplies VGG16, ResNet18 and DenseNet121; it is imported when one of
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from fixers import Split
 
 
 class Normalise(nn.Module):
@@ -235,9 +238,24 @@ class NamedArchitecture:
         """The architecture with fresh weights."""
         return ARCHITECTURES[self.name](self.n_classes)
 
+    def parity(self, split: Split) -> None:
+        """The model was made for torch."""
+
     def identity(self) -> str:
         """Name and number of classes; change the name when the architecture changes."""
         return f"{self.name}/{self.n_classes}"
+
+    def files(self) -> Sequence[Path]:
+        """None."""
+        return []
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """None."""
+        return []
+
+    def relocated(self, paths: Mapping[Path, Path]) -> "NamedArchitecture":
+        """The same: there is no file."""
+        return self
 
 
 def _glorot_uniform(model: nn.Module) -> None:

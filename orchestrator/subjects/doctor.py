@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -376,8 +376,3 @@ def _some(split: Split) -> tuple[Tensor, Tensor]:
 def _beginning(split: Split, most: int) -> Split:
     """The first samples of a split, which are a stratified sample of it; at least one."""
     return split.select(torch.arange(min(len(split), max(most, 1))))
-
-
-def worst(findings: Sequence[Finding]) -> Severity | None:
-    """The gravest severity among findings; None for none."""
-    return min((finding.severity for finding in findings), key=_ORDER.index, default=None)

@@ -23,14 +23,12 @@ from orchestrator.base.errors import UserError
 from orchestrator.base.kernels import make_repeatable
 from orchestrator.subjects import weights
 from orchestrator.subjects.reading.roots import DataRoot
+from orchestrator.subjects.states import State, arrays
 from orchestrator.subjects.subject import (
-    ImportedSource,
     OriginalRecipe,
-    State,
     Subject,
     SubjectData,
     SubjectDefinition,
-    arrays,
     content_key,
     make_subject,
 )
@@ -74,9 +72,7 @@ def prepare(
     if not definition.trains_original:
         model = definition.build_model()
         _check_weights(definition, model)
-        source = definition.model
-        parity = source.parity(data.valid) if isinstance(source, ImportedSource) else None
-        return make_subject(definition, data, model, parity=parity)
+        return make_subject(definition, data, model, parity=definition.model.parity(data.valid))
     if definition.recipe is None:
         raise UserError(f"{definition.name} has neither weights nor a recipe to train them; give one of them.")
     training = _Training(definition, definition.recipe, data, Path(cache_dir), keep_history)

@@ -1,12 +1,12 @@
 """Subjects: a dataset in four splits with a trained original model."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, overload, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from fixers import Classification, Split, Task, TrainingRecipe
 from fixers.requirements import SubjectFacts
 from orchestrator.base.errors import UserError
-from orchestrator.subjects.parity import Parity
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
+from orchestrator.subjects.states import Checkpoints, State, arrays, state_hash, tensors, with_new_parameters
 
-State = dict[str, npt.NDArray[Any]]
-"""Weights and buffers of a model by their names."""
+PARITY_INPUTS = 200
+"""Most inputs of a subject on which an imported model is held against its file."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
         **{split: home[split].samples.split(home[split].labels, rows) for split, rows in indices.items()},
         test_groups=None if groups is None else groups[indices["test"]],
         split_hash=split_hash(columns),
-        description=describe(origin, {split: len(rows) for split, rows in indices.items()}),
+        description=describe_splits(origin, {split: len(rows) for split, rows in indices.items()}),
         metadata={
             split: {name: column[rows] for name, column in home[split].metadata.items()}
             for split, rows in indices.items()
@@ -98,13 +98,20 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
     )
 
 
-def describe(origin: str, sizes: Mapping[SplitName, int]) -> str:
+def describe_splits(origin: str, sizes: Mapping[SplitName, int]) -> str:
     """One line: where the samples come from, and how many there are in each split."""
     return f"{origin}: " + ", ".join(f"{sizes[split]:,} {split}" for split in SPLIT_NAMES)
 
 
 class DataSource(Protocol):
-    """Where the samples of a subject come from. A frozen dataclass, cheap to pickle."""
+    """Where the samples of a subject come from. A frozen dataclass, cheap to pickle; data don't travel.
+
+    Nothing outside a source asks of which kind it is: what else there is to know of one is a question to all.
+    """
+
+    @property
+    def folder(self) -> str | None:
+        """The dataset's folder below the data root; None where the samples come from elsewhere."""
 
     def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide the samples.
@@ -113,9 +120,33 @@ class DataSource(Protocol):
             UserError: the dataset isn't there or can't be read, with what to put where.
         """
 
+    def check(self, data_root: DataRoot | None) -> None:
+        """See that this machine has what :meth:`load` reads. Opens folders, reads no samples.
+
+        Raises:
+            UserError: it hasn't, with what is missing where.
+        """
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """The user's own modules that it needs, each with the folder in which it may lie; they travel with it."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An imported model against the file that it came from, on the same inputs."""
+
+    n_inputs: int
+    max_difference: float
+    """Largest |difference| of what the file puts out: probabilities where it ends in a Softmax, else logits."""
+    n_same_class: int
+    """Inputs for which both predict the same class."""
+
 
 class ModelSource(Protocol):
-    """Where the architecture, and sometimes the weights, of a subject come from. Cheap to pickle."""
+    """Where the architecture, and sometimes the weights, of a subject come from. A frozen dataclass, cheap to pickle.
+
+    Nothing outside a source asks of which kind it is, as for :class:`DataSource`.
+    """
 
     @property
     def trains(self) -> bool:
@@ -128,19 +159,25 @@ class ModelSource(Protocol):
         """
 
     def identity(self) -> str:
-        """Names architecture and, where they are given, weights by content."""
+        """Names architecture and, where they are given, weights by content; not where they are."""
 
+    def parity(self, split: Split) -> Parity | None:
+        """Hold a model that was translated from another format against it, on some inputs of a split.
 
-@runtime_checkable
-class ImportedSource(Protocol):
-    """A model source that translates a model from another format, and can hold the result against the original."""
-
-    def parity(self, split: Split) -> Parity:
-        """Compare both on some inputs of a split.
+        None where the model was made for torch.
 
         Raises:
             UserError: they differ.
         """
+
+    def files(self) -> Sequence[Path]:
+        """The files that it reads, which travel with it; what an ONNX file names goes without saying."""
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """The user's own modules that it needs, each with the folder in which it may lie; they travel with it."""
+
+    def relocated(self, paths: Mapping[Path, Path]) -> "ModelSource":
+        """The same source with each of its files at another path."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +308,7 @@ class Subject:
 
     def model(self) -> nn.Module:
         """A new module with the original weights, in eval mode, on the CPU."""
-        model = _with_new_parameters(self.template, "cpu")
+        model = with_new_parameters(self.template, "cpu")
         model.load_state_dict(tensors(self.state))
         return model
 
@@ -286,7 +323,7 @@ class Subject:
 
     def history_tensors(self) -> Sequence[dict[str, Tensor]]:
         """The history as a :class:`fixers.RepairProblem` takes it; a checkpoint is copied when it is asked for."""
-        return _Checkpoints(self.history)
+        return Checkpoints(self.history)
 
     def facts(self) -> SubjectFacts:
         """What requirements are checked against."""
@@ -314,7 +351,7 @@ def make_subject(
         definition=definition,
         data=data,
         state=state,
-        template=without_weights(model),
+        template=with_new_parameters(model, "meta"),
         history=history,
         original_seconds=original_seconds,
         fingerprint=content_key(
@@ -322,65 +359,6 @@ def make_subject(
         ),
         parity=parity,
     )
-
-
-def without_weights(model: nn.Module) -> nn.Module:
-    """A copy of a model whose parameters have shapes but no values; small to pickle. Buffers stay."""
-    return _with_new_parameters(model, "meta")
-
-
-def _with_new_parameters(model: nn.Module, device: str) -> nn.Module:
-    """A copy of a model with uninitialised parameters on a device; tied parameters stay tied."""
-    # deepcopy takes what its memo already holds for an object in place of a copy. (empty_like of a meta tensor imports
-    # all of torch's symbolic shapes, which takes seconds in each new process.)
-    memo: dict[int, Any] = {
-        id(parameter): nn.Parameter(
-            torch.empty(parameter.shape, dtype=parameter.dtype, device=device), parameter.requires_grad
-        )
-        for parameter in model.parameters()
-    }
-    return copy.deepcopy(model, memo).eval()
-
-
-def arrays(model: nn.Module) -> State:
-    """Weights and buffers (a copy) as NumPy arrays."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
-
-
-class _Checkpoints(Sequence[dict[str, Tensor]]):
-    """Weights after each epoch, as tensors; the arrays stay where they are, in memory that processes share."""
-
-    def __init__(self, states: Sequence[Mapping[str, npt.NDArray[Any]]]) -> None:
-        self._states = states
-
-    def __len__(self) -> int:
-        return len(self._states)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "_Checkpoints": ...
-
-    def __getitem__(self, index: int | slice) -> "dict[str, Tensor] | _Checkpoints":
-        if isinstance(index, slice):
-            return _Checkpoints(self._states[index])
-        return tensors(self._states[index])
-
-
-def tensors(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
-    """A copy as tensors on the CPU; arrays that came through shared memory can't be written to."""
-    return {name: torch.tensor(array) for name, array in state.items()}
-
-
-def state_hash(state: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Hash of weights and buffers with their names and shapes."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        array = np.ascontiguousarray(state[name])
-        digest.update(f"{name}/{array.dtype.str}/{state[name].shape}/".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:32]
 
 
 def content_key(said: Mapping[str, Any]) -> str:

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 (an exception, nothing that loads)
-from typing import Any
 
-import numpy.typing as npt
 import safetensors.numpy
 import safetensors.torch
 import torch
@@ -21,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from orchestrator.base.errors import UserError
+from orchestrator.subjects.states import State
 
-State = dict[str, npt.NDArray[Any]]
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 """Prefixes that DataParallel, torch.compile and Lightning put in front of every name."""
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_model, save_model
 import fixers
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.reading.splits import SPLIT_NAMES
-from orchestrator.subjects.subject import SubjectData, SubjectDefinition
+from orchestrator.subjects.subject import DataSource, ModelSource, SubjectData, SubjectDefinition
 
 BATCH = 4
 
@@ -42,6 +42,14 @@ def test_it_travels_small(subject: SubjectDefinition) -> None:
     packed = cloudpickle.dumps(subject)
     assert len(packed) < 100_000, "a definition goes to every node; samples and weights stay in their files"
     assert cloudpickle.loads(packed).key() == subject.key(), "the same definition has the same key everywhere"
+
+
+def test_its_sources_say_what_they_need_of_a_machine(subject: SubjectDefinition) -> None:
+    for source, protocol in ((subject.data, DataSource), (subject.model, ModelSource)):
+        lacking = [name for name in vars(protocol) if not name.startswith("_") and not hasattr(source, name)]
+        assert not lacking, f"{type(source).__name__} has no {', '.join(lacking)}; see {protocol.__name__}"
+    files = {path: path for path in subject.model.files()}
+    assert subject.model.relocated(files) == subject.model, "where its files stay, a source stays what it is"
 
 
 def test_the_model_is_built_alike_each_time(subject: SubjectDefinition) -> None:

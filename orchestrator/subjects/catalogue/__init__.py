@@ -13,15 +13,14 @@ from typing import Any
 
 from fixers.fixer import suggest
 from orchestrator.base.errors import UserError
-from orchestrator.subjects.sources.embedded import Digits, SkewedDigits
 from orchestrator.subjects.subject import SubjectDefinition
 
 
 def catalogue() -> dict[str, SubjectDefinition]:
-    """The subjects that have a name, the embedded ones first: ``SUBJECT`` of every module of this package."""
+    """The subjects that have a name, ``SUBJECT`` of every module here; first those that need no data folder."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     found: list[SubjectDefinition] = [module.SUBJECT for module in modules]
-    found.sort(key=lambda definition: not isinstance(definition.data, Digits | SkewedDigits))
+    found.sort(key=lambda definition: definition.data.folder is not None)
     return {definition.name: definition for definition in found}
 
 

@@ -28,7 +28,7 @@ from orchestrator.subjects.onnx.graph import BATCH, Activation, GraphBuilder, Mo
 from orchestrator.subjects.onnx.parity import OnnxRunner, OriginalFile, ParityError, random_batches, stamp_for_runtime
 from orchestrator.subjects.onnx.rules import RULES, Call
 from orchestrator.subjects.onnx.safety import ModelImportError, check_with_onnx, opset_of, read_model
-from orchestrator.subjects.parity import Parity
+from orchestrator.subjects.subject import Parity
 
 __all__ = ["ImportedModel", "ModelImportError", "load_onnx"]
 

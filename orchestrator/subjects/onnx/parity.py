@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from torch import Tensor, nn
 
 from orchestrator.subjects.onnx.graph import Array
-from orchestrator.subjects.parity import Parity
+from orchestrator.subjects.subject import Parity
 
 TOLERANCE = 1e-4
 """Largest accepted difference, relative to the largest |output| (absolute where that is below 1)."""

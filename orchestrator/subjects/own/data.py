@@ -1,6 +1,6 @@
 """Data of the user's own: a folder per class, Parquet with image bytes, npz arrays, or what a function returns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.base.errors import UserError
-from orchestrator.subjects.own.targets import load_target
+from orchestrator.subjects.own.references import Function
 from orchestrator.subjects.reading.formats import class_folders, integer_labels, read_npz
 from orchestrator.subjects.reading.images import ImageFormat, image_shape
 from orchestrator.subjects.reading.parquet import read_parquet
-from orchestrator.subjects.reading.roots import DataRoot
+from orchestrator.subjects.reading.roots import DataRoot, check_readable
 from orchestrator.subjects.reading.samples import ArraySamples
 from orchestrator.subjects.reading.splits import Pool, Samples, SplitPlan
 from orchestrator.subjects.reading.streaming import Encoded, EncodedStream, first_image, image_samples
@@ -21,14 +21,6 @@ from orchestrator.subjects.subject import SubjectData, assemble
 
 INPUT_KEYS = ("images", "inputs", "x", "X")
 LABEL_KEYS = ("labels", "label", "y")
-
-
-class SplitOrigin(NamedTuple):
-    """Which part of the data a split is taken from, and its share among the splits of that part."""
-
-    part: str
-    """Empty for all data."""
-    share: float
 
 
 class _Part(NamedTuple):
@@ -45,10 +37,8 @@ class OwnData:
     """A data source: files of the user's, or a function.
 
     Args:
-        location: a folder, a ``.parquet`` or ``.npz`` file, or the name of a function.
-        function_dir: where the function's module may lie; None for files.
-        origins: part and share of each split.
-        seed: of the division.
+        location: a folder, a ``.parquet`` or ``.npz`` file, or a function.
+        plan: over the parts of the data; over "" where all are one.
         image: column of the images in Parquet; found by its type when not given.
         label: column of the labels in Parquet.
         size: height and width that images are resized to; without it all must have the size of the first.
@@ -56,22 +46,31 @@ class OwnData:
         metadata: columns of Parquet files to keep; arrays of samples keep all that they come with.
     """
 
-    location: str
-    function_dir: Path | None
-    origins: tuple[tuple[str, SplitOrigin], ...]
-    seed: int = 0
+    location: Path | Function
+    plan: SplitPlan
     image: str | None = None
     label: str = "label"
     size: tuple[int, int] | None = None
     sensitive: tuple[str, tuple[str, ...]] | None = None
     metadata: tuple[str, ...] = ()
 
+    @property
+    def folder(self) -> None:
+        """The data root isn't needed."""
+
     def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
-        """Read and divide; the data root isn't needed."""
-        parts = self._parts()
-        plan = {split: (origin.part, origin.share) for split, origin in self.origins}
-        pools = {name: self._pool(name, part) for name, part in parts.items()}
-        return assemble(pools, SplitPlan(**plan, seed=self.seed), Path(self.location).name, limit)
+        """Read and divide."""
+        pools = {name: self._pool(name, part) for name, part in self._parts().items()}
+        return assemble(pools, self.plan, Path(str(self.location)).name, limit)
+
+    def check(self, data_root: DataRoot | None) -> None:
+        """See that files can be read; a function is called by :meth:`load` only."""
+        if isinstance(self.location, Path):
+            check_readable(self.location, "the data")
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """The function's."""
+        return [(self.location.module, self.location.folder)] if isinstance(self.location, Function) else []
 
     def input_shape(self) -> tuple[int, ...]:
         """Shape of an input, from the first one.
@@ -118,14 +117,14 @@ class OwnData:
         return dict.fromkeys(self.metadata, "metadata") | sensitive
 
     def _parts(self) -> dict[str, _Part]:
-        names = sorted({origin.part for _, origin in self.origins})
+        names = sorted({part for part, _ in self.plan.parts().values()})
         if len(names) > 1 and "" in names:
             raise UserError(
                 "Splits must be all fractions or all names of parts of the data; give {from: ..., share: ...}."
             )
-        path = Path(self.location)
-        if self.function_dir is not None:
-            parts = self._of_function(load_target(self.location, self.function_dir), names)
+        path = self.location
+        if isinstance(path, Function):
+            parts = self._of_function(path, names)
         elif not path.exists():
             raise UserError(f"There is no {path}; check 'data' of the subject.")
         elif path.is_dir() and not _parquet_files(path):
@@ -149,17 +148,17 @@ class OwnData:
         rows = read_parquet(paths, self.image, self.label, columns=tuple(self._wanted()))
         return _Part(rows.images, rows.labels, rows.columns)
 
-    def _of_function(self, function: Callable[..., Any], names: list[str]) -> dict[str, _Part]:
-        returned = function()
+    def _of_function(self, function: Function, names: list[str]) -> dict[str, _Part]:
+        returned = function.load()()
         if isinstance(returned, tuple) and len(returned) == 2:
             returned = {"inputs": returned[0], "labels": returned[1]}
         if not isinstance(returned, Mapping):
             raise UserError(
-                f"{self.location} must return (inputs, labels) or a mapping of arrays, but returned "
+                f"{function} must return (inputs, labels) or a mapping of arrays, but returned "
                 f"{type(returned).__name__}."
             )
         arrays = {str(key): np.asarray(value) for key, value in returned.items()}
-        return {name: _of_arrays(arrays, name, self.location) for name in names}
+        return {name: _of_arrays(arrays, name, str(function)) for name in names}
 
 
 def _of_folder(folder: Path) -> _Part:

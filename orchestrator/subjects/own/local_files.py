@@ -1,26 +1,12 @@
-"""Files of the user's that a study needs: where they are, modules with what they import, what an ONNX file names."""
+"""Files that follow from what a subject names: a module with those that it imports, an ONNX file with its weights."""
 
 import ast
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 PACKAGES: Final = ("fixers", "orchestrator", "analysis")
 """This project's own, which no folder of the user's stands in for."""
-
-
-def place(folder: Path, given: str) -> Path:
-    """Where a path points that a subject names: from the study file's folder, with ~ and variables of the environment.
-
-    A variable that isn't set is left as it is.
-    """
-    return (folder / Path(os.path.expandvars(given)).expanduser()).resolve()
-
-
-def lies_beside(given: str) -> bool:
-    """Whether a path of a study file starts in its folder; ~ and variables of the environment lead elsewhere."""
-    return not Path(given).is_absolute() and not given.startswith(("~", "$"))
 
 
 def module_files(module: str, folder: Path) -> dict[str, Path]:
@@ -46,7 +32,9 @@ def module_files(module: str, folder: Path) -> dict[str, Path]:
 
 
 def external_data(path: Path) -> list[str]:
-    """Names of the files in its own folder that hold weights of an ONNX model."""
+    """Names of the files in its own folder that hold weights of an ONNX model; none for any other file."""
+    if path.suffix != ".onnx":
+        return []
     import onnx
 
     from orchestrator.subjects.onnx.safety import model_tensors

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +13,8 @@ from fixers import Split
 from orchestrator.base.errors import UserError
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import Normalise
-from orchestrator.subjects.own.targets import load_target, make_importable
-from orchestrator.subjects.parity import PARITY_INPUTS, Parity
-from orchestrator.subjects.subject import ModelSource
+from orchestrator.subjects.own.references import Function
+from orchestrator.subjects.subject import PARITY_INPUTS, ModelSource, Parity
 
 _PARITY_BATCH = 50
 
@@ -73,29 +72,34 @@ class OnnxModel:
         """Hash of the file and the normalisation; weights outside the file are in the subject's fingerprint."""
         return f"onnx/{_file_hash(self.path)}/{self.normalise}"
 
+    def files(self) -> Sequence[Path]:
+        """The ONNX file."""
+        return [self.path]
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """None."""
+        return []
+
+    def relocated(self, paths: Mapping[Path, Path]) -> "OnnxModel":
+        """The same with its file elsewhere."""
+        return replace(self, path=paths[self.path])
+
 
 @dataclass(frozen=True)
 class FactoryModel:
     """A model source: a function of the user's that returns a module, and its weights if there are some.
 
     Args:
-        target: ``package.module:function``.
+        function: called for a module with fresh weights.
         arguments: of the function, as JSON.
-        base_dir: where the module may lie.
         weights: file of the weights; the model is trained when not given.
         normalise: mean and standard deviation per channel, in front of the module.
     """
 
-    target: str
+    function: Function
     arguments: str
-    base_dir: Path
     weights: Path | None = None
     normalise: NormaliseLayer | None = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrive in another process; the modules of the subject that follow it there are found from then on."""
-        self.__dict__.update(state)
-        make_importable(self.base_dir)
 
     @property
     def trains(self) -> bool:
@@ -113,16 +117,31 @@ class FactoryModel:
             weights.load_state(model, weights.read_weights(self.weights, model), str(self.weights))
         return _normalised(model, self.normalise)
 
+    def parity(self, split: Split) -> None:
+        """The model was made for torch."""
+
     def identity(self) -> str:
-        """Target, arguments, the module's structure, hash of the weights and the normalisation."""
+        """Name of the function, arguments, the module's structure, hash of the weights and the normalisation."""
         structure = hashlib.sha256(repr(self._fresh()).encode()).hexdigest()[:16]
         given = _file_hash(self.weights) if self.weights else "trained"
-        return f"{self.target}({self.arguments})/{structure}/{given}/{self.normalise}"
+        return f"{self.function}({self.arguments})/{structure}/{given}/{self.normalise}"
+
+    def files(self) -> Sequence[Path]:
+        """The weights, if they are given."""
+        return [self.weights] if self.weights else []
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """The function's."""
+        return [(self.function.module, self.function.folder)]
+
+    def relocated(self, paths: Mapping[Path, Path]) -> "FactoryModel":
+        """The same with its weights elsewhere."""
+        return replace(self, weights=paths[self.weights]) if self.weights else self
 
     def _fresh(self) -> nn.Module:
-        model = load_target(self.target, self.base_dir)(**json.loads(self.arguments))
+        model = self.function.load()(**json.loads(self.arguments))
         if not isinstance(model, nn.Module):
-            raise UserError(f"{self.target} must return a torch.nn.Module, but returned {type(model).__name__}.")
+            raise UserError(f"{self.function} must return a torch.nn.Module, but returned {type(model).__name__}.")
         return model
 
 
@@ -151,9 +170,24 @@ class WithWeights:
         weights.load_state(target, weights.read_weights(self.path, target), str(self.path))
         return model
 
+    def parity(self, split: Split) -> None:
+        """The weights are others than those that the architecture may have come with."""
+
     def identity(self) -> str:
         """Architecture and hash of the weights."""
         return f"{self.base.identity()}/{_file_hash(self.path)}"
+
+    def files(self) -> Sequence[Path]:
+        """Those of the architecture, and the weights."""
+        return [*self.base.files(), self.path]
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """Those of the architecture."""
+        return self.base.modules()
+
+    def relocated(self, paths: Mapping[Path, Path]) -> "WithWeights":
+        """The same with its files elsewhere."""
+        return replace(self, base=self.base.relocated(paths), path=paths[self.path])
 
 
 def _normalised(model: nn.Module, normalise: NormaliseLayer | None) -> nn.Module:

@@ -23,10 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 from fixers.fixer import suggest
 from orchestrator.base.errors import UserError
 from orchestrator.subjects.own.data import OwnData
-from orchestrator.subjects.own.local_files import place
 from orchestrator.subjects.own.models import FactoryModel, NormaliseLayer, OnnxModel, WithWeights
+from orchestrator.subjects.own.references import Function, LocalFile, Reference
 from orchestrator.subjects.own.schema import OwnSubject, Sensitive
-from orchestrator.subjects.own.targets import is_target
 from orchestrator.subjects.sources.corruption import CorruptedData, Corruption
 from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
 
@@ -49,7 +48,7 @@ def own_subject(
     Raises:
         UserError: one sentence on the first thing that's wrong.
     """
-    own = _validated(spec)
+    own = OwnSubject.of(spec)
     definition = _uncorrupted(own, named, base_dir, limit)
     if own.corruption is None:
         return definition
@@ -69,10 +68,8 @@ def _uncorrupted(
     if own.model is None or own.splits is None:
         raise UserError(f"Subject {own.name} needs 'model' and 'splits' beside its data; see docs/subjects.md.")
     data = OwnData(
-        location=own.data if is_target(own.data) else str(place(base_dir, own.data)),
-        function_dir=base_dir if is_target(own.data) else None,
-        origins=tuple(own.splits.origins().items()),
-        seed=own.splits.seed,
+        location=own.data.located(base_dir),
+        plan=own.splits.plan(),
         image=own.image,
         label=own.label,
         size=own.size,
@@ -83,8 +80,8 @@ def _uncorrupted(
     model = _model_source(own, base_dir, shape)
     return SubjectDefinition(
         name=own.name,
-        dataset=Path(own.data).name if not is_target(own.data) else own.data,
-        architecture=own.model if is_target(own.model) else Path(own.model).name,
+        dataset=_name(own.data),
+        architecture=_name(own.model),
         n_classes=_n_outputs(own, model, shape),
         input_shape=shape,
         epsilon=own.epsilon or DEFAULT_EPSILON,
@@ -118,7 +115,7 @@ def _on_catalogue_data(
     model: ModelSource = base.model
     architecture = base.architecture
     if own.model is not None:
-        model, architecture = _model_source(own, base_dir, base.input_shape), Path(own.model).name
+        model, architecture = _model_source(own, base_dir, base.input_shape), _name(own.model)
     elif own.weights is not None:
         model = WithWeights(base.model, _existing(base_dir, own.weights, own.name))
     definition = dataclasses.replace(
@@ -148,9 +145,9 @@ def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> Mo
                     f"has {len(values)}."
                 )
         normalise = NormaliseLayer(tuple(own.normalise.mean), tuple(own.normalise.std), len(shape))
-    if is_target(own.model):
+    if isinstance(own.model, Function):
         given = None if own.weights is None else _existing(base_dir, own.weights, own.name)
-        return FactoryModel(own.model, json.dumps(own.arguments, sort_keys=True), base_dir, given, normalise)
+        return FactoryModel(own.model.located(base_dir), json.dumps(own.arguments, sort_keys=True), given, normalise)
     path = _existing(base_dir, own.model, own.name)
     if path.suffix != ".onnx":
         raise UserError(
@@ -203,23 +200,15 @@ def _group_names(sensitive: Sensitive | None) -> tuple[str, str] | None:
     return first, second
 
 
-def _validated(spec: Mapping[str, Any]) -> OwnSubject:
-    try:
-        return OwnSubject.model_validate(dict(spec))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        name = spec.get("name", "?")
-        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-            key = str(first["loc"][0])
-            raise UserError(f"Subject {name} has no key '{key}'{suggest(key, OwnSubject.model_fields)}") from error
-        raise UserError(f"Subject {name}: {where}: {first['msg']}.") from error
+def _name(reference: Reference) -> str:
+    """Of a file without its folders; a function has none."""
+    return Path(str(reference)).name
 
 
-def _existing(base_dir: Path, text: str, name: str) -> Path:
-    path = place(base_dir, text)
+def _existing(base_dir: Path, file: LocalFile, subject: str) -> Path:
+    path = file.located(base_dir)
     if not path.is_file():
-        raise UserError(f"There is no file {path}, which subject {name} names; check the path{_unset(text)}.")
+        raise UserError(f"There is no file {path}, which subject {subject} names; check the path{_unset(file.given)}.")
     return path
 
 

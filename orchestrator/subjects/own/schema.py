@@ -1,12 +1,21 @@
-"""The keys of a subject file."""
+"""The keys of a subject file, and what is wrong with one in a sentence. References are parsed here."""
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, field_validator
+from pydantic_core import core_schema
 
-from orchestrator.subjects.own.data import SplitOrigin
-from orchestrator.subjects.reading.splits import SPLIT_NAMES, SplitName
+from fixers.fixer import suggest
+from orchestrator.base.errors import UserError
+from orchestrator.subjects.own.references import LocalFile, Reference, reference
+from orchestrator.subjects.reading.splits import SPLIT_NAMES, SplitPlan
 from orchestrator.subjects.sources.corruption import Kind
+
+
+def _read_by(parse: Callable[[str], object]) -> GetPydanticSchema:
+    """A text in the file, which means what ``parse`` makes of it."""
+    return GetPydanticSchema(lambda *_: core_schema.no_info_after_validator_function(parse, core_schema.str_schema()))
 
 
 class _Strict(BaseModel):
@@ -29,18 +38,15 @@ class Splits(_Strict):
     test: float | str | Origin
     seed: int = 0
 
-    def origins(self) -> dict[SplitName, SplitOrigin]:
-        """Part and share of each split."""
-        result: dict[SplitName, SplitOrigin] = {}
-        for name in SPLIT_NAMES:
-            value = getattr(self, name)
-            if isinstance(value, Origin):
-                result[name] = SplitOrigin(value.source, value.share)
-            elif isinstance(value, str):
-                result[name] = SplitOrigin(value, 1.0)
-            else:
-                result[name] = SplitOrigin("", value)
-        return result
+    def plan(self) -> SplitPlan:
+        """Part (empty for all data) and share of each split."""
+        return SplitPlan(**{name: _part_and_share(getattr(self, name)) for name in SPLIT_NAMES}, seed=self.seed)
+
+
+def _part_and_share(origin: float | str | Origin) -> tuple[str, float]:
+    if isinstance(origin, Origin):
+        return origin.source, origin.share
+    return (origin, 1.0) if isinstance(origin, str) else ("", origin)
 
 
 class Sensitive(_Strict):
@@ -77,16 +83,16 @@ class OwnSubject(_Strict):
     """A subject as a study file has it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    model: str | None = None
+    model: Annotated[Reference, _read_by(reference)] | None = None
     """An ``.onnx`` file, or ``package.module:factory``."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Of the factory."""
-    weights: str | None = None
+    weights: Annotated[LocalFile, _read_by(LocalFile)] | None = None
     """A safetensors file, or a state_dict in a ``.pt``, ``.pth`` or ``.th`` file."""
     normalise: Normalisation | None = None
     dataset: str | None = None
     """Data of a subject of the catalogue, in place of ``data``."""
-    data: str | None = None
+    data: Annotated[Reference, _read_by(reference)] | None = None
     """A folder, a ``.parquet`` or ``.npz`` file, or ``package.module:function``."""
     image: str | None = None
     label: str = "label"
@@ -102,3 +108,21 @@ class OwnSubject(_Strict):
     limit: int | None = Field(default=None, ge=4)
     """At most this many samples over all four splits."""
     corruption: Corrupted | None = None
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> "OwnSubject":
+        """Read the mapping of a subject.
+
+        Raises:
+            UserError: one sentence on the first thing that's wrong.
+        """
+        try:
+            return cls.model_validate(dict(spec))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            name = spec.get("name", "?")
+            if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+                key = str(first["loc"][0])
+                raise UserError(f"Subject {name} has no key '{key}'{suggest(key, cls.model_fields)}") from error
+            raise UserError(f"Subject {name}: {where}: {first['msg']}.") from error

@@ -78,7 +78,7 @@ BY_HAND = {
     "imagenet": "ImageNet is given out after registration (image-net.org)",
 }
 
-Progress = Callable[[str, int, int | None], None]
+DownloadProgress = Callable[[str, int, int | None], None]
 """Called with (file, bytes there, bytes in all if the server says so)."""
 
 
@@ -87,7 +87,7 @@ def download(
     root: Path,
     *,
     remotes: Mapping[str, tuple[Remote, ...]] = REMOTES,
-    on_progress: Progress | None = None,
+    on_progress: DownloadProgress | None = None,
 ) -> Path:
     """Fetch a dataset into ``root/<dataset>``; files that are there already, whole, are left alone.
 
@@ -119,7 +119,7 @@ def download(
     return folder
 
 
-def _fetch(remote: Remote, target: Path, on_progress: Progress | None) -> None:
+def _fetch(remote: Remote, target: Path, on_progress: DownloadProgress | None) -> None:
     partial = target.with_name(f"{target.name}.part")
     reasons = []
     for url in remote.urls:
@@ -141,7 +141,7 @@ def _fetch(remote: Remote, target: Path, on_progress: Progress | None) -> None:
     )
 
 
-def _transfer(url: str, partial: Path, name: str, on_progress: Progress | None) -> None:
+def _transfer(url: str, partial: Path, name: str, on_progress: DownloadProgress | None) -> None:
     """Append what is missing of ``partial``; start anew if the server can't send a part."""
     if not url.startswith(("https://", "http://")):
         raise ValueError("only http and https addresses are fetched")

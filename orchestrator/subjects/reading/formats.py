@@ -11,35 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.base.errors import UserError
-from orchestrator.subjects.reading.roots import DATA_VARIABLE, DataRoot, RemoteRoot
-from orchestrator.subjects.reading.roots import data_root as root_of_machine
 from orchestrator.subjects.reading.streaming import ImageFiles
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-
-
-def dataset_folder(data_root: DataRoot | None, name: str, what: str) -> Path:
-    """The folder of a dataset under the data root; from a URI it is fetched first.
-
-    Args:
-        data_root: the environment variable ``FIXSTUDY_DATA`` when not given.
-        name: name of the folder.
-        what: which files belong there, for the message.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    root = data_root or root_of_machine(None)
-    if root is None:
-        raise UserError(
-            f"No data root is set for the dataset {name}: put {what} into <root>/{name} and give the root as "
-            f"--data-root or in {DATA_VARIABLE}."
-        )
-    folder = root.fetch(name) if isinstance(root, RemoteRoot) else root / name
-    if folder is None or not folder.is_dir():
-        where = f"in {root}: put {what} into {name}" if folder is None else f"at {folder}: put {what}"
-        raise UserError(f"There is no dataset {name} {where} there, or give another --data-root.")
-    return folder
 
 
 def read_idx(folder: Path, name: str) -> npt.NDArray[np.uint8]:

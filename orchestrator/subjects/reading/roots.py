@@ -45,6 +45,25 @@ def cache_dir() -> Path:
         raise UserError(f"This user has no home folder; set {CACHE_VARIABLE} to a folder for what is kept.") from None
 
 
+def usable_cache_dir() -> Path:
+    """The cache folder, made if need be.
+
+    Raises:
+        UserError: it can't be made or written.
+    """
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {folder} can't be used ({error.strerror}): set FIXSTUDY_CACHE to one that can be "
+            "written."
+        ) from error
+    return folder
+
+
 def use_cache_dir(folder: Path) -> None:
     """Make a folder the cache of this process and of those it starts: nodes of a cluster use the driver's."""
     os.environ[CACHE_VARIABLE] = str(folder)
@@ -160,6 +179,59 @@ def data_root(given: str | None) -> DataRoot | None:
     return RemoteRoot(place, cache_dir() / "datasets") if "://" in place else Path(place).expanduser().resolve()
 
 
+def dataset_folder(root: DataRoot | None, name: str, what: str) -> Path:
+    """The folder of a dataset under the data root; from a URI it is fetched first.
+
+    Args:
+        root: of datasets; the environment variable ``FIXSTUDY_DATA`` when not given.
+        name: name of the folder.
+        what: which files belong there, for the message.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    root = root or data_root(None)
+    if root is None:
+        raise UserError(
+            f"No data root is set for the dataset {name}: put {what} into <root>/{name} and give the root as "
+            f"--data-root or in {DATA_VARIABLE}."
+        )
+    folder = root.fetch(name) if isinstance(root, RemoteRoot) else root / name
+    if folder is None or not folder.is_dir():
+        where = f"in {root}: put {what} into {name}" if folder is None else f"at {folder}: put {what}"
+        raise UserError(f"There is no dataset {name} {where} there, or give another --data-root.")
+    return folder
+
+
+def check_dataset(root: DataRoot | None, name: str) -> None:
+    """See that :func:`dataset_folder` will find a dataset, and something in it; nothing is fetched.
+
+    Raises:
+        UserError: it won't.
+    """
+    root = root or data_root(None)
+    if isinstance(root, RemoteRoot):
+        if not root.files(name):
+            raise UserError(f"There is no dataset {name} in {root}: put its files into {name} there.")
+        return
+    folder = dataset_folder(root, name, "its files")
+    check_readable(folder, f"the dataset {name}")
+    if not any(folder.iterdir()):
+        raise UserError(f"The folder {folder} is empty: put the files of {name} there.")
+
+
+def check_readable(path: Path, what: str) -> None:
+    """See that a file or folder is there and may be read.
+
+    Raises:
+        UserError: it isn't, or may not; the sentence says ``what`` it has.
+    """
+    if not path.exists():
+        raise UserError(f"There is no {path}, which has {what}.")
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise UserError(f"{path}, which has {what}, can't be read; give the user that runs Ray the right to.")
+
+
 def _append(filesystem: "pyarrow.fs.FileSystem", info: Any, partial: Path) -> None:
     with filesystem.open_input_file(info.path) as source, partial.open("ab") as file:
         source.seek(file.tell())
@@ -179,22 +251,3 @@ def _is_there(path: Path, info: Any) -> bool:
 def _time(info: Any) -> int:
     """When a file was written, in seconds; 0 where its file system doesn't say."""
     return 0 if info.mtime_ns is None else int(info.mtime_ns // 10**9)
-
-
-def usable_cache_dir() -> Path:
-    """The cache folder, made if need be.
-
-    Raises:
-        UserError: it can't be made or written.
-    """
-    folder = cache_dir()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(
-            f"The cache folder {folder} can't be used ({error.strerror}): set FIXSTUDY_CACHE to one that can be "
-            "written."
-        ) from error
-    return folder

@@ -1,4 +1,4 @@
-"""Samples in memory; :mod:`orchestrator.subjects.streaming` has those that are decoded when asked for."""
+"""Samples in memory; :mod:`orchestrator.subjects.reading.streaming` has those that are decoded when asked for."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,9 @@ shifted on pixels, not in HSV, so that grey images have it too.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 import torch
@@ -86,6 +87,11 @@ class CorruptedData:
     source: DataSource
     corruption: Corruption
 
+    @property
+    def folder(self) -> str | None:
+        """Of the source."""
+        return self.source.folder
+
     def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and corrupt.
 
@@ -103,6 +109,14 @@ class CorruptedData:
             split_hash=hashlib.sha256(f"{data.split_hash}/{said}".encode()).hexdigest(),
             description=f"{data.description}; valid, repair and test with {said}",
         )
+
+    def check(self, data_root: DataRoot | None) -> None:
+        """As the source does."""
+        self.source.check(data_root)
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """Those of the source."""
+        return self.source.modules()
 
     def _corrupted(self, split: Split, name: str) -> Split:
         if len(split.shape) != 3:

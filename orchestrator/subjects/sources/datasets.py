@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.base.errors import UserError
-from orchestrator.subjects.reading.formats import class_folders, dataset_folder, integer_labels, read_idx, read_npz
+from orchestrator.subjects.reading.formats import class_folders, integer_labels, read_idx, read_npz
 from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.parquet import ParquetRows, read_parquet
-from orchestrator.subjects.reading.roots import DataRoot
+from orchestrator.subjects.reading.roots import DataRoot, check_dataset, dataset_folder
 from orchestrator.subjects.reading.samples import ArraySamples
 from orchestrator.subjects.reading.splits import Pool, SplitPlan
 from orchestrator.subjects.reading.streaming import ImageFiles, image_samples
@@ -30,8 +30,22 @@ OFFICIAL_50K = SplitPlan(("train", 45_000), ("train", 5_000), ("test", 5_000), (
 """The same for 50,000 training samples."""
 
 
+class DatasetFolder:
+    """What a data source answers that reads a folder below the data root and needs no module of the user's."""
+
+    folder: str
+
+    def check(self, data_root: DataRoot | None) -> None:
+        """See that the folder is there and holds something."""
+        check_dataset(data_root, self.folder)
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """None."""
+        return []
+
+
 @dataclass(frozen=True)
-class IdxDigits:
+class IdxDigits(DatasetFolder):
     """MNIST, or a dataset in its format: four IDX files in ``<root>/<folder>``, or in ``raw`` below it."""
 
     folder: str
@@ -56,12 +70,13 @@ def _idx_pool(folder: Path, part: str) -> Pool:
 
 
 @dataclass(frozen=True)
-class Cifar10:
+class Cifar10(DatasetFolder):
     """CIFAR10 in ``<root>/cifar10``: the python batches, or Parquet files ``train*`` and ``test*`` with image bytes.
 
     Parquet files with ``jpeg`` in their name are left out: they hold the same test images once more, re-encoded.
     """
 
+    folder = "cifar10"
     plan: SplitPlan
 
     def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
@@ -72,9 +87,10 @@ class Cifar10:
 
 
 @dataclass(frozen=True)
-class SkewedCifar10:
+class SkewedCifar10(DatasetFolder):
     """CIFAR10S, made from CIFAR10: 95/5 colour and grey by class in train, every repair and test image in both."""
 
+    folder = "cifar10"
     plan: SplitPlan
     skew: Skew
 
@@ -132,13 +148,14 @@ def _array(rows: ParquetRows, form: ImageFormat) -> npt.NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class UtkFace:
+class UtkFace(DatasetFolder):
     """UTKFace in ``<root>/utkface``: image files named ``age_gender_race_date``, or Parquet with those columns.
 
     The label is the gender (0 male, 1 female); the sensitive attribute is the race, white (0) and non-white (1). Files
     whose names lack a field are left out, and counted in the description.
     """
 
+    folder = "utkface"
     plan: SplitPlan
     form: ImageFormat
 
@@ -146,7 +163,7 @@ class UtkFace:
         """Read and divide, stratified by gender and race."""
         wanted = "the aligned face images named age_gender_race_date.jpg, or Parquet files with the columns image, "
         wanted += "age, gender and race,"
-        folder = dataset_folder(data_root, "utkface", wanted)
+        folder = dataset_folder(data_root, self.folder, wanted)
         parquet = sorted(folder.glob("*.parquet"))
         if parquet:
             rows = read_parquet(parquet, None, "gender", columns=("age", "race"))
@@ -179,7 +196,7 @@ def _named_faces(folder: Path) -> tuple[ImageFiles, npt.NDArray[np.int64], int]:
 
 
 @dataclass(frozen=True)
-class ImageNet:
+class ImageNet(DatasetFolder):
     """ImageNet in ``<root>/imagenet``: ``train`` and ``val`` with a folder per class, streamed.
 
     The images of ``val`` may also lie flat beside ``ILSVRC2012_devkit_t12``, which knows their classes. Where there are
@@ -187,6 +204,8 @@ class ImageNet:
     from them, by ``sample_plan``.
     """
 
+    folder = "imagenet"
+    sample_folder = "imagenet_samples"
     plan: SplitPlan
     sample_plan: SplitPlan
     form: ImageFormat
@@ -195,10 +214,10 @@ class ImageNet:
         """List the images and divide them; none is decoded."""
         wanted = "the folders train and val with a folder of images per class"
         try:
-            folder = dataset_folder(data_root, "imagenet", wanted)
+            folder = dataset_folder(data_root, self.folder, wanted)
         except UserError as missing:
             try:
-                folder = dataset_folder(data_root, "imagenet_samples", wanted)
+                folder = dataset_folder(data_root, self.sample_folder, wanted)
             except UserError:
                 raise missing from None
         if not (folder / "train").is_dir():
@@ -218,6 +237,13 @@ class ImageNet:
             "test": Pool(image_samples(test, self.form), test_labels),
         }
         return assemble(pools, self.plan, "ImageNet, image files", limit)
+
+    def check(self, data_root: DataRoot | None) -> None:
+        """See that one of the two folders is there."""
+        try:
+            super().check(data_root)
+        except UserError:
+            check_dataset(data_root, self.sample_folder)
 
     def _of_parquet(self, folder: Path, limit: int | None, wanted: str) -> SubjectData:
         paths = sorted(folder.glob("*.parquet"))
@@ -253,7 +279,7 @@ def _devkit_validation(folder: Path, wnids: tuple[str, ...]) -> tuple[ImageFiles
 
 
 @dataclass(frozen=True)
-class MedMnist:
+class MedMnist(DatasetFolder):
     """PathMNIST as its authors give it: ``<root>/<folder>/pathmnist*.npz`` with images and labels of three parts.
 
     Args:

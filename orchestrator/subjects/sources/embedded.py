@@ -1,6 +1,8 @@
 """The embedded subjects: scikit-learn's 1,797 real digits, which need no data folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +14,21 @@ from orchestrator.subjects.sources.skew import Skew, assemble_skewed, tinted
 from orchestrator.subjects.subject import SubjectData, assemble
 
 
+class _Embedded:
+    """What comes with a package asks nothing of a machine."""
+
+    folder = None
+
+    def check(self, data_root: DataRoot | None) -> None:
+        """Nothing can be missing."""
+
+    def modules(self) -> Sequence[tuple[str, Path]]:
+        """None."""
+        return []
+
+
 @dataclass(frozen=True)
-class Digits:
+class Digits(_Embedded):
     """The digits as 1x8x8 pixels.
 
     The train split is kept small on purpose: repair and test are to hold some 60 honest failures each.
@@ -27,7 +42,7 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class SkewedDigits:
+class SkewedDigits(_Embedded):
     """The digits as 3x8x8 pixels in grey or tinted, as CIFAR10S is made from CIFAR10.
 
     The colour form of a digit has a hue of its own; the grey form is the luminance of that same image, so that both

@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from fixers import TensorSplit
 from orchestrator.subjects.reading.splits import Pool, SplitName, SplitPlan, divide, row_digests, split_hash
-from orchestrator.subjects.subject import SubjectData, describe
+from orchestrator.subjects.subject import SubjectData, describe_splits
 
 GREY, COLOUR = 0, 1
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601 weights of red, green and blue."""
 
-Images = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Skew:
     seed: int = 0
 
 
-def to_grey(images: Images) -> Images:
+def to_grey(images: Pixels) -> Pixels:
     """Luminance of images (N, 3, H, W), in all three channels."""
     luminance = np.rint(np.einsum("nchw,c->nhw", images.astype(np.float32), LUMINANCE)).astype(np.uint8)
     return np.repeat(luminance[:, None], 3, axis=1)
 
 
-def tinted(images: Images, seed: int) -> Images:
+def tinted(images: Pixels, seed: int) -> Pixels:
     """Grey images (N, 1, H, W) in one hue each, drawn from ``seed``: (N, 3, H, W).
 
     The tints are pale (saturation 0.6), so that the luminance, which is what the grey form shows, stays readable.
@@ -44,7 +44,7 @@ def tinted(images: Images, seed: int) -> Images:
     hue = np.random.default_rng(seed).random(len(images))[:, None] * 6  # (N, 1), sixths of the colour circle
     pure = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)  # (N, 3) red, green, blue
     tint = 1 - 0.6 * (1 - pure)
-    coloured: Images = np.rint(images * tint[:, :, None, None]).astype(np.uint8)
+    coloured: Pixels = np.rint(images * tint[:, :, None, None]).astype(np.uint8)
     return coloured
 
 
@@ -65,7 +65,7 @@ def mostly_colour(labels: npt.NDArray[np.int64], n_classes: int, skew: Skew) -> 
 
 def assemble_skewed(
     pools: Mapping[str, Pool],
-    images: Mapping[str, Images],
+    images: Mapping[str, Pixels],
     plan: SplitPlan,
     n_classes: int,
     origin: str,
@@ -108,7 +108,7 @@ def assemble_skewed(
         test=splits["test"],
         test_groups=test_groups,
         split_hash=split_hash(columns),
-        description=describe(
+        description=describe_splits(
             f"{origin}, train and valid {skew.share:.0%} in one form by class, repair and test in both forms",
             {split: len(data) for split, data in splits.items()},
         ),

@@ -17,6 +17,7 @@ from orchestrator.cluster.luggage import packed
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.onnx.exporting import export_onnx
 from orchestrator.subjects.own.local_files import external_data, module_files
+from orchestrator.subjects.own.references import Function
 
 NETS = """
 import torch
@@ -130,7 +131,7 @@ def test_an_installed_module_that_goes_before_one_beside_the_study_does_not_trav
     assert [sorted(code.files) for code in packed({"own": definition}, with_files=False).code] == [
         ["own_layers.py", "own_nets.py"]
     ]
-    model = type(definition.model)("json:loads", "{}", own)
+    model = type(definition.model)(Function("json", "loads", own), "{}")
     assert packed({"own": type(definition)(**{**vars(definition), "model": model})}, with_files=False).code == ()
 
 

@@ -18,10 +18,14 @@ from orchestrator.cluster.presence import (
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.models import OnnxModel
+from orchestrator.subjects.own.references import Function
 from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.roots import RemoteRoot
+from orchestrator.subjects.reading.splits import SplitPlan
 from orchestrator.subjects.reading.streaming import ImageFiles, StreamedSplit
 from orchestrator.subjects.sources.corruption import CorruptedData, Corruption
+
+QUARTERS = SplitPlan(*[("", 0.25)] * 4)
 
 
 def asked(*definitions, root=None):
@@ -53,13 +57,15 @@ def test_an_empty_folder_is_no_dataset(tmp_path):
 
 
 def test_files_of_the_users_are_asked_for(tmp_path):
-    own = OwnData(str(tmp_path / "faces.parquet"), None, ())
+    own = OwnData(tmp_path / "faces.parquet", QUARTERS)
     digits = resolve("digits")
     definition = dataclasses.replace(digits, data=CorruptedData(own, Corruption("gaussian_noise", 3)))
     assert "faces.parquet" in asked(definition)[0]
     (tmp_path / "faces.parquet").touch()
     assert asked(definition) == []
-    assert asked(dataclasses.replace(digits, data=OwnData("package.module:load", tmp_path, ()))) == []
+    assert (
+        asked(dataclasses.replace(digits, data=OwnData(Function("package.module", "load", tmp_path), QUARTERS))) == []
+    )
     # Models travel.
     assert asked(dataclasses.replace(digits, model=OnnxModel(tmp_path / "m.onnx"))) == []
 

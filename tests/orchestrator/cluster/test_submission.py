@@ -153,6 +153,7 @@ def test_the_packed_code_runs_where_nothing_is_installed(tmp_path):
     [
         ("subjects: [{name: a, data: faces.parquet, model: m.onnx}]", "data don't travel.*absolute path"),
         ("subjects: [digits]\nplugins: [gone.py]", r"There is no file .*gone\.py"),
+        ("subjects: [{name: a, modle: m.onnx}]", "Subject a has no key 'modle'; did you mean 'model'"),
     ],
 )
 def test_what_cannot_travel_is_said_before_anything_is_sent(tmp_path, text, said):

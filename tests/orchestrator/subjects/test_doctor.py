@@ -18,7 +18,7 @@ from orchestrator.cli.single_model import fix_command
 from orchestrator.storage.store import Store
 from orchestrator.subjects import doctor, weights
 from orchestrator.subjects.catalogue import resolve
-from orchestrator.subjects.doctor import Finding, examine, worst
+from orchestrator.subjects.doctor import Finding, examine
 from orchestrator.subjects.originals import prepare
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.streaming import StreamedSplit, image_samples
@@ -330,7 +330,7 @@ def test_a_model_that_cannot_be_built_is_told_before(tmp_path: Path) -> None:
 
 def test_a_data_set_that_is_missing(tmp_path: Path) -> None:
     findings = examine(resolve("mnist"), tmp_path)
-    assert [finding.code for finding in findings] == ["data"] and worst(findings) == "error"
+    assert [finding.code for finding in findings] == ["data"] and findings[0].severity == "error"
 
 
 def test_approaches_that_cannot_be_applied_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,8 +368,3 @@ def test_a_model_that_comes_trained_is_not_told_to_be_trained_with_history(tmp_p
     assert "training_history" in message and "comes trained (ONNX or weights) has none" in message
     # A study that has NeuRecover trains this one with history.
     assert not any(finding.message.startswith("neurecover") for finding in examine(resolve(spec(), base_dir=tmp_path)))
-
-
-def test_worst_of_nothing_is_nothing() -> None:
-    assert worst([]) is None
-    assert worst([Finding("note", "a", "b"), Finding("warning", "a", "b")]) == "warning"

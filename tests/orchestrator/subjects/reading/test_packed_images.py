@@ -20,11 +20,12 @@ from PIL import Image
 
 from orchestrator.base.errors import UserError
 from orchestrator.cluster.presence import NodeLacksImagesError, check_images
-from orchestrator.subjects.own.data import OwnData, SplitOrigin
+from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.reading.images import ImageFormat, UnreadableImageError
 from orchestrator.subjects.reading.packed_images import PackedImages
 from orchestrator.subjects.reading.parquet import ParquetImages, read_parquet
 from orchestrator.subjects.reading.roots import CACHE_VARIABLE
+from orchestrator.subjects.reading.splits import SplitPlan
 from orchestrator.subjects.reading.streaming import StreamedImages, StreamedSplit, image_samples
 
 FORM = ImageFormat((3, 16, 16))
@@ -90,8 +91,8 @@ from pathlib import Path
 import numpy as np
 from orchestrator.subjects.reading import parquet
 from orchestrator.subjects.reading.images import ImageFormat
-from orchestrator.subjects.reading.streaming import image_samples
 from orchestrator.subjects.reading.parquet import ParquetImages, read_parquet
+from orchestrator.subjects.reading.streaming import image_samples
 
 parquet.IMAGES_AT_ONCE = 4
 images = read_parquet([Path(sys.argv[1])], None, "label").images
@@ -108,14 +109,10 @@ def said(images):
 """
 
 
-def shares() -> tuple[tuple[str, SplitOrigin], ...]:
-    return tuple((name, SplitOrigin("", 0.25)) for name in ("train", "valid", "repair", "test"))
-
-
 def test_a_subject_is_the_same_whether_its_images_fit_into_memory_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    source = OwnData(str(write(tmp_path / "x.parquet")), None, shares())
+    source = OwnData(write(tmp_path / "x.parquet"), SplitPlan(*[("", 0.25)] * 4))
     memory = source.load(None, None)
     assert not folder.exists()
     monkeypatch.setattr(image_samples, "__defaults__", (1,))

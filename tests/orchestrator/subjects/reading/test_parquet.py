@@ -90,14 +90,16 @@ import sys
 from pathlib import Path
 import pyarrow.parquet
 from PIL import Image
-from orchestrator.subjects.reading.streaming import ImageFormat, first_image, image_samples
-from orchestrator.subjects.own.data import OwnData, SplitOrigin
+from orchestrator.subjects.own.data import OwnData
+from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.parquet import read_parquet
+from orchestrator.subjects.reading.splits import SplitPlan
+from orchestrator.subjects.reading.streaming import image_samples
 
 def status(name):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if name in line)
 
-data = OwnData(sys.argv[1], None, (("train", SplitOrigin("", 1.0)),))
+data = OwnData(Path(sys.argv[1]), SplitPlan(*[("", 0.25)] * 4))
 assert data.input_shape() == (3, 96, 96)
 warm = image_samples(read_parquet([Path(sys.argv[2])], None, "label").images, ImageFormat((3, 96, 96)))
 del warm
