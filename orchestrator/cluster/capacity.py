@@ -1,4 +1,4 @@
-"""How many trials a cluster can run at once, the nodes counted that its autoscaler may still start.
+"""What a cluster has, and how many trials it can run at once, with the nodes that its autoscaler may still start.
 
 A cluster that has scaled itself down to nothing has no GPU at the moment, and yet its trials belong on GPUs.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import yaml
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.base.errors import UserError
 
@@ -70,6 +71,23 @@ def memory(resources: Resources) -> list[tuple[int, int]]:
     if not all(node.get("memory") for node, _ in taking):
         return []
     return [(int(node["memory"]), trials) for node, trials in taking]
+
+
+def smallest_gpu() -> int | None:
+    """Bytes of memory of the smallest GPU that is there; None where no node has one that torch can use."""
+    task: Any = ray.remote(num_cpus=0, num_gpus=0.01)(_gpu_here)
+    found = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in ray.nodes()
+        if node["Alive"] and has_gpus([node["Resources"]])
+    ]
+    return min((size for size in ray.get(found) if size is not None), default=None)
+
+
+def _gpu_here() -> int | None:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def _startable_nodes() -> list[Resources]:

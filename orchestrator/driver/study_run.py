@@ -19,7 +19,6 @@ import ray.exceptions
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import gpus
 from orchestrator.base.errors import UserError
 from orchestrator.cluster import capacity, luggage, packing, plugins
 from orchestrator.cluster.loading_tasks import SubjectLoader
@@ -382,7 +381,7 @@ class StudyRun:
         rows = self.store.rows(list(packing.COLUMNS))
         on_gpus = GpuParts(1, None)
         if asked.share_gpu > 1 and whole == 1:
-            on_gpus = GpuParts(asked.share_gpu, gpus.smallest_bytes(), rows)
+            on_gpus = GpuParts(asked.share_gpu, capacity.smallest_gpu(), rows)
         self.packing = Packing(base, whole, on_gpus, MemoryParts(capacity.memory(smallest), rows))
         return capacity.lanes(smallest)
 

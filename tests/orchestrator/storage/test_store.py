@@ -103,7 +103,7 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_that_reads(tmp_path):
     write(store, 0)
     script = f"""
         import os
-        from orchestrator.store import Store
+        from orchestrator.storage.store import Store
         replace = os.replace
         os.replace = lambda *args: os.kill(os.getpid(), 9)
         Store({str(tmp_path)!r}).write_trial({{"trial_id": "killed", "outcome": "OK"}})
