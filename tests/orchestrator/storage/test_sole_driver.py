@@ -21,7 +21,7 @@ from orchestrator.storage.store import Store
 ELSEWHERE = {"host": "head-1", "pid": 7, "processes": "another machine"}
 HOLDS = """
 import sys, time
-from orchestrator.sole_driver import sole_driver
+from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store
 with sole_driver(Store(sys.argv[1]), between_signs=0.5):
     print("mine", flush=True)
