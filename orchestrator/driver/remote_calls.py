@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.driver.control import end_process
 from orchestrator.planning.queue import TrialQueue
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import RunningTrial
 
 SECONDS_TO_END = 30.0
 SECONDS_TO_RESTART = 20.0
@@ -58,23 +58,23 @@ class Flight:
         """Ids of the trials in flight."""
         return list(self._queue.in_flight)
 
-    def sightings(self) -> Sequence[Sighting]:
+    def running(self) -> Sequence[RunningTrial]:
         """Where the trials in flight are; nothing when the monitor doesn't answer, the next look will tell."""
         with suppress(ray.exceptions.RayError):
-            found: list[Sighting] = ray.get(self._monitor.running.remote(), timeout=SECONDS_TO_END)
+            found: list[RunningTrial] = ray.get(self._monitor.running.remote(), timeout=SECONDS_TO_END)
             return found
         return []
 
-    def end(self, sightings: Sequence[Sighting]) -> None:
+    def end(self, trials: Sequence[RunningTrial]) -> None:
         """Kill the processes of some trials, each from a task on its node.
 
         An actor runs one call after another, so asking it to stop would wait for the end of its trial.
         """
         task = ray.remote(num_cpus=0, max_retries=0)(end_process)
         ending = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(sighting.node_id, soft=False)).remote(
-                sighting.pid
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(trial.node_id, soft=False)).remote(
+                trial.pid
             )
-            for sighting in sightings
+            for trial in trials
         ]
         ray.wait(ending, num_returns=len(ending), timeout=SECONDS_TO_END)

@@ -20,7 +20,7 @@ from orchestrator.study.reading import load_study
 from orchestrator.study.schema import Study
 from orchestrator.subjects.reading import roots
 from orchestrator.sweeps.record import OneSweep
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import RunningTrial
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ def run_study(
                 shown = display
                 run.on_event = shown.event
 
-                def running() -> list[Sighting]:
-                    sightings: list[Sighting] = ask(run.monitor.running.remote, [], patience=0)
-                    return [sighting for sighting in sightings if sighting.trial_id not in rows]
+                def running() -> list[RunningTrial]:
+                    trials: list[RunningTrial] = ask(run.monitor.running.remote, [], patience=0)
+                    return [trial for trial in trials if trial.trial_id not in rows]
 
                 run.on_plan = lambda planned, done: shown.planned(planned, done, running)
             try:

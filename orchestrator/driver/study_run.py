@@ -51,7 +51,7 @@ from orchestrator.trial.outcomes import Verdict
 from orchestrator.trial.trial import TrialSettings
 from orchestrator.worker.logtail import read_streams
 from orchestrator.worker.memory import give_back_memory
-from orchestrator.worker.monitor import Monitor, Sighting
+from orchestrator.worker.monitor import Monitor, RunningTrial
 from orchestrator.worker.shared_cache import forget
 from orchestrator.worker.trainable import TrialWorker, WorkerContext, oom_kills
 
@@ -232,7 +232,7 @@ class StudyRun:
             return
         verdict = self._row_of(spec.trial_id)
         if verdict is None:
-            seen: Sighting | None = ask(lambda: self.monitor.last_seen.remote(spec.trial_id), None)
+            seen: RunningTrial | None = ask(lambda: self.monitor.last_seen.remote(spec.trial_id), None)
             if self.stopping.stopped:
                 # It has no row, so it runs when the study goes on.
                 queue.in_flight.pop(spec.trial_id)
@@ -260,7 +260,7 @@ class StudyRun:
         queue.finish(spec.trial_id, Figures.of(self.store.row(spec.trial_id, list(COLUMNS)) or {}))
         self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
 
-    def settle_cancelled_trial(self, spec: TrialSpec, seen: Sighting | None, queue: TrialQueue) -> None:
+    def settle_cancelled_trial(self, spec: TrialSpec, seen: RunningTrial | None, queue: TrialQueue) -> None:
         """Give a trial that somebody stopped its row; ``seen`` is None when it hadn't begun."""
         verdict = outcomes.cancelled(seen.phase if seen else None)
         columns = {
@@ -272,7 +272,7 @@ class StudyRun:
         queue.finish(spec.trial_id, None)
         self.on_row(spec.trial_id, verdict.outcome, verdict.reason_code)
 
-    def _judge_lost_trial(self, error: BaseException, seen: Sighting | None) -> Verdict:
+    def _judge_lost_trial(self, error: BaseException, seen: RunningTrial | None) -> Verdict:
         cause = getattr(error, "cause", None)
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, Exception):
             # Raised outside run_trial: storing the row failed, or the subject couldn't be mapped.
@@ -413,14 +413,14 @@ class StudyRun:
         return not searcher.left and not queue.in_flight
 
 
-def _is_lost(seen: Sighting | None) -> bool:
+def _is_lost(seen: RunningTrial | None) -> bool:
     """Whether the node on which a trial was last seen is gone."""
     if seen is None:
         return False
     return not any(node["NodeID"] == seen.node_id and node["Alive"] for node in ray.nodes())
 
 
-def _last_words(seen: Sighting | None) -> str | None:
+def _last_words(seen: RunningTrial | None) -> str | None:
     """What a dead worker left in the files of its node."""
     if seen is None or not seen.streams or _is_lost(seen):
         return None
@@ -434,5 +434,5 @@ def _last_words(seen: Sighting | None) -> str | None:
     return text
 
 
-def _is_here(seen: Sighting) -> bool:
+def _is_here(seen: RunningTrial) -> bool:
     return bool(seen.node_id == ray.get_runtime_context().get_node_id())

@@ -42,7 +42,7 @@ from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import surroundings
 from orchestrator.trial.trial import TrialRecord, TrialSettings, run_trial
 from orchestrator.worker.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import RunningTrial
 from orchestrator.worker.shared_cache import SharedCache
 from orchestrator.worker.watchdog import Watchdog, grace
 
@@ -198,7 +198,7 @@ class TrialWorker(tune.Trainable):
         """Tell the monitor which phase this is."""
         spec = self._spec
         told: ray.ObjectRef[None] = self._context.monitor.phase.remote(
-            Sighting(
+            RunningTrial(
                 trial_id=spec.trial_id,
                 label=f"{spec.fixer} on {spec.subject}, seed {spec.seed}",
                 phase=phase,

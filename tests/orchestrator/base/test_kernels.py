@@ -6,7 +6,7 @@ import sys
 
 SHOWS = """
 import os, sys, torch
-from orchestrator.kernels import make_repeatable
+from orchestrator.base.kernels import make_repeatable
 make_repeatable(torch.device(sys.argv[1]))
 b = torch.backends
 print(b.cudnn.allow_tf32, b.cudnn.conv.fp32_precision == "tf32", b.cuda.matmul.allow_tf32,

@@ -14,7 +14,7 @@ from orchestrator.driver.study_run import StudyRun
 from orchestrator.evaluation.robustness import AttackError
 from orchestrator.trial import outcomes
 from orchestrator.trial.outcomes import ReasonCode
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import RunningTrial
 from orchestrator.worker.trainable import DeviceBrokenError
 
 
@@ -58,7 +58,7 @@ def test_what_rays_memory_monitor_kills_ran_out_of_memory_at_any_time(tmp_path, 
     """Between a trial's time limit and the end that the watchdog makes, too."""
     monkeypatch.setattr(study_run, "_is_here", lambda seen: False)
     run = StudyRun(Mock(time_limit=600.0), {}, Mock(), None, tmp_path, Mock())
-    seen = Sighting("t1", "mine on digits", "fix", "node", pid=1, oom_kills=0, seconds=seconds)
+    seen = RunningTrial("t1", "mine on digits", "fix", "node", pid=1, oom_kills=0, seconds=seconds)
     verdict = run._judge_lost_trial(ray.exceptions.OutOfMemoryError("the node was low on memory"), seen)
     assert verdict.reason_code == "host_oom"
 

@@ -50,7 +50,7 @@ def results(tmp_path):
 
 SPEAKS = """
 import logging, sys, warnings
-from orchestrator.logtail import LogTail
+from orchestrator.worker.logtail import LogTail
 
 def speak():
     print("printed")

@@ -76,7 +76,7 @@ def test_the_peak_of_a_trial_counts_what_it_freed_and_of_its_own_not_what_others
 
 
 FREED_BETWEEN_WHAT_IS_IN_USE = """
-from orchestrator.memory import give_back_memory, own_bytes
+from orchestrator.worker.memory import give_back_memory, own_bytes
 
 pieces = [bytes(2_000) for _ in range(100_000)]
 kept = pieces[::1000]
@@ -98,7 +98,7 @@ def test_what_was_freed_between_what_is_in_use_is_given_back():
 SHARED_WITH_A_CHILD = """
 from multiprocessing import get_context
 
-from orchestrator.memory import own_bytes
+from orchestrator.worker.memory import own_bytes
 
 MB = 2**20
 
@@ -146,7 +146,7 @@ def test_what_is_no_size(text):
 
 
 def watched(body):
-    script = "import sys, time\nfrom orchestrator.watchdog import Watchdog\n" + textwrap.dedent(body)
+    script = "import sys, time\nfrom orchestrator.worker.watchdog import Watchdog\n" + textwrap.dedent(body)
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
 
 

@@ -6,7 +6,7 @@ from orchestrator.worker.watchdog import grace
 
 
 def run(body):
-    script = "import time, sys\nfrom orchestrator.watchdog import Watchdog\n" + textwrap.dedent(body)
+    script = "import time, sys\nfrom orchestrator.worker.watchdog import Watchdog\n" + textwrap.dedent(body)
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
 
 
