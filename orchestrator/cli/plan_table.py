@@ -23,7 +23,7 @@ from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.originals import cache_file
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import SubjectData, SubjectDefinition
-from orchestrator.trial.loading import load
+from orchestrator.trial.loading import load_subject
 
 _UNTRAINED = "untrained-{}"
 """In place of a fingerprint; every subject has its own."""
@@ -73,7 +73,9 @@ def _look(definition: SubjectDefinition, store: Store, data_root: DataRoot | Non
         if store.local_path is not None and not store.local_path.exists():
             # Looking must not create a results folder, and loading keeps the original there.
             return _untrained(definition, data, history)
-        return load(definition, store=store, data_root=data_root, cache_dir=folder, keep_history=history, data=data)[1]
+        return load_subject(
+            definition, store=store, data_root=data_root, cache_dir=folder, keep_history=history, data=data
+        )[1]
     return _untrained(definition, data, history)
 
 

@@ -29,7 +29,7 @@ from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.doctor import errors_of_original
 from orchestrator.subjects.reading import roots
 from orchestrator.subjects.subject import Subject, SubjectDefinition
-from orchestrator.trial.loading import load
+from orchestrator.trial.loading import load_subject
 from orchestrator.trial.trial import TrialRecord, TrialSettings, run_trial
 
 DEFAULT_SPLITS = {"train": 0.5, "valid": 0.1, "repair": 0.2, "test": 0.2}
@@ -72,7 +72,7 @@ def fix_command(
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         store.create()
-        (loaded, baseline), _ = load(
+        (loaded, baseline), _ = load_subject(
             definition,
             store=store,
             data_root=ray_session.data_root(data_root),

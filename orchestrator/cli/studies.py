@@ -16,9 +16,9 @@ from orchestrator.cli.options import _DATA_ROOT, _LOG, _RESULTS, _needs_torch
 def _services(log: tuple[str, ...]) -> dict[str, str | None]:
     if not log:
         return {}
-    from orchestrator.driver.loggers import parse
+    from orchestrator.driver.loggers import parse_services
 
-    return parse(log)
+    return parse_services(log)
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def adapt(
             study, results=results, address=address, data_root=data_root, display=display, only=only
         )  # fmt: skip
     found = record.chosen(Store(summary.results), only)
-    for line in record.told(found):
+    for line in record.lines_of(found):
         click.echo(line)
     if write is not None:
         record.write_study(study, write, found)

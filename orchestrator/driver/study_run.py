@@ -23,7 +23,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.cluster import capacity, luggage, packing, plugins
 from orchestrator.cluster.loading_tasks import SubjectLoader
 from orchestrator.cluster.luggage import Luggage
-from orchestrator.cluster.node_events import told
+from orchestrator.cluster.node_events import relayed
 from orchestrator.cluster.packing import GpuParts, MemoryParts, Packing
 from orchestrator.cluster.presence import NodeLacksImagesError
 from orchestrator.driver import pictures
@@ -142,7 +142,7 @@ class StudyRun:
             # The name, not the method: a display may take its place after the run was made.
             lambda sentence: self.on_event(sentence),
         )
-        references, self.subjects = self.loader.load()
+        references, self.subjects = self.loader.load_all()
         for subject in self.subjects.values():
             self.store.write_subject(subject.row)
         return references
@@ -168,7 +168,7 @@ class StudyRun:
         # Beside the driver: a lost worker node must not take the monitor with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self.monitor = ray.remote(num_cpus=0, max_restarts=-1)(Monitor).options(scheduling_strategy=here).remote()
-        with told(self.monitor, lambda sentence: self.on_event(sentence)):
+        with relayed(self.monitor, lambda sentence: self.on_event(sentence)):
             self._run()
 
     def _run(self) -> None:
@@ -370,7 +370,9 @@ class StudyRun:
         from orchestrator.driver import loggers
 
         # The name, not the method: a display may take its place after the run was made.
-        return [*loggers.build(self.show_in, self.study.study, self.store, lambda sentence: self.on_event(sentence))]
+        return [
+            *loggers.build_loggers(self.show_in, self.study.study, self.store, lambda sentence: self.on_event(sentence))
+        ]
 
     def _pack(self) -> int:
         """Settle what trials get; how many may run at once."""

@@ -237,7 +237,7 @@ class Study(_Model):
                 raise ValueError(f"has the subject '{name}' twice")
         return value
 
-    def place(self, *location: str | int) -> str:
+    def line_of(self, *location: str | int) -> str:
         """Where the study file says something, to begin a sentence with: ``study.yaml, line 3: ``.
 
         Args:

@@ -27,10 +27,10 @@ def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
         try:
             found[subject_name(spec)] = resolve(spec, base_dir=base_dir)
         except UserError as error:
-            raise UserError(f"{study.place('subjects', index)}{error}") from error
+            raise UserError(f"{study.line_of('subjects', index)}{error}") from error
     for name, epsilon in (study.attack.epsilon if study.attack else {}).items():
         if name not in found:
-            where = study.place("attack", "epsilon", name)
+            where = study.line_of("attack", "epsilon", name)
             known = suggest(name, found)
             raise UserError(f"{where}attack.epsilon names '{name}', which isn't a subject of the study{known}")
         found[name] = dataclasses.replace(found[name], epsilon=epsilon)

@@ -646,7 +646,7 @@ def test_the_choice_is_written_back_as_a_study(source, tmp_path):
     assert built.canonical_parameters() == choice.best.params
     assert written.seeds == [0, 1]
     assert yaml.safe_load((tmp_path / "adapted.yaml").read_text())["attack"]["epsilon"] == {"digits": 0.1}
-    lines = adaptation.told(found)
+    lines = adaptation.lines_of(found)
     assert choice.reason in lines[0]
     assert lines[1].endswith("chosen")
 
