@@ -30,7 +30,7 @@ from orchestrator.subjects.doctor import errors_of_original
 from orchestrator.subjects.reading import roots
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial.loading import load_subject
-from orchestrator.trial.trial import TrialRecord, TrialSettings, run_trial
+from orchestrator.trial.trial import Bench, TrialRecord, TrialSettings, run_trial
 
 DEFAULT_SPLITS = {"train": 0.5, "valid": 0.1, "repair": 0.2, "test": 0.2}
 """Shares of data that have no splits of their own."""
@@ -96,14 +96,14 @@ def fix_command(
         attack=Attack().model_dump(exclude={"epsilon"}),
         keep_models=True,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with console.status(f"{cls.name} on {definition.name}") as live:
 
         def on_progress(step: int, figures: Mapping[str, float]) -> None:
             told = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             live.update(f"{cls.name} on {definition.name}: step {step}  {told}")
 
-        record = run_trial(spec, loaded, baseline, settings, device=device, on_progress=on_progress)
+        record = run_trial(Bench(spec, loaded, baseline, settings, device), on_progress=on_progress)
     if record.row["outcome"] == "FAILURE":
         raise UserError(f"{cls.name} failed: {record.row['reason']}")
     _print(record, console)

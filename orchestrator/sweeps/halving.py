@@ -41,6 +41,7 @@ class HalvingSweep(Sweep):
         super().__init__(setup, known)
 
     def planned(self, ahead: int) -> int:
+        """As in :class:`Sweep`: the configurations on the lowest rung, and their promotions."""
         if self._most_drawn is None:
             return ahead
         return points.trials_of(ahead, len(self._rungs), self._reduction)

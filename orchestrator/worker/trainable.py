@@ -40,7 +40,7 @@ from orchestrator.trial.attempts import Phase
 from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import surroundings
-from orchestrator.trial.trial import TrialRecord, TrialSettings, run_trial
+from orchestrator.trial.trial import Bench, TrialRecord, TrialSettings, run_trial
 from orchestrator.worker.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
 from orchestrator.worker.monitor import RunningTrial
 from orchestrator.worker.shared_cache import SharedCache
@@ -151,16 +151,8 @@ class TrialWorker(tune.Trainable):
         started = time.monotonic()
         subject, baseline = self._subject(self._spec.subject)
         load_seconds = time.monotonic() - started
-        record = run_trial(
-            self._spec,
-            subject,
-            baseline,
-            self._context.settings,
-            device=self._device,
-            cache=self._cache,
-            on_phase=self._enter,
-            on_progress=self._progress,
-        )
+        bench = Bench(self._spec, subject, baseline, self._context.settings, self._device, self._cache)
+        record = run_trial(bench, on_phase=self._enter, on_progress=self._progress)
         record.row["load_seconds"] = load_seconds
         return record
 
