@@ -12,9 +12,9 @@ from orchestrator.driver import frozen
 from orchestrator.driver.control import Stopping
 from orchestrator.driver.observer import StudyObserver
 from orchestrator.planning.profile import first_trials
+from orchestrator.storage.compaction import BackgroundCompaction
 from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store
-from orchestrator.storage.upkeep import Upkeep
 from orchestrator.study import subjects
 from orchestrator.study.reading import load_study
 from orchestrator.study.schema import Study
@@ -104,7 +104,7 @@ def run_study(
             from orchestrator.driver.study_run import StudyRun
 
             rows: set[str] = set()
-            upkeep = Upkeep(store)
+            upkeep = BackgroundCompaction(store)
 
             def on_row(trial_id: str, outcome: str, reason_code: str | None) -> None:
                 rows.add(trial_id)

@@ -24,7 +24,6 @@ from orchestrator.storage import compaction, durable
 from orchestrator.storage.patience import Patience, StorageError, StorageFullError
 from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store
-from orchestrator.storage.upkeep import Upkeep
 
 N_TEST = 50
 
@@ -410,7 +409,7 @@ def test_a_column_of_a_later_version_is_not_lost(store):
 
 
 def test_files_are_merged_while_a_study_runs(store):
-    with Upkeep(store, every=10) as upkeep:
+    with compaction.BackgroundCompaction(store, every=10) as upkeep:
         for number in range(100):
             write(store, number)
             upkeep.row()
@@ -431,7 +430,7 @@ def test_upkeep_leaves_the_trouble_to_who_writes(store, monkeypatch):
         raise StorageError("broken")
 
     monkeypatch.setattr(Store, "compact", fails)
-    with Upkeep(store, every=1) as upkeep:
+    with compaction.BackgroundCompaction(store, every=1) as upkeep:
         upkeep.row()
         assert called.wait(30)
 
