@@ -35,6 +35,13 @@ def has_gpus(nodes: Iterable[Resources]) -> bool:
     return any(node.get("GPU", 0) > 0 for node in nodes)
 
 
+def gpus_of_trial(asked: float | None) -> float:
+    """GPUs that a trial gets: those that the study asks for, or one where the cluster has any."""
+    if asked is not None:
+        return asked
+    return 1.0 if has_gpus(node_resources()) else 0.0
+
+
 def fitting(resources: Resources, nodes: Iterable[Resources]) -> int:
     """How many trials fit into the nodes at once.
 

@@ -6,11 +6,9 @@ in flight. Importing torch costs seconds and a trial may cost less: the process 
 
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +40,7 @@ from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import surroundings
 from orchestrator.trial.trial import Bench, TrialRecord, TrialSettings, run_trial
 from orchestrator.worker.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
+from orchestrator.worker.memory import oom_kills
 from orchestrator.worker.monitor import RunningTrial
 from orchestrator.worker.shared_cache import SharedCache
 from orchestrator.worker.watchdog import Watchdog, grace
@@ -253,16 +252,6 @@ def _cores_of_node() -> float | None:
     """Cores of this node that Ray gives away, which may be fewer than the machine has."""
     here = ray.get_runtime_context().get_node_id()
     return next((node["Resources"].get("CPU") for node in ray.nodes() if node["NodeID"] == here), None)
-
-
-def oom_kills() -> int:
-    """Processes that the kernel's OOM killer has ended in this process's cgroup so far; 0 where that isn't known."""
-    with suppress(OSError, IndexError):
-        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split("::")[-1]
-        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text()
-        match = re.search(r"^oom_kill (\d+)", events, re.MULTILINE)
-        return int(match[1]) if match else 0
-    return 0
 
 
 def spec_config(spec: TrialSpec, resources: Mapping[str, float]) -> dict[str, Any]:

@@ -702,6 +702,7 @@ def test_figures_are_read_from_the_rows_of_sweeps(tmp_path):
 def test_sweeps_of_two_fixers_on_ray_resume_and_are_written_back(ray_address, tmp_path):
     """Two sweeps at once, rows lost in between, then one sweep alone and its study: nothing runs twice."""
     from orchestrator.driver.run import run_study
+    from orchestrator.driver.scope import Scope
 
     source, results = tmp_path / "study.yaml", tmp_path / "results"
     source.write_text("""
@@ -717,7 +718,7 @@ attack: none
 time_limit: 10m
 """)
     only = OneSweep("finetune", "digits")
-    first = run_study(source, results=str(results), address=ray_address, only=only)
+    first = run_study(source, results=str(results), address=ray_address, scope=Scope(only))
     assert first.ran == 4
     found = adaptation.chosen(Store(results), only)
     summary = run_study(source, results=str(results), address=ray_address)
