@@ -18,7 +18,6 @@ from fixers.registry import load as load_plugin
 from orchestrator.base import units
 from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
-from orchestrator.cluster import ray_session
 from orchestrator.driver import frozen
 from orchestrator.storage.store import Store
 from orchestrator.study import subjects, yaml_text
@@ -75,7 +74,7 @@ def fix_command(
         (loaded, baseline), _ = load_subject(
             definition,
             store=store,
-            data_root=ray_session.data_root(data_root),
+            data_root=roots.data_root(data_root),
             cache_dir=roots.usable_cache_dir() / "originals",
             keep_history=any(item.code == "training_history" for item in cls.requirements),
         )
