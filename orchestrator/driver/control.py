@@ -36,9 +36,6 @@ class StudyStoppedError(Exception):
     """The study ends early because somebody asked for it; its rows are complete and it can go on any time."""
 
 
-# ---- who asks -------------------------------------------------------------------------------------------------
-
-
 def ask_to_stop(store: Store, trial: str | None, patience: float = PATIENCE) -> str:
     """Ask the driver of a results folder to stop, and wait for what it says.
 
@@ -69,9 +66,6 @@ def ask_to_stop(store: Store, trial: str | None, patience: float = PATIENCE) -> 
             raise UserError(answer["said"])
     store.delete(f"{FOLDER}/{REQUEST}{token}.json")
     raise UserError(f"No `fixstudy run` answered at {store.where} within {patience:.0f} s; is one working on it?")
-
-
-# ---- who is asked ---------------------------------------------------------------------------------------------
 
 
 class RunningStudy(Protocol):

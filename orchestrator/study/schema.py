@@ -1,21 +1,10 @@
-"""The study file: what the user writes, checked before anything starts, and the trials that it means.
-
-Errors name the line, the field and the nearest valid name.
-"""
+"""What a study file may say: its fields, their limits and defaults, checked before anything starts."""
 
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from orchestrator.base import units
 from orchestrator.base.errors import UserError

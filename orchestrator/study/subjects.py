@@ -1,5 +1,6 @@
 """The subjects that a study names."""
 
+import dataclasses
 from pathlib import Path
 
 from orchestrator.base.errors import UserError
@@ -17,8 +18,6 @@ def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
     Raises:
         UserError: a subject that can't be understood, or a radius for one that isn't in the study.
     """
-    import dataclasses
-
     from fixers.fixer import suggest
     from orchestrator.subjects.catalogue import resolve
 
