@@ -10,6 +10,7 @@ from the level of the fixer and the size of the subject (a first run), and nothi
 """
 
 import argparse
+import heapq
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from analysis.published.published import import_published
-from orchestrator.makespan import lower_bound, makespan
 from orchestrator.planning.cost import CostModel
 from orchestrator.planning.plan import Cell, Plan
 from orchestrator.planning.queue import TrialQueue
@@ -55,6 +55,31 @@ class PublishedStudy:
         study = Study(study="published", subjects=list(SIZES), fixers=[cell.entry for cell in self.cells])
         queue = TrialQueue(study, Plan(self.cells, frozenset()), {}, {}, cost)
         return makespan(queue, self.known, gpus) / lower_bound(map(self.known, self.specs), gpus)
+
+
+def makespan(queue: TrialQueue, seconds: Callable[[TrialSpec], float], lanes: int) -> float:
+    """Seconds until the last trial of a queue ends; the queue is empty afterwards.
+
+    Args:
+        queue: decides which trial is next whenever a lane is free.
+        seconds: what a trial really takes; the queue orders by what it expects.
+        lanes: trials that run at once, at least one.
+    """
+    now = 0.0
+    flying: list[tuple[float, str]] = []
+    while True:
+        while len(flying) < lanes and (spec := queue.next()) is not None:
+            heapq.heappush(flying, (now + seconds(spec), spec.trial_id))
+        if not flying:
+            return now
+        now, trial_id = heapq.heappop(flying)
+        queue.finish(trial_id, None)
+
+
+def lower_bound(seconds: Iterable[float], lanes: int) -> float:
+    """Seconds that no order can beat: the longest trial, or all lanes busy to the end."""
+    each = list(seconds)
+    return max(max(each, default=0.0), sum(each) / lanes)
 
 
 def published_study() -> PublishedStudy:

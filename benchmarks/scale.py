@@ -98,7 +98,7 @@ def measure(trials: int, lanes: int | None, seconds: float) -> dict[str, float]:
     import ray
 
     from analysis.terminal.commands import status_command
-    from orchestrator.driver import study_run
+    from orchestrator.driver import loaded, study_run
     from orchestrator.driver.run import run_study
     from orchestrator.storage.store import Store
 
@@ -112,8 +112,8 @@ def measure(trials: int, lanes: int | None, seconds: float) -> dict[str, float]:
                 status_command(f"{folder}/results", "json")
                 clock.call(phase, status_command, f"{folder}/results", "json")
 
-        clock.timed(study_run, "make_plan", "plan")
-        clock.timed(study_run.StudyRun, "_tune", "schedule")
+        clock.timed(loaded, "make_plan", "plan")
+        clock.timed(study_run, "run_wave", "schedule")
         clock.timed(Store, "compact", "compact", before=lambda: status("status"))
         plugin = Path(__file__).resolve().parents[1] / "examples" / "misbehaving_fixers.py"
         study = Path(folder, "study.yaml")

@@ -12,7 +12,6 @@ import fixers
 from fixers.fixer import ParameterInfo
 from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
-from orchestrator.cluster import ray_session
 from orchestrator.subjects.reading import roots
 
 WIDTH_FOR_REFERENCES = 120
@@ -86,7 +85,7 @@ def subjects_command(name: str | None, data_root: str | None, console: Console |
         console.print("fixstudy subjects NAME reads its data and counts.", style="dim")
         return
     definition = resolve(name)
-    data = definition.load_data(ray_session.data_root(data_root))
+    data = definition.load_data(roots.data_root(data_root))
     model = definition.build_model()
     console.print(f"[bold]{definition.name}[/bold]: {definition.architecture}, {definition.n_classes} classes")
     console.print(Text(data.description))
@@ -109,7 +108,7 @@ def train_command(
     from orchestrator.trial.baseline import make_baseline
 
     console = console or Console()
-    definition, root = subject_from(subject, limit), ray_session.data_root(data_root)
+    definition, root = subject_from(subject, limit), roots.data_root(data_root)
     folder: Path = roots.usable_cache_dir() / "originals"
     if not definition.trains_original:
         raise UserError(f"The model of {subject} comes with its weights; there is nothing to train.")
@@ -136,7 +135,7 @@ def download_command(name: str | None, data_root: str | None, console: Console |
 
     from orchestrator.subjects.reading.downloads import download
 
-    root = ray_session.data_root(data_root)
+    root = roots.data_root(data_root)
     if name is None or not isinstance(root, Path):
         raise UserError("Name the subject, and say in which folder to put it with --data-root or FIXSTUDY_DATA.")
     console = console or Console()
@@ -165,8 +164,8 @@ def doctor_command(
 
     console = console or Console()
     definition = subject_from(subject, limit)
-    root = ray_session.data_root(data_root)
-    findings = examine(definition, root, cache_dir=ray_session.cache_dir() / "originals")
+    root = roots.data_root(data_root)
+    findings = examine(definition, root, cache_dir=roots.cache_dir() / "originals")
     if not findings:
         console.print(f"{definition.name}: nothing to complain about, and every fixer can be applied.")
         return True

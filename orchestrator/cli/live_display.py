@@ -15,7 +15,7 @@ from rich.text import Text
 from orchestrator.base.background import repeating
 from orchestrator.base.units import duration
 from orchestrator.driver.observer import StudyObserver
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import RunningTrial
 
 SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_BETWEEN_LINES = 30.0
@@ -45,7 +45,7 @@ class StudyDisplay(StudyObserver):
         self._event = "reading the study"
         self._last_line = 0.0
         self._dashboard = ""
-        self._running: Callable[[], list[Sighting]] = list
+        self._running: Callable[[], list[RunningTrial]] = list
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -81,7 +81,7 @@ class StudyDisplay(StudyObserver):
         if not self._console.is_terminal:
             self._say(f"{self._title}: Ray's dashboard is at {url}")
 
-    def planned(self, planned: int, done_before: int, running: Callable[[], list[Sighting]]) -> None:
+    def planned(self, planned: int, done_before: int, running: Callable[[], list[RunningTrial]]) -> None:
         """The plan is known: its trials, those that have a row already, and how to ask for the ones in flight."""
         self._planned, self._before, self._running = planned, done_before, running
         self._began = time.monotonic()
@@ -108,7 +108,7 @@ class StudyDisplay(StudyObserver):
         now = time.monotonic()
         if self._began is None or now - self._last_line < SECONDS_OF_SILENCE:
             return
-        flying = sorted(self._running(), key=lambda sighting: -sighting.seconds)
+        flying = sorted(self._running(), key=lambda trial: -trial.seconds)
         if flying:
             oldest = flying[0]
             others = f" and {len(flying) - 1} more" if len(flying) > 1 else ""
@@ -135,12 +135,12 @@ class StudyDisplay(StudyObserver):
             if len(nodes) > 1:
                 parts += [Text(line, style="bold") for line in by_node(flying, nodes)]
             table = Table.grid(padding=(0, 2))
-            for sighting in flying[:MOST_TRIALS_SHOWN]:
-                figures = "  ".join(f"{name} {value:.4g}" for name, value in sighting.figures.items())
+            for trial in flying[:MOST_TRIALS_SHOWN]:
+                figures = "  ".join(f"{name} {value:.4g}" for name, value in trial.figures.items())
                 # As much of the id as `fixstudy stop --trial` needs.
-                cells = [Text(sighting.trial_id[:8], style="dim"), Text(sighting.label), Text(sighting.phase)]
-                cells += [Text(f"{sighting.seconds:.0f} s"), Text(f"step {sighting.step}"), Text(figures)]
-                table.add_row(*cells, *([Text(nodes[sighting.node_id])] if len(nodes) > 1 else []))
+                cells = [Text(trial.trial_id[:8], style="dim"), Text(trial.label), Text(trial.phase)]
+                cells += [Text(f"{trial.seconds:.0f} s"), Text(f"step {trial.step}"), Text(figures)]
+                table.add_row(*cells, *([Text(nodes[trial.node_id])] if len(nodes) > 1 else []))
             parts.append(table)
             if len(flying) > MOST_TRIALS_SHOWN:
                 parts.append(Text(f"and {len(flying) - MOST_TRIALS_SHOWN} more", style="dim"))
@@ -164,9 +164,9 @@ class StudyDisplay(StudyObserver):
         sys.stderr.flush()
 
 
-def node_names(flying: Sequence[Sighting]) -> dict[str, str]:
+def node_names(flying: Sequence[RunningTrial]) -> dict[str, str]:
     """A name for people of each node with trials in flight; with a part of its id where several share a host."""
-    hosts = {sighting.node_id: sighting.host or "node" for sighting in flying}
+    hosts = {trial.node_id: trial.host or "node" for trial in flying}
     names = Counter(hosts.values())
     return {
         node: host if names[host] == 1 else f"{host} ({node[:6]})"
@@ -174,11 +174,11 @@ def node_names(flying: Sequence[Sighting]) -> dict[str, str]:
     }
 
 
-def by_node(flying: Sequence[Sighting], nodes: Mapping[str, str]) -> list[str]:
+def by_node(flying: Sequence[RunningTrial], nodes: Mapping[str, str]) -> list[str]:
     """A line per node: how many trials of which fixer are in flight there."""
     lines = []
     for node, name in nodes.items():
-        fixers = Counter(sighting.label.partition(" on ")[0] for sighting in flying if sighting.node_id == node)
+        fixers = Counter(trial.label.partition(" on ")[0] for trial in flying if trial.node_id == node)
         counts = ", ".join(f"{count} {fixer}" for fixer, count in sorted(fixers.items()))
         lines.append(f"{name}: {counts}")
     return lines

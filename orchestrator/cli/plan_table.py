@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.base.units import duration
-from orchestrator.cluster import ray_session
 from orchestrator.driver.run import default_results
 from orchestrator.planning.cost import CostModel, estimate
 from orchestrator.planning.plan import Cell, Plan, make_plan, needs_history, outdated
@@ -21,9 +20,10 @@ from orchestrator.study.search_space import space_of
 from orchestrator.study.subjects import definitions
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.originals import cache_file
+from orchestrator.subjects.reading import roots
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import SubjectData, SubjectDefinition
-from orchestrator.trial.loading import load
+from orchestrator.trial.loading import load_subject
 
 _UNTRAINED = "untrained-{}"
 """In place of a fingerprint; every subject has its own."""
@@ -55,7 +55,7 @@ def preview(path: str | Path, *, results: str | None = None, data_root: str | No
     """
     study = load_study(path)
     store = Store(results or default_results(study))
-    root, history = ray_session.data_root(data_root), needs_history(study)
+    root, history = roots.data_root(data_root), needs_history(study)
     subjects = {
         name: _look(definition, store, root, history)
         for name, definition in definitions(study, Path(path).parent).items()
@@ -66,14 +66,16 @@ def preview(path: str | Path, *, results: str | None = None, data_root: str | No
 
 def _look(definition: SubjectDefinition, store: Store, data_root: DataRoot | None, history: bool) -> LoadedSubject:
     """The subject with its original model if that is trained already, else without."""
-    folder = ray_session.cache_dir() / "originals"
+    folder = roots.cache_dir() / "originals"
     data = definition.load_data(data_root)
     trained = cache_file(definition, data, folder)
     if not definition.trains_original or trained.exists() or store.read_folder("originals", trained.stem):
         if store.local_path is not None and not store.local_path.exists():
             # Looking must not create a results folder, and loading keeps the original there.
             return _untrained(definition, data, history)
-        return load(definition, store=store, data_root=data_root, cache_dir=folder, keep_history=history, data=data)[1]
+        return load_subject(
+            definition, store=store, data_root=data_root, cache_dir=folder, keep_history=history, data=data
+        )[1]
     return _untrained(definition, data, history)
 
 

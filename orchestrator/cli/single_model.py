@@ -18,7 +18,6 @@ from fixers.registry import load as load_plugin
 from orchestrator.base import units
 from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
-from orchestrator.cluster import ray_session
 from orchestrator.driver import frozen
 from orchestrator.storage.store import Store
 from orchestrator.study import subjects, yaml_text
@@ -29,8 +28,8 @@ from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.doctor import errors_of_original
 from orchestrator.subjects.reading import roots
 from orchestrator.subjects.subject import Subject, SubjectDefinition
-from orchestrator.trial.loading import load
-from orchestrator.trial.trial import TrialRecord, TrialSettings, run_trial
+from orchestrator.trial.loading import load_subject
+from orchestrator.trial.trial import Bench, TrialRecord, TrialSettings, run_trial
 
 DEFAULT_SPLITS = {"train": 0.5, "valid": 0.1, "repair": 0.2, "test": 0.2}
 """Shares of data that have no splits of their own."""
@@ -72,10 +71,10 @@ def fix_command(
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         store.create()
-        (loaded, baseline), _ = load(
+        (loaded, baseline), _ = load_subject(
             definition,
             store=store,
-            data_root=ray_session.data_root(data_root),
+            data_root=roots.data_root(data_root),
             cache_dir=roots.usable_cache_dir() / "originals",
             keep_history=any(item.code == "training_history" for item in cls.requirements),
         )
@@ -96,14 +95,14 @@ def fix_command(
         attack=Attack().model_dump(exclude={"epsilon"}),
         keep_models=True,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with console.status(f"{cls.name} on {definition.name}") as live:
 
         def on_progress(step: int, figures: Mapping[str, float]) -> None:
             told = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             live.update(f"{cls.name} on {definition.name}: step {step}  {told}")
 
-        record = run_trial(spec, loaded, baseline, settings, device=device, on_progress=on_progress)
+        record = run_trial(Bench(spec, loaded, baseline, settings, device), on_progress=on_progress)
     if record.row["outcome"] == "FAILURE":
         raise UserError(f"{cls.name} failed: {record.row['reason']}")
     _print(record, console)

@@ -16,9 +16,9 @@ from orchestrator.cli.options import _DATA_ROOT, _LOG, _RESULTS, _needs_torch
 def _services(log: tuple[str, ...]) -> dict[str, str | None]:
     if not log:
         return {}
-    from orchestrator.driver.loggers import parse
+    from orchestrator.driver.loggers import parse_services
 
-    return parse(log)
+    return parse_services(log)
 
 
 @contextmanager
@@ -60,6 +60,7 @@ def run(
     from orchestrator.base.units import duration
     from orchestrator.cli.live_display import StudyDisplay
     from orchestrator.driver.run import run_study
+    from orchestrator.driver.scope import Scope
 
     show_in = _services(log)
     display = StudyDisplay(Path(study).stem)
@@ -70,7 +71,7 @@ def run(
             address=address,
             data_root=data_root,
             display=display,
-            retry_failures=retry is not None,
+            scope=Scope(retry_failures=retry is not None),
             show_in=show_in,
         )
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
@@ -95,11 +96,12 @@ def profile(study: str, address: str | None, results: str | None, data_root: str
     from analysis.terminal.commands import sql_command
     from orchestrator.cli.live_display import StudyDisplay
     from orchestrator.driver.run import run_study
+    from orchestrator.driver.scope import Scope
 
     display = StudyDisplay(Path(study).stem)
     with _tells_of_stop(), display.shown():
         summary = run_study(
-            study, results=results, address=address, data_root=data_root, display=display, profile=True
+            study, results=results, address=address, data_root=data_root, display=display, scope=Scope(profile=True)
         )  # fmt: skip
     sql_command(summary.results, name="resources")
 
@@ -123,6 +125,7 @@ def adapt(
     """
     from orchestrator.cli.live_display import StudyDisplay
     from orchestrator.driver.run import run_study
+    from orchestrator.driver.scope import Scope
     from orchestrator.storage.store import Store
     from orchestrator.sweeps import record
 
@@ -132,10 +135,10 @@ def adapt(
     display = StudyDisplay(Path(study).stem)
     with _tells_of_stop(), display.shown():
         summary = run_study(
-            study, results=results, address=address, data_root=data_root, display=display, only=only
+            study, results=results, address=address, data_root=data_root, display=display, scope=Scope(only)
         )  # fmt: skip
     found = record.chosen(Store(summary.results), only)
-    for line in record.told(found):
+    for line in record.lines_of(found):
         click.echo(line)
     if write is not None:
         record.write_study(study, write, found)

@@ -1,4 +1,4 @@
-"""How many trials a cluster can run at once, the nodes counted that its autoscaler may still start.
+"""What a cluster has, and how many trials it can run at once, with the nodes that its autoscaler may still start.
 
 A cluster that has scaled itself down to nothing has no GPU at the moment, and yet its trials belong on GPUs.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import yaml
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.base.errors import UserError
 
@@ -32,6 +33,13 @@ def node_resources() -> list[Resources]:
 def has_gpus(nodes: Iterable[Resources]) -> bool:
     """Whether any node has a GPU."""
     return any(node.get("GPU", 0) > 0 for node in nodes)
+
+
+def gpus_of_trial(asked: float | None) -> float:
+    """GPUs that a trial gets: those that the study asks for, or one where the cluster has any."""
+    if asked is not None:
+        return asked
+    return 1.0 if has_gpus(node_resources()) else 0.0
 
 
 def fitting(resources: Resources, nodes: Iterable[Resources]) -> int:
@@ -70,6 +78,23 @@ def memory(resources: Resources) -> list[tuple[int, int]]:
     if not all(node.get("memory") for node, _ in taking):
         return []
     return [(int(node["memory"]), trials) for node, trials in taking]
+
+
+def smallest_gpu() -> int | None:
+    """Bytes of memory of the smallest GPU that is there; None where no node has one that torch can use."""
+    task: Any = ray.remote(num_cpus=0, num_gpus=0.01)(_gpu_here)
+    found = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in ray.nodes()
+        if node["Alive"] and has_gpus([node["Resources"]])
+    ]
+    return min((size for size in ray.get(found) if size is not None), default=None)
+
+
+def _gpu_here() -> int | None:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
 
 
 def _startable_nodes() -> list[Resources]:

@@ -24,7 +24,7 @@ from orchestrator.storage.store import Store
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.reading.roots import DataRoot, use_cache_dir
 from orchestrator.subjects.subject import SubjectDefinition
-from orchestrator.trial.loading import load, sample_columns
+from orchestrator.trial.loading import load_subject, sample_columns
 
 MOST_RUNS = 3
 """Of a loading task whose process or node dies."""
@@ -79,7 +79,7 @@ class SubjectLoader:
     unfit: dict[str, NotLoadedError] = field(default_factory=dict)
     """Nodes that couldn't load a subject, by id; they still run trials."""
 
-    def load(self) -> tuple[dict[str, Any], dict[str, LoadedSubject]]:
+    def load_all(self) -> tuple[dict[str, Any], dict[str, LoadedSubject]]:
         """Load all subjects in parallel, after the nodes were asked for the data; missing originals are trained.
 
         Returns:
@@ -167,7 +167,7 @@ def _load_task(
     monitor.loaded.remote(definition.name)
     pause_when_full(store, monitor)
     try:
-        loaded, summary = load(
+        loaded, summary = load_subject(
             luggage.unpack(definition, cache_dir / FOLDER),
             store=store,
             data_root=data_root,

@@ -55,7 +55,7 @@ def telling_epochs(
 
 
 @contextmanager
-def told(monitor: Any, on_event: Callable[[str], None]) -> Iterator[None]:
+def relayed(monitor: Any, on_event: Callable[[str], None]) -> Iterator[None]:
     """Hand on what the monitor hears, until the block ends.
 
     Args:

@@ -1,4 +1,4 @@
-"""The surroundings of a command: where data, cache and results are, and a running Ray."""
+"""A Ray for one command: started on this machine, or a cluster that is joined."""
 
 import contextlib
 import io
@@ -10,11 +10,6 @@ import time
 from collections.abc import Iterator
 
 from orchestrator.base.errors import UserError
-from orchestrator.driver.frozen import freeze
-from orchestrator.study.subjects import definitions
-from orchestrator.subjects.reading.roots import cache_dir, data_root, usable_cache_dir
-
-__all__ = ["cache_dir", "data_root", "definitions", "freeze", "joins", "ray_running", "usable_cache_dir"]
 
 SECONDS_FOR_ANSWER = 10.0
 STARTS_OF_RAY = 3

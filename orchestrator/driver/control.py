@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from orchestrator.base.errors import UserError
 from orchestrator.storage import sole_driver
 from orchestrator.storage.store import Store
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import RunningTrial
 
 FOLDER: Final = "control"
 REQUEST: Final = "stop-"
@@ -34,9 +34,6 @@ _INTERRUPT: Final = signal.SIGUSR1
 
 class StudyStoppedError(Exception):
     """The study ends early because somebody asked for it; its rows are complete and it can go on any time."""
-
-
-# ---- who asks -------------------------------------------------------------------------------------------------
 
 
 def ask_to_stop(store: Store, trial: str | None, patience: float = PATIENCE) -> str:
@@ -71,9 +68,6 @@ def ask_to_stop(store: Store, trial: str | None, patience: float = PATIENCE) -> 
     raise UserError(f"No `fixstudy run` answered at {store.where} within {patience:.0f} s; is one working on it?")
 
 
-# ---- who is asked ---------------------------------------------------------------------------------------------
-
-
 class RunningStudy(Protocol):
     """What a driver must be able to do for its study to be stopped in the middle of its trials."""
 
@@ -83,10 +77,10 @@ class RunningStudy(Protocol):
     def in_flight(self) -> Collection[str]:
         """Ids of the trials in flight."""
 
-    def sightings(self) -> Sequence[Sighting]:
+    def running(self) -> Sequence[RunningTrial]:
         """Where the trials in flight are."""
 
-    def end(self, sightings: Sequence[Sighting]) -> None:
+    def end(self, trials: Sequence[RunningTrial]) -> None:
         """End the processes of some trials."""
 
 
@@ -213,9 +207,9 @@ class Stopping:
         return f"The study stops, and {count} with it; `fixstudy run` goes on where it ended."
 
     @staticmethod
-    def _running(study: RunningStudy) -> list[Sighting]:
+    def _running(study: RunningStudy) -> list[RunningTrial]:
         flying = set(study.in_flight())
-        return [sighting for sighting in study.sightings() if sighting.trial_id in flying]
+        return [trial for trial in study.running() if trial.trial_id in flying]
 
     def _cancel(self, given: str) -> tuple[bool, str]:
         known = {} if self._study is None else self._study.open_trials()

@@ -1,4 +1,4 @@
-"""What may not change between two runs of one study."""
+"""What a results folder keeps of its study: the file, where it was, and settings that may not change between runs."""
 
 import json
 import subprocess
@@ -12,11 +12,7 @@ from orchestrator.study.schema import Study
 from orchestrator.subjects.subject import SubjectDefinition
 
 FROZEN_SETTINGS = "settings.json"
-
-
 ORIGIN = "origin.json"
-
-
 SECONDS_FOR_GIT = 5.0
 
 
@@ -58,6 +54,18 @@ def freeze(study: Study, definitions: Mapping[str, SubjectDefinition], path: Pat
     store.write_bytes(ORIGIN, json.dumps({"folder": str(folder), "commit": commit_of(folder)}).encode())
 
 
+def commit_of(folder: Path) -> str | None:
+    """The git commit that a folder is at, and whether files differ from it; None where there is no repository."""
+    git = ["git", "-C", str(folder)]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": SECONDS_FOR_GIT, "check": True}
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit} (with changes)" if changed else commit
+
+
 def _frozen_settings(store: Store) -> dict[str, Any] | None:
     content = store.read_bytes(FROZEN_SETTINGS)
     if content is None:
@@ -72,15 +80,3 @@ def _frozen_settings(store: Store) -> dict[str, Any] | None:
             "are a study's and the file is damaged, delete it."
         )
     return settings
-
-
-def commit_of(folder: Path) -> str | None:
-    """The git commit that a folder is at, and whether files differ from it; None where there is no repository."""
-    git = ["git", "-C", str(folder)]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": SECONDS_FOR_GIT, "check": True}
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit} (with changes)" if changed else commit

@@ -157,7 +157,7 @@ class StudyLogger(tune.Callback):
             self._on_event(f"{self._name} failed and is left alone from now on: {type(error).__name__}: {error}")
 
 
-def parse(wanted: Sequence[str]) -> dict[str, str | None]:
+def parse_services(wanted: Sequence[str]) -> dict[str, str | None]:
     """Services by name with their targets, from ``name`` or ``name=target``.
 
     Raises:
@@ -176,13 +176,13 @@ def parse(wanted: Sequence[str]) -> dict[str, str | None]:
     return services
 
 
-def build(
+def build_loggers(
     services: Mapping[str, str | None], study: str, store: Store, on_event: Callable[[str], None]
 ) -> list[StudyLogger]:
     """The callbacks of a study.
 
     Args:
-        services: as :func:`parse` gives them.
+        services: as :func:`parse_services` gives them.
         study: name of the study.
         store: its results.
         on_event: told when a service fails.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import RunningTrial
 
 
 class StudyObserver:
@@ -14,7 +14,7 @@ class StudyObserver:
     def dashboard(self, url: str) -> None:
         """Ray shows itself at this address."""
 
-    def planned(self, planned: int, done_before: int, running: Callable[[], list[Sighting]]) -> None:
+    def planned(self, planned: int, done_before: int, running: Callable[[], list[RunningTrial]]) -> None:
         """The plan is known: its trials, those that have a row already, and how to ask for the ones in flight."""
 
     def row(self, trial_id: str, outcome: str, reason_code: str | None, planned: int) -> None:

@@ -1,4 +1,4 @@
-"""The trials of a running study as ``driver.control`` needs them: where they are, and how they are ended."""
+"""What the driver asks of processes on other nodes: its monitor, and the workers of trials that are to end."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -11,12 +11,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.driver.control import end_process
 from orchestrator.planning.queue import TrialQueue
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import Monitor, RunningTrial
 
 SECONDS_TO_END = 30.0
 SECONDS_TO_RESTART = 20.0
 """How long a monitor that was killed may take to start anew; Ray's memory monitor may choose it, too."""
 Answer = TypeVar("Answer")
+
+
+def start_monitor() -> Any:
+    """Handle of a new monitor actor; it ends with this process."""
+    # Beside the driver: a lost worker node must not take the monitor with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1)(Monitor).options(scheduling_strategy=here).remote()
 
 
 def ask(question: Callable[[], Any], otherwise: Answer, patience: float = SECONDS_TO_RESTART) -> Answer:
@@ -36,8 +43,8 @@ def ask(question: Callable[[], Any], otherwise: Answer, patience: float = SECOND
             return answer
 
 
-class Flight:
-    """Trials in flight on Ray.
+class TrialsOnRay:
+    """The trials of a running study as :class:`~orchestrator.driver.control.Stopping` needs them.
 
     Args:
         queue: of the study.
@@ -58,23 +65,23 @@ class Flight:
         """Ids of the trials in flight."""
         return list(self._queue.in_flight)
 
-    def sightings(self) -> Sequence[Sighting]:
+    def running(self) -> Sequence[RunningTrial]:
         """Where the trials in flight are; nothing when the monitor doesn't answer, the next look will tell."""
         with suppress(ray.exceptions.RayError):
-            found: list[Sighting] = ray.get(self._monitor.running.remote(), timeout=SECONDS_TO_END)
+            found: list[RunningTrial] = ray.get(self._monitor.running.remote(), timeout=SECONDS_TO_END)
             return found
         return []
 
-    def end(self, sightings: Sequence[Sighting]) -> None:
+    def end(self, trials: Sequence[RunningTrial]) -> None:
         """Kill the processes of some trials, each from a task on its node.
 
         An actor runs one call after another, so asking it to stop would wait for the end of its trial.
         """
         task = ray.remote(num_cpus=0, max_retries=0)(end_process)
         ending = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(sighting.node_id, soft=False)).remote(
-                sighting.pid
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(trial.node_id, soft=False)).remote(
+                trial.pid
             )
-            for sighting in sightings
+            for trial in trials
         ]
         ray.wait(ending, num_returns=len(ending), timeout=SECONDS_TO_END)

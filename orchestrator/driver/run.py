@@ -1,8 +1,7 @@
 """A whole study: load, plan, run what is missing, tidy up. The command line and tests call the same functions."""
 
-import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,14 @@ from orchestrator.cluster import ray_session
 from orchestrator.driver import frozen
 from orchestrator.driver.control import Stopping
 from orchestrator.driver.observer import StudyObserver
-from orchestrator.planning.profile import first_trials
+from orchestrator.driver.scope import EVERYTHING, Scope
+from orchestrator.planning.plan import needs_history
 from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store
-from orchestrator.storage.upkeep import Upkeep
 from orchestrator.study import subjects
 from orchestrator.study.reading import load_study
-from orchestrator.study.schema import Study
+from orchestrator.study.schema import Study, subject_name
 from orchestrator.subjects.reading import roots
-from orchestrator.sweeps.record import OneSweep
-from orchestrator.worker.monitor import Sighting
 
 
 @dataclass(frozen=True)
@@ -49,9 +46,7 @@ def run_study(
     address: str | None = None,
     data_root: str | None = None,
     display: StudyObserver | None = None,
-    retry_failures: bool = False,
-    only: OneSweep | None = None,
-    profile: bool = False,
+    scope: Scope = EVERYTHING,
     show_in: Mapping[str, str | None] | None = None,
 ) -> Summary:
     """Run what is missing of a study.
@@ -62,92 +57,68 @@ def run_study(
         address: of a Ray cluster; one on this machine when not given.
         data_root: folder of datasets; ``FIXSTUDY_DATA`` when not given.
         display: told of progress; a full storage is waited for only where somebody is told.
-        retry_failures: run again what failed for reasons that may pass (see :mod:`orchestrator.planning.retry`).
-        only: run just this adaptation, and no final trials.
-        profile: run just the first trial of every fixer on every subject.
+        scope: which trials; all that is missing when not given.
         show_in: services that show the trials, with their targets (see :mod:`orchestrator.driver.loggers`).
 
     Raises:
         UserError: the study file, the data or the results folder are not as they must be.
         StudyStoppedError: somebody stopped it.
     """
-    began = time.monotonic()
-    study = load_study(path)
-    definitions = subjects.definitions(study, Path(path).parent)
-    told: Callable[[str], None] = display.event if display is not None else lambda sentence: None
-    if only is not None:
-        whole, study = study, only.of(study)
-        definitions = {name: definitions[name] for name in definitions if name == only.subject}
+    began, observer = time.monotonic(), display or StudyObserver()
+    whole = load_study(path)
+    definitions = subjects.definitions(whole, Path(path).parent)
+    study = scope.of(whole)
+    definitions = {name: definitions[name] for name in map(subject_name, study.subjects)}
+    if scope.sweep is not None:
         (entry,) = study.fixers
         if entry not in whole.fixers and entry.adapt is not None:
-            told(
+            observer.event(
                 f"the study doesn't say how to adapt {entry.name}, so it is the default: {entry.adapt.search}, "
                 f"{entry.adapt.budget} trials"
             )
-    if profile:
-        study = first_trials(study)
     store = Store(results or default_results(study))
     store.create()
     if display is not None:
-        store.wait_when_full(display.event, functools.partial(display.event, "there is space again; the study goes on"))
-    stopping = Stopping(store, on_event=told)
-    with sole_driver(store, on_wait=told), stopping.listening():
+        store.wait_when_full(observer.event, lambda: observer.event("there is space again; the study goes on"))
+    stopping = Stopping(store, on_event=observer.event)
+    with sole_driver(store, on_wait=observer.event), stopping.listening():
         frozen.freeze(study, definitions, Path(path), store)
         store.tidy()
-        if display is not None:
-            display.event("starting Ray" if address is None else f"joining Ray at {address}")
+        observer.event("starting Ray" if address is None else f"joining Ray at {address}")
         with ray_session.ray_running(address) as dashboard, stopping.heeding_signals():
-            if dashboard is not None and display is not None:
-                display.dashboard(f"http://{dashboard}")
+            if dashboard is not None:
+                observer.dashboard(f"http://{dashboard}")
 
-            from orchestrator.driver.remote_calls import ask
-            from orchestrator.driver.study_run import StudyRun
+            # These import Ray, which reads the settings of its environment that are made by now.
+            from orchestrator.cluster import capacity, loading_tasks, luggage, node_events
+            from orchestrator.driver import loaded, remote_calls, study_run
 
-            rows: set[str] = set()
-            upkeep = Upkeep(store)
-
-            def on_row(trial_id: str, outcome: str, reason_code: str | None) -> None:
-                rows.add(trial_id)
-                upkeep.row()
-                if display is not None:
-                    display.row(trial_id, outcome, reason_code, run.planned)
-
-            run = StudyRun(
-                study,
-                definitions,
-                store,
-                ray_session.data_root(data_root),
-                roots.usable_cache_dir(),
-                stopping,
-                on_row=on_row,
-                final=only is None and not profile,
-                records_choices=not profile,
-                retry_failures=retry_failures,
-                show_in=show_in or {},
-                joined=ray_session.joins(address),
-            )
-            if display is not None:
-                shown = display
-                run.on_event = shown.event
-
-                def running() -> list[Sighting]:
-                    sightings: list[Sighting] = ask(run.monitor.running.remote, [], patience=0)
-                    return [sighting for sighting in sightings if sighting.trial_id not in rows]
-
-                run.on_plan = lambda planned, done: shown.planned(planned, done, running)
+            monitor = remote_calls.start_monitor()
             try:
-                with upkeep:
+                with node_events.relayed(monitor, observer.event):
+                    loader = loading_tasks.SubjectLoader(
+                        definitions,
+                        luggage.packed(definitions, with_files=ray_session.joins(address)),
+                        store,
+                        roots.data_root(data_root),
+                        roots.usable_cache_dir(),
+                        needs_history(study),
+                        capacity.gpus_of_trial(study.resources.gpu),
+                        monitor,
+                        observer.event,
+                    )
+                    ready = loaded.load_and_plan(study, scope, loader, observer)
+                    run = study_run.StudyRun(ready, stopping, observer, show_in or {})
                     run.run()
             finally:
-                if display is not None:
-                    display.ended()
-            loads: dict[str, int] = ask(run.monitor.loads.remote, {})
+                observer.ended()
+            loads: dict[str, int] = remote_calls.ask(monitor.loads.remote, {})
         if study.keep_models == "best":
             keep_best_models(store)
         # Workers of a driver that was killed may have written on for a moment after this one began.
         store.tidy()
         store.compact()
-    return Summary(store.uri, run.planned, len(rows), count_outcomes(store), time.monotonic() - began, loads)
+    return Summary(store.uri, ready.planned, len(run.rows), count_outcomes(store), time.monotonic() - began, loads)
 
 
 def count_outcomes(store: Store) -> dict[str, int]:

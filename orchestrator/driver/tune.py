@@ -1,58 +1,145 @@
-"""What Ray Tune asks of a study, and what it tells it."""
+"""Trials on Ray Tune: it asks for one after another, starts each where there is room, and tells what became of it.
+
+Tune keeps every trial that it ever ran in memory, so it is given waves of them. Its state is of no use: results are
+rows, and rows are the state.
+"""
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final, Protocol
 
+import ray.exceptions
 from ray import tune
 from ray.tune.search import Searcher
 
-from orchestrator.planning.queue import TrialQueue
-from orchestrator.study.objectives import Figures
+from orchestrator.driver.control import handlers_kept
+from orchestrator.driver.trial_order import InOrder
 from orchestrator.study.trials import TrialSpec
-from orchestrator.worker.trainable import spec_config
+from orchestrator.worker.memory import give_back_memory
+from orchestrator.worker.trainable import TrialWorker, WorkerContext, spec_config
 
-if TYPE_CHECKING:
-    from orchestrator.driver.study_run import StudyRun
+TRIALS_PER_WAVE = 1000
+"""Trials of one call of Tune; the next wave starts new workers. At least ``TRIALS_PER_LANE`` for every lane, so that
+the end of a wave, at which lanes idle, is seldom."""
+TRIALS_PER_LANE = 20
+NEVER: Final = 10**9
+"""Seconds."""
+_TALKATIVE: Final = ("execution.tune_controller", "tune", "analysis.experiment_analysis")
 
 
-class _Stateless:
+class TrialSource(Protocol):
+    """The trials of a study, as Tune needs them."""
+
+    def next_trial(self) -> tuple[TrialSpec, Mapping[str, float]] | None:
+        """The next trial, with what it gets of a node; None when there is none at the moment."""
+
+    def more_may_come(self) -> bool:
+        """Whether waiting for another one may be worth it."""
+
+    def in_flight(self) -> Collection[TrialSpec]:
+        """The trials that were handed out and aren't settled."""
+
+    def completed(self, trial_id: str, row: Mapping[str, Any], reason_code: str | None) -> None:
+        """A trial has its row, of which these are some columns."""
+
+    def lost(self, spec: TrialSpec, error: BaseException) -> None:
+        """The worker of a trial is gone."""
+
+    def drained(self, spec: TrialSpec) -> None:
+        """The node of a trial was drained, and Tune runs the trial again."""
+
+
+def run_wave(
+    trials: TrialSource, context: WorkerContext, name: str, lanes: int, callbacks: Sequence[tune.Callback]
+) -> bool:
+    """Run a wave of trials to its end.
+
+    Args:
+        trials: where they come from.
+        context: what every worker is given.
+        name: of the study.
+        lanes: trials that can run at once.
+        callbacks: told by Tune after the rows are stored.
+
+    Returns:
+        Whether it came to its end, and another may follow. Tune takes Ctrl-C for a wish to end, and returns.
+    """
+    # Tune's loggers and its experiment checkpoints are of no use.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * lanes)
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(NEVER)
+    # It would wait for the trials in flight, without a word.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    log = TuneLog()
+    searcher = PlanSearcher(trials, max(TRIALS_PER_WAVE, TRIALS_PER_LANE * lanes))
+    with tempfile.TemporaryDirectory(prefix="fixstudy-tune-") as scratch, log.attached():
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(TrialWorker, context=context), placement),
+            tune_config=tune.TuneConfig(search_alg=searcher, scheduler=InOrder(), num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=scratch,
+                verbose=0,
+                # The collector comes first: it stores the rows that the others show.
+                callbacks=[Collector(trials, log), *callbacks],
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
+        )
+        try:
+            with handlers_kept():
+                tuner.fit()
+        except RuntimeError as error:
+            # Tune gives up as a whole when Ray's memory monitor kills a worker: it only expects actor errors.
+            cause = error.__cause__
+            if not isinstance(cause, ray.exceptions.OutOfMemoryError):
+                raise
+            for spec in trials.in_flight():
+                trials.lost(spec, cause)
+            return True
+        del tuner
+    give_back_memory()
+    return not searcher.left and not trials.in_flight()
+
+
+class Stateless:
     """Tune pickles what it is given to restore it later; a study resumes from its rows instead."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class _PlanSearcher(_Stateless, Searcher):
-    """Hands the queue's trials to Tune, one whenever there is room, until a wave is full."""
+class PlanSearcher(Stateless, Searcher):
+    """Hands trials to Tune, one whenever there is room, until a wave is full.
 
-    def __init__(self, run: "StudyRun", queue: TrialQueue, wave: int) -> None:
+    Args:
+        trials: where they come from.
+        most: trials of the wave.
+    """
+
+    def __init__(self, trials: TrialSource, most: int) -> None:
         super().__init__(metric="done", mode="max")
-        self._run = run
-        self._queue = queue
-        self.left = wave
-        """Trials that still belong to the wave."""
+        self._trials = trials
+        self.left = most
+        """Trials that still belong to the wave; 0 when it is over."""
 
     def suggest(self, trial_id: str) -> Any:
         """Config of the next trial; None while there is none, ``FINISHED`` when there will be none."""
-        if self._run.lost:
-            # The next wave begins when they are there again.
-            self.left = 0
-        if not self.left:
-            return Searcher.FINISHED
-        if self._run.stopping.stopped:
-            return None if self._queue.in_flight else Searcher.FINISHED
-        while (spec := self._queue.next()) is not None:
-            if spec.trial_id not in self._run.stopping.cancelled:
-                self.left -= 1
-                return spec_config(spec, self._run.packing.resources(spec.fixer, spec.subject))
-            self._run.settle_cancelled_trial(spec, None, self._queue)
-        return Searcher.FINISHED if self._queue.exhausted else None
+        offered = self._trials.next_trial() if self.left else None
+        if offered is not None:
+            self.left -= 1
+            return spec_config(*offered)
+        if self.left and self._trials.more_may_come():
+            return None
+        self.left = 0
+        return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the rows are the truth, and :class:`_Collector` looks after the queue."""
+        """Nothing: the rows are the truth, and :class:`Collector` tells of them."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study resumes from its rows."""
@@ -61,7 +148,7 @@ class _PlanSearcher(_Stateless, Searcher):
         """Nothing: the study resumes from its rows."""
 
 
-class _TuneLog(logging.Filter):
+class TuneLog(logging.Filter):
     """Takes Tune's log messages off the screen, and the exceptions out of them.
 
     Tune's callbacks learn that a trial failed but not with what; the exception is logged right before. (The file that
@@ -91,36 +178,33 @@ class _TuneLog(logging.Filter):
                 logger.removeFilter(self)
 
 
-_TALKATIVE = ("execution.tune_controller", "tune", "analysis.experiment_analysis")
+class Collector(Stateless, tune.Callback):
+    """Tells what became of the trials that Tune ran.
 
+    Args:
+        trials: told.
+        log: knows what a trial failed with.
+    """
 
-class _Collector(_Stateless, tune.Callback):
-    """Keeps the queue up to date and writes the rows of trials whose worker can't."""
-
-    def __init__(self, study: "StudyRun", queue: TrialQueue, log: _TuneLog) -> None:
-        self._run = study
-        self._queue = queue
+    def __init__(self, trials: TrialSource, log: TuneLog) -> None:
+        self._trials = trials
         self._log = log
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its worker stored its row."""
         result = trial.last_result
-        trial_id = trial.config["spec"]["trial_id"]
-        row = json.loads(result["row"])
-        self._run.packing.learn(row)
-        if self._run.cost.learn(row):
-            self._queue.reorder()
-        self._queue.finish(trial_id, Figures.of(row))
-        self._run.on_row(trial_id, result["outcome"], result.get("reason_code"))
+        self._trials.completed(trial.config["spec"]["trial_id"], json.loads(result["row"]), result.get("reason_code"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its worker is gone."""
         spec = TrialSpec(**trial.config["spec"])
-        self._run.settle_lost_trial(spec, self._log.last_error or RuntimeError("Ray gave no reason."), self._queue)
+        self._trials.lost(spec, self._log.last_error or RuntimeError("Ray gave no reason."))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune begins a trial again by itself only where its node was drained as a cloud takes back a spot machine."""
-        spec = TrialSpec(**trial.config["spec"])
-        self._run.on_event(f"{spec.fixer} on {spec.subject} lost its node, which was drained, and runs again")
+        self._trials.drained(TrialSpec(**trial.config["spec"]))
 
 
-def _placement(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+def placement(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial gets of a node, for Tune."""
     return tune.PlacementGroupFactory([config["resources"]])

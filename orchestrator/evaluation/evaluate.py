@@ -1,6 +1,7 @@
 """The evaluation of one trial: what the fixed model predicts on the test split, and every metric of it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,15 @@ NO_CLASS = -1
 """The prediction of a model whose output has a NaN."""
 
 Predictions = npt.NDArray[np.int64]
+
+
+class Original(NamedTuple):
+    """The original model on the test split, with which a fixed one is compared."""
+
+    predictions: npt.NDArray[np.integer]
+    """(N,)."""
+    attack: OriginalAttack | None = None
+    """Without it there is no ASR."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +68,10 @@ class Evaluation:
 def evaluate(
     fixed: nn.Module,
     test: Split,
-    original_predictions: npt.NDArray[np.integer],
+    original: Original,
     *,
     task: Task,
     groups: npt.NDArray[np.integer] | None = None,
-    original_attack: OriginalAttack | None = None,
     device: torch.device | str = "cpu",
     micro_batch: int = 512,
 ) -> Evaluation:
@@ -71,10 +80,9 @@ def evaluate(
     Args:
         fixed: the fixed model, on ``device``.
         test: the test split, which no fixer has seen.
-        original_predictions: the original model's predictions (N,) on it.
+        original: the original model on it.
         task: turns outputs into decisions.
         groups: sensitive attribute (N,) of 0 and 1; without it there is no AAOD.
-        original_attack: the subject's attack; without it there is no ASR.
         device: where to compute.
         micro_batch: most samples that go through the model at once.
 
@@ -86,11 +94,11 @@ def evaluate(
     fixed_predictions = predictions(fixed, test, task=task, device=device, micro_batch=micro_batch)
     aaod_original = aaod_fixed = robustness = None
     if groups is not None:
-        aaod_original = metrics.aaod(labels, original_predictions, groups, task.n_classes)
+        aaod_original = metrics.aaod(labels, original.predictions, groups, task.n_classes)
         aaod_fixed = metrics.aaod(labels, fixed_predictions, groups, task.n_classes)
-    if original_attack is not None:
-        robustness = attack_success(original_attack, fixed, fixed_predictions, device=device, micro_batch=micro_batch)
-    effect = metrics.Effect.of(labels, original_predictions, fixed_predictions)
+    if original.attack is not None:
+        robustness = attack_success(original.attack, fixed, fixed_predictions, device=device, micro_batch=micro_batch)
+    effect = metrics.Effect.of(labels, original.predictions, fixed_predictions)
     return Evaluation(fixed_predictions, effect, aaod_original, aaod_fixed, robustness)
 
 

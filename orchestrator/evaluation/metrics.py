@@ -99,16 +99,6 @@ def accuracy(labels: Integers, predictions: Integers) -> float:
     return Effect.of(labels, predictions, predictions).accuracy_fixed
 
 
-def repair_rate(labels: Integers, original: Integers, fixed: Integers) -> float | None:
-    """RR = |original wrong and fixed right| / |original wrong|; None when the original has no failures."""
-    return Effect.of(labels, original, fixed).repair_rate
-
-
-def negative_flip_rate(labels: Integers, original: Integers, fixed: Integers) -> float:
-    """NFR = |original right and fixed wrong| / N, over all samples."""
-    return Effect.of(labels, original, fixed).negative_flip_rate
-
-
 def aaod(labels: Integers, predictions: Integers, groups: Integers, n_classes: int) -> Aaod:
     """Average absolute odds difference, multiclass one-vs-rest.
 
@@ -133,23 +123,6 @@ def aaod(labels: Integers, predictions: Integers, groups: Integers, n_classes: i
     (tpr_0, fpr_0, defined_0), (tpr_1, fpr_1, defined_1) = map(_rates, confusions)
     value = 0.5 * (np.abs(tpr_0 - tpr_1).mean() + np.abs(fpr_0 - fpr_1).mean())
     return Aaod(float(value), int(np.count_nonzero(~(defined_0 & defined_1))))
-
-
-def relative_change(original: float, fixed: float, *, lower_is_better: bool = False) -> float | None:
-    """Change in percent of the original value, positive where the fixed model is better.
-
-    Args:
-        original: a rate of the original model.
-        fixed: the same of the fixed model.
-        lower_is_better: true for ASR and AAOD, false for accuracy.
-
-    Returns:
-        Percent; None where the original value is 0.
-    """
-    if original == 0:
-        return None
-    change = 100.0 * (fixed - original) / original
-    return -change if lower_is_better else change
 
 
 def _aligned(*columns: Integers) -> tuple[Integers, ...]:

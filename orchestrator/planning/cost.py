@@ -1,4 +1,4 @@
-"""How long trials take, learned from those that ran."""
+"""How long trials take, learned from those that ran: what the queue orders by, and a plan shows."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median

@@ -1,4 +1,4 @@
-"""The trials of a study and the order in which they run. Knows nothing of Ray.
+"""The trials of a study, and which of them are left. Knows nothing of Ray.
 
 The plan is what the study says; what is left of it is the plan minus the trials that have a row.
 """

@@ -1,4 +1,4 @@
-"""In what order trials are handed out."""
+"""The queue of a study's trials: which is next, by turns among sweeps and the expensive ones first."""
 
 import json
 from collections import deque

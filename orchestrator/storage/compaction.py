@@ -6,16 +6,22 @@ once. DuckDB leaves out the row groups of other trials by their Bloom filters, f
 joins with up to ``dynamic_or_filter_threshold`` trials (50 unless set), such as those of a fixer on a subject.
 
 Everything is a stream: memory holds one row group, whatever the files hold.
+
+A reader opens every file that isn't merged: some milliseconds each. Ten thousand of them would make ``status`` take
+half a minute, so a study merges while it runs, and there are never many more than :data:`FILES_BETWEEN_MERGES`.
 """
 
+import copy
 import heapq
 import json
+import logging
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,12 +32,14 @@ from analysis.contract.folder import TRIAL_IDS_KEY, first_line
 from analysis.contract.schema import SCHEMAS, DatasetName
 from orchestrator.storage.patience import StorageError
 
+FILES_BETWEEN_MERGES: Final = 512
 ROWS_PER_GROUP: Final = 131_072
 """Where a row group ends, at the next trial; DuckDB gives each thread one."""
 FULL_FILE: Final = 256_000_000
 """Bytes at which the next file begins."""
 SMALL_FILE: Final = 100_000_000
 """Bytes below which a merged file is merged again."""
+_LOG: Final = logging.getLogger(__name__)
 _TABLES_AT_ONCE: Final = 256
 """Kept as they came until a row group is full; a table of one row takes as much memory as one of hundreds."""
 _READERS: Final = 16
@@ -102,6 +110,57 @@ def merge(sources: Sources, keys: Mapping[str, Key], new_file: Callable[[], str]
             file.abandon()
         for stream in streams:
             stream.close()
+
+
+class Compactable(Protocol):
+    """What merges its own files, such as a study's :class:`~orchestrator.storage.store.Store`."""
+
+    def compact(self, *, also_small: bool) -> None:
+        """Merge single files."""
+
+
+class BackgroundCompaction:
+    """Merges in a thread of its own while its block lasts.
+
+    Args:
+        store: the study's results.
+        every: rows after which a merge is worth its while.
+    """
+
+    def __init__(self, store: Compactable, every: int = FILES_BETWEEN_MERGES) -> None:
+        # Opened again: it doesn't wait for space, who writes rows does.
+        self._store, self._every = copy.copy(store), every
+        self._rows = 0
+        self._due = threading.Event()
+        self._over = False
+        self._thread = threading.Thread(target=self._merge, name="compaction", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._due.set()
+        self._thread.join()
+
+    def row(self) -> None:
+        """A trial has its row."""
+        self._rows += 1
+        if self._rows % self._every == 0:
+            self._due.set()
+
+    def _merge(self) -> None:
+        while True:
+            self._due.wait()
+            self._due.clear()
+            if self._over:
+                return
+            try:
+                self._store.compact(also_small=False)
+            except StorageError as error:
+                # Merging can wait; whoever writes rows says what is wrong with the storage.
+                _LOG.info("merging was put off: %s", error)
 
 
 def conform(table: pa.Table, dataset: DatasetName) -> pa.Table:

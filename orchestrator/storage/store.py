@@ -7,13 +7,12 @@ rows and no driver state, so any machine can go on where another stopped.
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,17 +20,12 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from analysis.contract.addresses import open_uri
 from analysis.contract.folder import COMPACT_PREFIX, TRIAL_IDS_KEY
 from analysis.contract.schema import SCHEMAS, DatasetName
-from orchestrator.base.errors import UserError
 from orchestrator.storage import compaction, durable
-from orchestrator.storage.patience import Patience, StorageError
+from orchestrator.storage.folder import Folder
+from orchestrator.storage.patience import StorageError
 
-T = TypeVar("T")
-
-LONGEST_PAUSE: Final = 3600.0
-"""Seconds for which a study waits for space on a full storage before it ends."""
 FILES_WORTH_MERGING: Final = 64
 SMALL_TABLE: Final = 16 * 1024
 """Bytes of a table that isn't worth compressing."""
@@ -39,32 +33,8 @@ _PER_TRIAL: Final[tuple[DatasetName, ...]] = ("predictions", "curves", "trials")
 _DELETERS: Final = 16
 
 
-class Store:
-    """The results folder of one study.
-
-    Args:
-        uri: a local path or any URI that pyarrow or fsspec opens (``s3://...``, ``gs://...``, ``memory://...``).
-
-    Every method may raise ``patience.StorageError`` when storage fails and the failure doesn't pass,
-    or a file is damaged, and :class:`~orchestrator.storage.patience.StorageFullError` when there is no space.
-    """
-
-    def __init__(self, uri: str | Path) -> None:
-        self._fs, self._root = _open(str(uri))
-        self._local = isinstance(self._fs, pafs.LocalFileSystem)
-        # Absolute, because workers open it again and have a working directory of their own.
-        self.uri = self._root if self._local else str(uri)
-        self.where = re.sub(r"//[^/@]*@", "//", self.uri)
-        """The address without the secret that it may hold."""
-        self.patience = Patience()
-
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (self.uri,)
-
-    @property
-    def local_path(self) -> Path | None:
-        """The folder, when it is on a file system of this machine."""
-        return Path(self._root) if self._local else None
+class Store(Folder):
+    """The results folder of one study; its methods raise what those of a :class:`Folder` do."""
 
     def create(self) -> None:
         """Make the folder and one sub-folder per dataset.
@@ -74,20 +44,6 @@ class Store:
         """
         for name in (*SCHEMAS, "models", "originals"):
             self._make_folder(name)
-
-    def wait_when_full(
-        self, on_full: Callable[[str], None], on_space: Callable[[], None], longest: float = LONGEST_PAUSE
-    ) -> None:
-        """Wait for space from now on where there is none.
-
-        Args:
-            on_full: told in a sentence when a pause begins.
-            on_space: told when there is space again.
-            longest: seconds to wait before giving up.
-        """
-        self.patience.pause, self.patience.on_full, self.patience.on_space = longest, on_full, on_space
-
-    # ---- rows -------------------------------------------------------------------------------------------------
 
     def write_trial(
         self,
@@ -118,7 +74,7 @@ class Store:
     def write_subject(self, row: Mapping[str, Any]) -> None:
         """Write the row of a subject, once per fingerprint."""
         table = _table("subjects", {key: [value] for key, value in row.items()})
-        self._put(f"{self._root}/subjects/{row['fingerprint']}.parquet", _parquet(table))
+        self.write_bytes(f"subjects/{row['fingerprint']}.parquet", _parquet(table))
 
     def write_test_samples(self, fingerprint: str, columns: Mapping[str, Any]) -> None:
         """Write what is known of a subject's test samples.
@@ -129,7 +85,7 @@ class Store:
         """
         length = len(next(iter(columns.values())))
         table = _table("test_samples", {**columns, "subject_fingerprint": [fingerprint] * length})
-        self._put(f"{self._root}/test_samples/{fingerprint}.parquet", _parquet(table))
+        self.write_bytes(f"test_samples/{fingerprint}.parquet", _parquet(table))
 
     def done(self) -> set[str]:
         """Ids of the trials that have a row."""
@@ -172,52 +128,15 @@ class Store:
                 return self._patiently(lambda path=path: read(path), what)  # type: ignore[misc]
         return None
 
-    # ---- other files ------------------------------------------------------------------------------------------
-
-    def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write a file such as ``study.yaml`` whole; its folder is made when missing."""
-        self._put(f"{self._root}/{name}", content)
-
-    def read_bytes(self, name: str) -> bytes | None:
-        """Content of a file; None when there is none."""
-
-        def read() -> bytes:
-            with self._fs.open_input_stream(f"{self._root}/{name}") as stream:
-                return bytes(stream.read())
-
-        try:
-            return self._patiently(read, f"read {name}")
-        except FileNotFoundError:
-            return None
-
-    def read_folder(self, folder: str, prefix: str) -> dict[str, bytes]:
-        """Contents of the files of a folder whose names begin with a prefix, by name; temporary files left out."""
-        names = [
-            name for name in self._list(f"{self._root}/{folder}") if name.startswith(prefix) and ".tmp-" not in name
-        ]
-        return {name: self.read_bytes(f"{folder}/{name}") or b"" for name in sorted(names)}
-
-    def names(self, folder: str) -> set[str]:
-        """Names of the files of a folder; none when there is no folder."""
-        return set(self._list(f"{self._root}/{folder}"))
-
-    def delete(self, name: str) -> None:
-        """Delete a file; nothing happens when there is none."""
-        with suppress(FileNotFoundError):
-            self._patiently(lambda: self._fs.delete_file(f"{self._root}/{name}"), f"delete {name}")
-
     def model_ids(self) -> set[str]:
         """Trials whose fixed model is kept."""
-        files = self._list(f"{self._root}/models")
+        files = self.names("models")
         return {name.removesuffix(".safetensors") for name in files if name.endswith(".safetensors")}
-
-    # ---- upkeep -----------------------------------------------------------------------------------------------
 
     def tidy(self) -> None:
         """Undo what a crash left behind: temporary files, and files whose trials a compacted file already holds."""
         for dataset in SCHEMAS:
-            folder = f"{self._root}/{dataset}"
-            for name in self._list(folder):
+            for name in self.names(dataset):
                 if ".parquet.tmp-" in name and durable.is_abandoned(name):
                     self.delete(f"{dataset}/{name}")
         for dataset in _PER_TRIAL:
@@ -260,7 +179,7 @@ class Store:
                     self._patiently(lambda: durable.publish(merged.path, target), f"write {name}")  # noqa: B023
                 else:
                     with pa.memory_map(merged.path) as file:
-                        self._put(target, file.read_buffer())
+                        self.write_bytes(name, file.read_buffer())
                     Path(merged.path).unlink()
                 # What was read back may replace its sources; nothing else may.
                 found = self._patiently(lambda: pq.read_metadata(target, filesystem=self._fs), f"read {name}")  # noqa: B023
@@ -351,7 +270,7 @@ class Store:
             digest = hashlib.sha256(content).hexdigest()[:8]
             self.write_bytes(f"retried/{dataset}/{trial_id}-{digest}.parquet", content)
         if others:
-            self._put(path, rest.getvalue())
+            self.write_bytes(f"{dataset}/{name}", rest.getvalue())
         else:
             self.delete(f"{dataset}/{name}")
 
@@ -379,11 +298,6 @@ class Store:
         else:
             with ThreadPoolExecutor(_DELETERS) as pool:
                 list(pool.map(lambda name: self.delete(f"{dataset}/{name}"), redundant))
-
-    # ---- inside -----------------------------------------------------------------------------------------------
-
-    def _patiently(self, action: Callable[[], T], what: str) -> T:
-        return self.patience.carry_out(action, what, self.where)
 
     def _sources(
         self, dataset: DatasetName, gone: Collection[str] = ()
@@ -440,52 +354,8 @@ class Store:
             return _ids_in(read)
 
     def _names(self, dataset: DatasetName) -> list[str]:
-        names = self._list(f"{self._root}/{dataset}")
+        names = self.names(dataset)
         return sorted(name for name in names if name.endswith(".parquet") and not name.startswith((".", "_")))
-
-    def _list(self, folder: str) -> list[str]:
-        selector = pafs.FileSelector(folder, allow_not_found=True)
-        infos = self._patiently(lambda: self._fs.get_file_info(selector), f"list {Path(folder).name}")
-        return [info.base_name for info in infos if info.type == pafs.FileType.File]
-
-    def _put(self, path: str, content: bytes | pa.Buffer) -> None:
-        self._put_all({path.removeprefix(f"{self._root}/"): content})
-
-    def _put_all(self, contents: Mapping[str, bytes | pa.Buffer], *, make_folders: bool = True) -> None:
-        """Write files, the last one when the others are there to stay; each appears whole or not at all."""
-        *_, name = contents
-        try:
-            if self._local:
-                files = {f"{self._root}/{each}": content for each, content in contents.items()}
-                self._patiently(lambda: durable.write_files(files), f"write {name}")
-                return
-            for each, content in contents.items():
-                self._patiently(lambda: self._upload(f"{self._root}/{each}", content), f"write {each}")  # noqa: B023
-        except FileNotFoundError:
-            # Made when it is missed: asking first would cost every write a request on an object store.
-            if not make_folders:
-                raise
-            for folder in {each.rpartition("/")[0] for each in contents}:
-                self._make_folder(folder)
-            self._put_all(contents, make_folders=False)
-
-    def _make_folder(self, name: str) -> None:
-        path = f"{self._root}/{name}"
-        self._patiently(lambda: self._fs.create_dir(path, recursive=True), f"make the folder {name or '.'}")
-
-    def _upload(self, path: str, content: bytes | pa.Buffer) -> None:
-        # An object store shows an upload only when it is complete.
-        with self._fs.open_output_stream(path) as stream:
-            stream.write(content)
-
-
-def _open(uri: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
-    try:
-        return open_uri(uri)
-    except (ImportError, OSError, ValueError) as error:
-        raise UserError(f"The results URI {uri} can't be opened: {str(error).rstrip('.')}.") from error
 
 
 def _table(dataset: DatasetName, columns: Mapping[str, Any]) -> pa.Table:

@@ -1,14 +1,11 @@
-"""Reading a study file: every mistake a sentence with its line."""
+"""Reading a study file, names in it resolved and parameters checked: every mistake a sentence with its line."""
 
 import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from orchestrator.base.errors import UserError
 from orchestrator.study import yaml_text

@@ -1,7 +1,4 @@
-"""The study file: what the user writes, checked before anything starts, and the trials that it means.
-
-Errors name the line, the field and the nearest valid name.
-"""
+"""What a study file may say: its fields, their limits and defaults, checked before anything starts."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -268,7 +265,7 @@ class Study(_Model):
                 raise ValueError(f"has the subject '{name}' twice")
         return value
 
-    def place(self, *location: str | int) -> str:
+    def line_of(self, *location: str | int) -> str:
         """Where the study file says something, to begin a sentence with: ``study.yaml, line 3: ``.
 
         Args:

@@ -1,8 +1,8 @@
-"""The space that a sweep searches."""
+"""What a sweep searches: the values of each parameter, and the rungs of successive halving."""
 
 from typing import Any
 
-from orchestrator.study import points as space
+from orchestrator.study import points
 from orchestrator.study.schema import Adaptation, FixerEntry
 
 
@@ -37,7 +37,7 @@ def rungs_of(entry: FixerEntry) -> tuple[str, list[int]]:
     full = int(getattr(cls.build(entry.params, entry.preset), effort))
     full = max(map(int, adapt.space.get(effort, [full])))
     least = int(cls.parameter_infos()[effort].low or 1)
-    rungs = space.rungs(full, least=least, reduction=adapt.reduction, budget=adapt.most_trials)
+    rungs = points.rungs(full, least=least, reduction=adapt.reduction, budget=adapt.most_trials)
     if len(rungs) < 2:
         raise fixers.ParameterError(
             f"asha needs two rungs at least, and {effort} = {full} of {cls.name} with a budget of {adapt.budget} and a "

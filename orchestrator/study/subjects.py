@@ -1,5 +1,6 @@
 """The subjects that a study names."""
 
+import dataclasses
 from pathlib import Path
 
 from orchestrator.base.errors import UserError
@@ -17,8 +18,6 @@ def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
     Raises:
         UserError: a subject that can't be understood, or a radius for one that isn't in the study.
     """
-    import dataclasses
-
     from fixers.fixer import suggest
     from orchestrator.subjects.catalogue import resolve
 
@@ -27,10 +26,10 @@ def definitions(study: Study, base_dir: Path) -> dict[str, SubjectDefinition]:
         try:
             found[subject_name(spec)] = resolve(spec, base_dir=base_dir)
         except UserError as error:
-            raise UserError(f"{study.place('subjects', index)}{error}") from error
+            raise UserError(f"{study.line_of('subjects', index)}{error}") from error
     for name, epsilon in (study.attack.epsilon if study.attack else {}).items():
         if name not in found:
-            where = study.place("attack", "epsilon", name)
+            where = study.line_of("attack", "epsilon", name)
             known = suggest(name, found)
             raise UserError(f"{where}attack.epsilon names '{name}', which isn't a subject of the study{known}")
         found[name] = dataclasses.replace(found[name], epsilon=epsilon)

@@ -1,11 +1,11 @@
-"""From the settings of a sweep to the sweep."""
+"""Which sweep an entry of a study asks for."""
 
 from collections.abc import Mapping
 
 from orchestrator.study import points
 from orchestrator.study.objectives import Figures
-from orchestrator.sweeps.halving import _Halving
-from orchestrator.sweeps.listed import _Listed
+from orchestrator.sweeps.halving import HalvingSweep
+from orchestrator.sweeps.listed import ListedSweep
 from orchestrator.sweeps.sweep import Setup, Sweep
 
 
@@ -13,11 +13,11 @@ def make_sweep(setup: Setup, known: Mapping[str, Figures]) -> Sweep:
     """The sweep of an entry with ``adapt`` on a subject."""
     match setup.adapt.search:
         case "grid" | "random":
-            return _Listed(setup, known)
+            return ListedSweep(setup, known)
         case "asha":
-            return _Halving(setup, known)
+            return HalvingSweep(setup, known)
         case "optuna" if points.size(setup.space) == 1:
-            return _Listed(setup, known)
+            return ListedSweep(setup, known)
         case "optuna":
             # Ray and Optuna take a second to import, and most studies don't need them before they run.
             from orchestrator.sweeps.suggested import SuggestedSweep

@@ -1,4 +1,4 @@
-"""Successive halving: poor configurations get a part of the effort."""
+"""Successive halving (asha): a configuration gets its full effort only when a part of it did well."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -8,10 +8,10 @@ from orchestrator.study import points
 from orchestrator.study.objectives import Figures, Objective
 from orchestrator.study.search_space import rungs_of
 from orchestrator.study.trials import TrialSpec
-from orchestrator.sweeps.sweep import Setup, Sweep, _seed
+from orchestrator.sweeps.sweep import Setup, Sweep
 
 
-class _Coming(NamedTuple):
+class _Option(NamedTuple):
     """A configuration that may be next on a rung."""
 
     rung: int
@@ -20,13 +20,13 @@ class _Coming(NamedTuple):
     """Trial on the rung below, of which it is the promotion; None for one that is drawn."""
 
 
-class _Halving(Sweep):
+class HalvingSweep(Sweep):
     """Successive halving; every rung of a configuration is a trial of its own."""
 
     def __init__(self, setup: Setup, known: Mapping[str, Figures]) -> None:
         self._effort, self._rungs = rungs_of(setup.entry)
         searched = {name: values for name, values in setup.space.items() if name != self._effort}
-        self._settings = points.settings(setup.entry.params, searched, _seed(setup))
+        self._settings = points.settings(setup.entry.params, searched, setup.seed_of_order)
         self._reduction = setup.adapt.reduction
         most = setup.adapt.most_trials
         self._most_drawn = None if most is None else points.drawn_within(most, len(self._rungs), self._reduction)
@@ -37,10 +37,11 @@ class _Halving(Sweep):
         self._promoted: set[str] = set()
         self._drawn: Mapping[str, Any] | None = None
         """The next configuration of the lowest rung, until it is taken."""
-        self._coming = _Coming(0, {})
+        self._coming = _Option(0, {})
         super().__init__(setup, known)
 
     def planned(self, ahead: int) -> int:
+        """As in :class:`Sweep`: the configurations on the lowest rung, and their promotions."""
         if self._most_drawn is None:
             return ahead
         return points.trials_of(ahead, len(self._rungs), self._reduction)
@@ -61,23 +62,23 @@ class _Halving(Sweep):
     def _on(self, rung: int, setting: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**setting, self._effort: self._rungs[rung]}
 
-    def _is_known(self, option: _Coming) -> bool:
+    def _is_known(self, option: _Option) -> bool:
         spec = self.setup.spec(self._on(option.rung, option.setting)) if self._known else None
         return spec is not None and spec.trial_id in self._known
 
-    def _draw(self) -> Iterator[_Coming]:
+    def _draw(self) -> Iterator[_Option]:
         """The configuration that is drawn next, if there is one."""
         if self._drawn is None and (self._most_drawn is None or len(self._on_rung[0]) < self._most_drawn):
             self._drawn = next(self._settings, None)
         if self._drawn is not None:
-            yield _Coming(0, self._drawn)
+            yield _Option(0, self._drawn)
 
-    def _promotions(self) -> Iterator[_Coming]:
+    def _promotions(self) -> Iterator[_Option]:
         """The configurations that may go on now, the highest rung first."""
         for rung in reversed(range(len(self._rungs) - 1)):
             survivor = self._promotion_from(rung)
             if survivor is not None:
-                yield _Coming(rung + 1, self._setting_of[survivor.trial_id], survivor.trial_id)
+                yield _Option(rung + 1, self._setting_of[survivor.trial_id], survivor.trial_id)
 
     def _promotion_from(self, rung: int) -> TrialSpec | None:
         """The configuration that goes on from a rung now."""

@@ -5,16 +5,16 @@ from typing import Any
 
 from orchestrator.study import points
 from orchestrator.study.objectives import Figures
-from orchestrator.sweeps.sweep import Setup, Sweep, _seed
+from orchestrator.sweeps.sweep import Setup, Sweep
 
 
-class _Listed(Sweep):
+class ListedSweep(Sweep):
     """Grid and random search: the order is known before anything runs."""
 
     def __init__(self, setup: Setup, known: Mapping[str, Figures]) -> None:
         most = setup.adapt.most_trials
         sampled = setup.adapt.search == "random" or (most is not None and points.size(setup.space) > most)
-        self._settings = points.settings(setup.entry.params, setup.space, _seed(setup) if sampled else None)
+        self._settings = points.settings(setup.entry.params, setup.space, setup.seed_of_order if sampled else None)
         super().__init__(setup, known)
 
     def _next(self) -> Mapping[str, Any] | None:

@@ -120,7 +120,7 @@ def chosen(store: Store, sweep: OneSweep) -> dict[str, Any]:
     return found
 
 
-def told(found: Mapping[str, Any], *, most: int = 5) -> list[str]:
+def lines_of(found: Mapping[str, Any], *, most: int = 5) -> list[str]:
     """A record of a sweep in lines for people: what was chosen, why, and the first runners-up."""
     chosen_params, configurations = found["chosen"], found["configurations"]
     varied = [name for name in chosen_params if len({json.dumps(item["params"][name]) for item in configurations}) > 1]

@@ -56,6 +56,11 @@ class Setup:
         """The study's first seed: of all trials of the sweep, and of the search itself."""
         return self.study.seeds[0]
 
+    @property
+    def seed_of_order(self) -> str:
+        """Of the order in which configurations are drawn."""
+        return f"{self.entry.name}/{self.seed}"
+
     @cached_property
     def space(self) -> dict[str, list[Any]]:
         """Values by parameter."""
@@ -155,8 +160,6 @@ class Sweep(ABC):
         """Trials of the whole sweep at most, of which so many are known ahead; only these, when time limits it."""
         return ahead
 
-    # ---- what comes next ----------------------------------------------------------------------------------------
-
     @abstractmethod
     def _next(self) -> Mapping[str, Any] | None:
         """The next configuration; None when there is none before more results are in, or none at all."""
@@ -196,8 +199,6 @@ class Sweep(ABC):
         limit = self.setup.study.time_limit
         spent = (limit if figures.seconds is None else figures.seconds for figures in self.results.values())
         return sum(spent) >= most
-
-    # ---- choosing -----------------------------------------------------------------------------------------------
 
     def choose(self) -> Choice:
         """The best configuration, and why; of equals the one that comes earlier in the sweep."""
@@ -280,7 +281,3 @@ class Sweep(ABC):
 
 def _unjudged(figures: Figures) -> str:
     return f"not judged on valid: {figures.outcome or 'no row'}"
-
-
-def _seed(setup: Setup) -> str:
-    return f"{setup.entry.name}/{setup.seed}"

@@ -1,4 +1,4 @@
-"""The figures of the original model, once per subject."""
+"""The original model's figures, computed once per subject: what every trial of it is compared with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Columns of a row that say which trial it is and how it ended."""
+"""Columns of a row that say which trial it is and how it ended, also where no worker is left to say it."""
 
 from functools import cache
 from importlib.metadata import version
@@ -35,11 +35,6 @@ def identity_columns(spec: TrialSpec, definition: SubjectDefinition) -> dict[str
     }
 
 
-@cache
-def _own_version() -> str:
-    return version("fixstudy")
-
-
 def verdict_columns(verdict: Verdict) -> dict[str, Any]:
     """Outcome and reason as columns."""
     return {
@@ -48,3 +43,8 @@ def verdict_columns(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason,
         "traceback": verdict.traceback,
     }
+
+
+@cache
+def _own_version() -> str:
+    return version("fixstudy")

@@ -1,4 +1,4 @@
-"""Loading subjects on the cluster: where the data are, once each, and into shared memory."""
+"""A subject as its trials need it: with the original model that the study keeps, and the figures of that."""
 
 import dataclasses
 import tempfile
@@ -18,7 +18,7 @@ from orchestrator.subjects.subject import Subject, SubjectData, SubjectDefinitio
 from orchestrator.trial.baseline import Baseline, make_baseline
 
 
-def load(
+def load_subject(
     definition: SubjectDefinition,
     *,
     store: Store,
@@ -69,10 +69,10 @@ def load(
     else:
         subject = prepare(definition, cache_dir=cache_dir, **options)
     baseline = make_baseline(subject, device)
-    return (subject, baseline), describe(subject, baseline)
+    return (subject, baseline), summary_of(subject, baseline)
 
 
-def describe(subject: Subject, baseline: Baseline) -> LoadedSubject:
+def summary_of(subject: Subject, baseline: Baseline) -> LoadedSubject:
     """The driver's view of a loaded subject."""
     definition, data = subject.definition, subject.data
     row: dict[str, Any] = {

@@ -11,21 +11,12 @@ from typing import Any
 
 import torch
 
+_RESIDENT = re.compile(r"^(VmHWM|RssFile|RssShmem):\s*(\d+) kB", re.MULTILINE)
+
 
 def surroundings(device: torch.device) -> dict[str, Any]:
     """Where a trial runs, as columns."""
     return {"device": _device_name(device), "host": socket.gethostname(), "gpu_shared": False}
-
-
-@cache
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with suppress(OSError):
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        if match is not None:
-            return f"cpu ({match[1]})"
-    return f"cpu ({platform.machine()})"
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -51,4 +42,12 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
     return {"peak_host_bytes": host, "peak_own_bytes": own, "peak_device_bytes": on_device}
 
 
-_RESIDENT = re.compile(r"^(VmHWM|RssFile|RssShmem):\s*(\d+) kB", re.MULTILINE)
+@cache
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if match is not None:
+            return f"cpu ({match[1]})"
+    return f"cpu ({platform.machine()})"

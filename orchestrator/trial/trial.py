@@ -6,7 +6,7 @@ Nothing a trial does escapes as an exception: what went wrong is in the record, 
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,19 +17,27 @@ from torch import Tensor, nn
 import fixers
 from fixers.cache import Cache, NoCache
 from orchestrator.evaluation import metrics
-from orchestrator.evaluation.evaluate import evaluate, has_nonfinite, predictions
+from orchestrator.evaluation.evaluate import Original, evaluate, has_nonfinite, predictions
 from orchestrator.evaluation.robustness import AttackSettings, OriginalAttack
 from orchestrator.study.schema import Study
 from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.subject import Subject
 from orchestrator.trial import outcomes
-from orchestrator.trial.attempts import Phase, _Attempts, _with_smaller_batches
+from orchestrator.trial.attempts import Attempts, Phase
 from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import peak_memory, reset_peak_memory, surroundings
 from orchestrator.trial.outcomes import Verdict
 
 MOST_CURVE_POINTS = 20_000
+CPU = torch.device("cpu")
+_MEASURED = (
+    "accuracy_fixed", "repair_rate", "negative_flip_rate", "asr_original", "asr_fixed", "aaod_fixed", "n_repaired",
+    "n_broken", "n_attacked", "masked_original", "masked_fixed", "accuracy_valid_fixed",
+    "repair_rate_valid", "negative_flip_rate_valid",
+)  # fmt: skip
+Report = Callable[[int, Mapping[str, float]], None]
+"""What a fixer calls: a step, and figures by name."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,28 @@ class TrialSettings:
         return cls(study.time_limit, study.outcomes.corrupted_drop, attack, study.keep_models != "none")
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What a trial is worked on with: all that its steps share."""
+
+    spec: TrialSpec
+    subject: Subject
+    """Loaded."""
+    baseline: Baseline
+    """Of the subject."""
+    settings: TrialSettings
+    device: torch.device = CPU
+    """Where to compute."""
+    cache: Cache = field(default_factory=NoCache)
+    """For intermediate results."""
+    attempts: Attempts = field(default_factory=Attempts)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the trial is judged on the test split too; one of a sweep never is."""
+        return self.spec.stage == "final"
+
+
 @dataclass
 class TrialRecord:
     """Everything that comes out of a trial."""
@@ -66,39 +96,29 @@ class TrialRecord:
 
 
 def run_trial(
-    spec: TrialSpec,
-    subject: Subject,
-    baseline: Baseline,
-    settings: TrialSettings,
+    bench: Bench,
     *,
-    device: torch.device | str = "cpu",
-    cache: Cache | None = None,
     on_phase: Callable[[Phase], None] = lambda phase: None,
-    on_progress: Callable[[int, Mapping[str, float]], None] = lambda step, figures: None,
+    on_progress: Report = lambda step, figures: None,
 ) -> TrialRecord:
     """Fix, evaluate and classify.
 
     Args:
-        spec: the trial.
-        subject: its subject, loaded.
-        baseline: of the subject.
-        settings: of the study.
-        device: where to compute.
-        cache: for intermediate results.
+        bench: the trial, and what it is worked on with; for one trial only.
         on_phase: told when a phase begins.
         on_progress: told what the fixer reports.
 
     Returns:
         The record; its row has an outcome whatever happened. Metrics are null unless the evaluation finished.
     """
-    device, cache = torch.device(device), cache or NoCache()
-    attempts, curves, begin = _Attempts(), _Curves(), time.monotonic()
+    spec, device = bench.spec, bench.device
+    curves, begin = _Curves(), time.monotonic()
     row: dict[str, Any] = {
-        **identity_columns(spec, subject.definition),
+        **identity_columns(spec, bench.subject.definition),
         **surroundings(device),
         "started_at": datetime.now(UTC),
-        "accuracy_original": baseline.accuracy["test"] if spec.stage == "final" else None,
-        "accuracy_valid_original": baseline.accuracy["valid"],
+        "accuracy_original": bench.baseline.accuracy["test"] if bench.is_final else None,
+        "accuracy_valid_original": bench.baseline.accuracy["valid"],
     }
     record = TrialRecord(row)
     phase: Phase = "fix"
@@ -111,7 +131,7 @@ def run_trial(
         on_phase(phase)
         reset_peak_memory(device)
         started, busy = time.monotonic(), time.process_time()
-        fixed, problem, seconds = _fix(spec, subject, settings, device, cache, attempts, report)
+        fixed, problem, seconds = _fix(bench, report)
         cores = (time.process_time() - busy) / max(time.monotonic() - started, 1e-9)
         row |= {"fix_seconds": seconds, "cores": cores, "notes": _json(problem.notes), **peak_memory(device)}
         nonfinite = has_nonfinite(fixed)
@@ -121,9 +141,9 @@ def run_trial(
             phase = "evaluate"
             on_phase(phase)
             started = time.monotonic()
-            verdict = _evaluate(record, spec, subject, baseline, settings, fixed, device, cache, attempts)
+            verdict = _evaluate(bench, fixed, record)
             row["evaluate_seconds"] = time.monotonic() - started
-            if settings.keep_models and spec.stage == "final":
+            if bench.settings.keep_models and bench.is_final:
                 record.fixed = fixed
                 record.state = {name: value.detach().cpu().contiguous() for name, value in fixed.state_dict().items()}
     except Exception as error:
@@ -137,143 +157,88 @@ def run_trial(
         record.device_broken = outcomes.is_device_broken(error)
     row |= verdict_columns(verdict)
     row |= {
-        "attempts": sum(item["phase"] == "fix" for item in attempts.log),
-        "attempt_log": _json(attempts.log),
+        "attempts": sum(item["phase"] == "fix" for item in bench.attempts.log),
+        "attempt_log": _json(bench.attempts.log),
     }
     record.curves = curves.columns
     return record
 
 
-_MEASURED = (
-    "accuracy_fixed", "repair_rate", "negative_flip_rate", "asr_original", "asr_fixed", "aaod_fixed", "n_repaired",
-    "n_broken", "n_attacked", "masked_original", "masked_fixed", "accuracy_valid_fixed",
-    "repair_rate_valid", "negative_flip_rate_valid",
-)  # fmt: skip
-
-
-def _fix(
-    spec: TrialSpec,
-    subject: Subject,
-    settings: TrialSettings,
-    device: torch.device,
-    cache: Cache,
-    attempts: _Attempts,
-    report: Callable[[int, Mapping[str, float]], None],
-) -> tuple[nn.Module, fixers.RepairProblem, float]:
+def _fix(bench: Bench, report: Report) -> tuple[nn.Module, fixers.RepairProblem, float]:
     """The fixed model, its problem (for the notes) and the seconds of the attempt that succeeded."""
-    fixer = fixers.get(spec.fixer).build(json.loads(spec.params))
-    limit = time.monotonic() + settings.time_limit
+    fixer = fixers.get(bench.spec.fixer).build(json.loads(bench.spec.params))
+    limit = time.monotonic() + bench.settings.time_limit
 
     def attempt(micro_batch: int) -> tuple[nn.Module, fixers.RepairProblem, float]:
         started = time.monotonic()
-        problem = _problem(spec, subject, limit - started, device, cache, micro_batch, report)
+        problem = _problem(bench, limit - started, micro_batch, report)
         return fixers.fix(fixer, problem), problem, time.monotonic() - started
 
-    return _with_smaller_batches(attempt, "fix", attempts, device)
+    return bench.attempts.with_smaller_batches("fix", attempt, bench.device)
 
 
-def _problem(
-    spec: TrialSpec,
-    subject: Subject,
-    seconds: float,
-    device: torch.device,
-    cache: Cache,
-    micro_batch: int,
-    report: Callable[[int, Mapping[str, float]], None],
-) -> fixers.RepairProblem:
+def _problem(bench: Bench, seconds: float, micro_batch: int, report: Report) -> fixers.RepairProblem:
     """What the fixer gets to see; the test split isn't in it."""
+    subject = bench.subject
     return fixers.RepairProblem(
         subject.original,
         train=subject.data.train,
         valid=subject.data.valid,
         repair=subject.data.repair,
         task=subject.task,
-        device=device,
-        seed=spec.seed,
+        device=bench.device,
+        seed=bench.spec.seed,
         time_limit=seconds,
-        cache=cache.until(time.monotonic() + seconds),
+        cache=bench.cache.until(time.monotonic() + seconds),
         recipe=subject.definition.recipe,
         history=subject.history_tensors(),
-        fingerprint=f"{subject.fingerprint}/{spec.code_version}",
+        fingerprint=f"{subject.fingerprint}/{bench.spec.code_version}",
         micro_batch=micro_batch,
         on_progress=report,
     )
 
 
-def _evaluate(
-    record: TrialRecord,
-    spec: TrialSpec,
-    subject: Subject,
-    baseline: Baseline,
-    settings: TrialSettings,
-    fixed: nn.Module,
-    device: torch.device,
-    cache: Cache,
-    attempts: _Attempts,
-) -> Verdict:
+def _evaluate(bench: Bench, fixed: nn.Module, record: TrialRecord) -> Verdict:
     """Fill in the metrics; an out-of-memory here is ours, not the fixer's, and answered the same way."""
 
     def attempt(micro_batch: int) -> None:
-        if spec.stage == "final":
-            _judge_on_test(record, spec, subject, baseline, settings, fixed, device, cache, micro_batch)
-        _judge_on_valid(record, subject, baseline, fixed, device, micro_batch)
+        if bench.is_final:
+            _judge_on_test(bench, fixed, record, micro_batch)
+        _judge_on_valid(bench, fixed, record, micro_batch)
 
-    _with_smaller_batches(attempt, "evaluate", attempts, device)
-    row = record.row
-    if spec.stage == "adapt":
-        return outcomes.judge_accuracy(
-            baseline.accuracy["valid"], row["accuracy_valid_fixed"], settings.corrupted_drop, split="Valid"
-        )
-    return outcomes.judge_accuracy(baseline.accuracy["test"], row["accuracy_fixed"], settings.corrupted_drop)
+    bench.attempts.with_smaller_batches("evaluate", attempt, bench.device)
+    original, drop = bench.baseline.accuracy, bench.settings.corrupted_drop
+    if bench.is_final:
+        return outcomes.judge_accuracy(original["test"], record.row["accuracy_fixed"], drop)
+    return outcomes.judge_accuracy(original["valid"], record.row["accuracy_valid_fixed"], drop, split="Valid")
 
 
-def _judge_on_test(
-    record: TrialRecord,
-    spec: TrialSpec,
-    subject: Subject,
-    baseline: Baseline,
-    settings: TrialSettings,
-    fixed: nn.Module,
-    device: torch.device,
-    cache: Cache,
-    micro_batch: int,
-) -> None:
-    data = subject.data
-    attack, attack_settings = None, attack_of(subject, settings)
-    if attack_settings is not None:
-        attack = _original_attack(subject, baseline, attack_settings, device, cache, micro_batch)
+def _judge_on_test(bench: Bench, fixed: nn.Module, record: TrialRecord, micro_batch: int) -> None:
+    data, attack = bench.subject.data, _attack_of(bench)
     result = evaluate(
         fixed,
         data.test,
-        baseline.test,
-        task=subject.task,
+        Original(bench.baseline.test, None if attack is None else _original_attack(bench, attack, micro_batch)),
+        task=bench.subject.task,
         groups=data.test_groups,
-        original_attack=attack,
-        device=device,
+        device=bench.device,
         micro_batch=micro_batch,
     )
     record.row |= result.row()
-    record.row["attack"] = None if attack_settings is None else _json(attack_settings.__dict__)
+    record.row["attack"] = None if attack is None else _json(attack.__dict__)
     record.predictions = {
         "sample_id": np.arange(len(data.test)),
         "label": data.test.labels.numpy(),
         "group": [None] * len(data.test) if data.test_groups is None else data.test_groups,
-        "original": baseline.test,
+        "original": bench.baseline.test,
         "fixed": result.predictions,
     }
 
 
-def _judge_on_valid(
-    record: TrialRecord,
-    subject: Subject,
-    baseline: Baseline,
-    fixed: nn.Module,
-    device: torch.device,
-    micro_batch: int,
-) -> None:
-    valid = subject.data.valid
-    decided = predictions(fixed, valid, task=subject.task, device=device, micro_batch=micro_batch)
-    effect = metrics.Effect.of(valid.labels.numpy(), baseline.valid, decided)
+def _judge_on_valid(bench: Bench, fixed: nn.Module, record: TrialRecord, micro_batch: int) -> None:
+    valid = bench.subject.data.valid
+    decided = predictions(fixed, valid, task=bench.subject.task, device=bench.device, micro_batch=micro_batch)
+    effect = metrics.Effect.of(valid.labels.numpy(), bench.baseline.valid, decided)
     record.row |= {
         "accuracy_valid_fixed": effect.accuracy_fixed,
         "repair_rate_valid": effect.repair_rate,
@@ -281,30 +246,24 @@ def _judge_on_valid(
     }
 
 
-def attack_of(subject: Subject, settings: TrialSettings) -> AttackSettings | None:
-    """The attack on a subject: the study's settings with the subject's radius; None when inputs aren't images."""
-    if settings.attack is None or len(subject.definition.input_shape) != 3:
+def _attack_of(bench: Bench) -> AttackSettings | None:
+    """The study's attack with the subject's radius; None when inputs aren't images."""
+    attack, definition = bench.settings.attack, bench.subject.definition
+    if attack is None or len(definition.input_shape) != 3:
         return None
-    return AttackSettings(epsilon=subject.definition.epsilon, **settings.attack)
+    return AttackSettings(epsilon=definition.epsilon, **attack)
 
 
-def _original_attack(
-    subject: Subject,
-    baseline: Baseline,
-    settings: AttackSettings,
-    device: torch.device,
-    cache: Cache,
-    micro_batch: int,
-) -> OriginalAttack:
+def _original_attack(bench: Bench, settings: AttackSettings, micro_batch: int) -> OriginalAttack:
     return OriginalAttack(
-        subject.model().to(device),
-        subject.data.test,
-        baseline.test,
+        bench.subject.model().to(bench.device),
+        bench.subject.data.test,
+        bench.baseline.test,
         settings,
-        task=subject.task,
-        fingerprint=subject.fingerprint,
-        cache=cache,
-        device=device,
+        task=bench.subject.task,
+        fingerprint=bench.subject.fingerprint,
+        cache=bench.cache,
+        device=bench.device,
         micro_batch=micro_batch,
     )
 
@@ -329,9 +288,6 @@ class _Curves:
             if len(self.columns["step"]) < MOST_CURVE_POINTS:
                 for column, item in zip(self.columns.values(), (step, metric, float(value), seconds), strict=True):
                     column.append(item)
-
-
-# ---- surroundings ---------------------------------------------------------------------------------------------
 
 
 def _json(value: Any) -> str:

@@ -28,6 +28,16 @@ def own_bytes(pid: int | str = "self", at_least: int = 0) -> int:
     return total
 
 
+def oom_kills() -> int:
+    """Processes that the kernel's OOM killer has ended in this process's cgroup so far; 0 where that isn't known."""
+    with suppress(OSError, IndexError):
+        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split("::")[-1]
+        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text()
+        match = re.search(r"^oom_kill (\d+)", events, re.MULTILINE)
+        return int(match[1]) if match else 0
+    return 0
+
+
 def give_back_memory() -> None:
     """Return to the system what was freed.
 

@@ -9,7 +9,7 @@ from orchestrator.worker.logtail import StreamFile
 
 
 @dataclass(frozen=True)
-class Sighting:
+class RunningTrial:
     """The last that a worker said about a trial."""
 
     trial_id: str
@@ -42,46 +42,46 @@ class Monitor:
         self._began: dict[str, float] = {}
         self._without_space: set[tuple[str, int]] = set()
         self._news: list[str] = []
-        self._running: dict[str, Sighting] = {}
-        self._last: dict[str, Sighting] = {}
+        self._running: dict[str, RunningTrial] = {}
+        self._last: dict[str, RunningTrial] = {}
         self._of_process: dict[tuple[str, int], str] = {}
         self._loads: dict[str, int] = {}
 
-    def phase(self, sighting: Sighting) -> None:
+    def phase(self, trial: RunningTrial) -> None:
         """A trial entered a phase; the one that its process ran before has its row."""
-        process = sighting.node_id, sighting.pid
+        process = trial.node_id, trial.pid
         before = self._of_process.get(process)
-        if before is not None and before != sighting.trial_id:
+        if before is not None and before != trial.trial_id:
             self._running.pop(before, None)
             self._last.pop(before, None)
             self._began.pop(before, None)
-        self._of_process[process] = sighting.trial_id
-        self._began[sighting.trial_id] = self._clock()
-        self._running[sighting.trial_id] = sighting
-        self._last[sighting.trial_id] = sighting
+        self._of_process[process] = trial.trial_id
+        self._began[trial.trial_id] = self._clock()
+        self._running[trial.trial_id] = trial
+        self._last[trial.trial_id] = trial
 
     def progress(self, trial_id: str, step: int, figures: Mapping[str, float]) -> None:
         """A fixer reported."""
         if trial_id in self._running:
             self._running[trial_id] = replace(self._running[trial_id], step=step, figures=figures)
 
-    def last_seen(self, trial_id: str) -> Sighting | None:
+    def last_seen(self, trial_id: str) -> RunningTrial | None:
         """The last phase that a trial was seen in, even if its worker is gone."""
         self._running.pop(trial_id, None)
-        sighting = self._last.get(trial_id)
-        if sighting is None:
+        trial = self._last.get(trial_id)
+        if trial is None:
             return None
-        self._without_space.discard((sighting.node_id, sighting.pid))
-        return self._timed(sighting, self._clock())
+        self._without_space.discard((trial.node_id, trial.pid))
+        return self._timed(trial, self._clock())
 
-    def running(self) -> list[Sighting]:
+    def running(self) -> list[RunningTrial]:
         """Trials in flight, oldest phase first."""
         now = self._clock()
-        timed = (self._timed(sighting, now) for sighting in self._running.values())
-        return sorted(timed, key=lambda sighting: sighting.seconds, reverse=True)
+        timed = (self._timed(trial, now) for trial in self._running.values())
+        return sorted(timed, key=lambda trial: trial.seconds, reverse=True)
 
-    def _timed(self, sighting: Sighting, now: float) -> Sighting:
-        return replace(sighting, seconds=now - self._began[sighting.trial_id])
+    def _timed(self, trial: RunningTrial, now: float) -> RunningTrial:
+        return replace(trial, seconds=now - self._began[trial.trial_id])
 
     def storage_full(self, process: tuple[str, int], sentence: str) -> None:
         """A process waits for space."""

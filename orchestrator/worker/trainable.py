@@ -6,11 +6,9 @@ in flight. Importing torch costs seconds and a trial may cost less: the process 
 
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,9 +38,10 @@ from orchestrator.trial.attempts import Phase
 from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import surroundings
-from orchestrator.trial.trial import TrialRecord, TrialSettings, run_trial
+from orchestrator.trial.trial import Bench, TrialRecord, TrialSettings, run_trial
 from orchestrator.worker.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.memory import oom_kills
+from orchestrator.worker.monitor import RunningTrial
 from orchestrator.worker.shared_cache import SharedCache
 from orchestrator.worker.watchdog import Watchdog, grace
 
@@ -151,16 +150,8 @@ class TrialWorker(tune.Trainable):
         started = time.monotonic()
         subject, baseline = self._subject(self._spec.subject)
         load_seconds = time.monotonic() - started
-        record = run_trial(
-            self._spec,
-            subject,
-            baseline,
-            self._context.settings,
-            device=self._device,
-            cache=self._cache,
-            on_phase=self._enter,
-            on_progress=self._progress,
-        )
+        bench = Bench(self._spec, subject, baseline, self._context.settings, self._device, self._cache)
+        record = run_trial(bench, on_phase=self._enter, on_progress=self._progress)
         record.row["load_seconds"] = load_seconds
         return record
 
@@ -198,7 +189,7 @@ class TrialWorker(tune.Trainable):
         """Tell the monitor which phase this is."""
         spec = self._spec
         told: ray.ObjectRef[None] = self._context.monitor.phase.remote(
-            Sighting(
+            RunningTrial(
                 trial_id=spec.trial_id,
                 label=f"{spec.fixer} on {spec.subject}, seed {spec.seed}",
                 phase=phase,
@@ -261,16 +252,6 @@ def _cores_of_node() -> float | None:
     """Cores of this node that Ray gives away, which may be fewer than the machine has."""
     here = ray.get_runtime_context().get_node_id()
     return next((node["Resources"].get("CPU") for node in ray.nodes() if node["NodeID"] == here), None)
-
-
-def oom_kills() -> int:
-    """Processes that the kernel's OOM killer has ended in this process's cgroup so far; 0 where that isn't known."""
-    with suppress(OSError, IndexError):
-        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split("::")[-1]
-        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text()
-        match = re.search(r"^oom_kill (\d+)", events, re.MULTILINE)
-        return int(match[1]) if match else 0
-    return 0
 
 
 def spec_config(spec: TrialSpec, resources: Mapping[str, float]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from orchestrator.cli import live_display
 from orchestrator.cli.live_display import StudyDisplay, duration, node_names
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import RunningTrial
 
 
 class Clock:
@@ -59,7 +59,7 @@ def test_the_plan_may_grow(clock):
 def test_without_a_terminal_a_line_breaks_a_long_silence(clock):
     text = io.StringIO()
     display = StudyDisplay("mine", Console(file=text))
-    flying = [sighting("a", "apricot on [red]mnist, seed 0", "n", "h"), sighting("b", "care on mnist", "n", "h")]
+    flying = [trial("a", "apricot on [red]mnist, seed 0", "n", "h"), trial("b", "care on mnist", "n", "h")]
     display.planned(9, 4, lambda: flying)
     for clock.now in (110.0, 161.0, 170.0, 230.0):
         flying[0] = replace(flying[0], seconds=clock.now - 100)
@@ -74,8 +74,8 @@ def test_durations_are_for_people():
     assert [duration(s) for s in (0.4, 59, 61, 7320)] == ["0 s", "59 s", "1 min 1 s", "2 h 2 min"]
 
 
-def sighting(trial, label, node, host):
-    return Sighting(trial, label, "fix", node, 1, 0, host=host)
+def trial(trial, label, node, host):
+    return RunningTrial(trial, label, "fix", node, 1, 0, host=host)
 
 
 def rendered(display):
@@ -87,20 +87,20 @@ def rendered(display):
 def test_one_node_is_not_named_and_several_are_with_their_fixers():
     display = StudyDisplay("mine", Console(file=io.StringIO()))
     flying = [
-        sighting("abcdef0123", "care on digits, seed 0", "n1", "gpu-1"),
-        sighting("bbcdef0123", "care on digits, seed 1", "n1", "gpu-1"),
+        trial("abcdef0123", "care on digits, seed 0", "n1", "gpu-1"),
+        trial("bbcdef0123", "care on digits, seed 1", "n1", "gpu-1"),
     ]
     display.planned(10, 0, lambda: flying)
     assert "gpu-1" not in rendered(display)
     assert "abcdef01 " in rendered(display), "what `fixstudy stop --trial` asks for"
-    flying.append(sighting("cccdef0123", "arachne on [red]digits", "n2", "gpu-2"))
+    flying.append(trial("cccdef0123", "arachne on [red]digits", "n2", "gpu-2"))
     assert "gpu-1: 2 care" in rendered(display)
     assert "gpu-2: 1 arachne" in rendered(display)
     assert "[red]digits" in rendered(display), "names are no markup"
 
 
 def test_nodes_that_share_a_host_are_told_apart():
-    flying = [sighting("a", "care on d", "1" * 9, "h"), sighting("b", "care on d", "2" * 9, "h")]
+    flying = [trial("a", "care on d", "1" * 9, "h"), trial("b", "care on d", "2" * 9, "h")]
     assert node_names(flying) == {"1" * 9: "h (111111)", "2" * 9: "h (222222)"}
 
 

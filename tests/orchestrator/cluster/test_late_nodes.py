@@ -16,12 +16,9 @@ from idx_files import write_mnist
 
 from orchestrator.cluster.loading_tasks import NotLoadedError
 from orchestrator.cluster.luggage import Luggage
-from orchestrator.cluster.presence import NodeLacksImagesError
 from orchestrator.driver import pictures
-from orchestrator.driver.study_run import StudyRun
 from orchestrator.storage.patience import StorageError
 from orchestrator.storage.store import Store
-from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.reading.images import UnreadableImageError
 
@@ -35,28 +32,6 @@ def test_what_a_node_says_survives_being_sent():
     copied = copy.copy(pickle.loads(pickle.dumps(error)))  # noqa: S301 (its own)
     assert str(copied) == "On node b (10.0.0.2): There is no dataset mnist."
     assert (copied.subject, copied.node_id) == ("mnist", "0a")
-
-
-def test_a_subject_that_cannot_be_had_is_no_failure_of_the_trial(tmp_path):
-    spec = TrialSpec("t1", "s", "final", "mnist", "finetune", "{}", 0, "f", "v")
-    store, queue = Mock(), Mock()
-    run = StudyRun(Mock(), {}, store, None, tmp_path, Mock())
-    cause = ray.exceptions.ObjectReconstructionFailedError("00", None, "")
-    run.settle_lost_trial(spec, ray.exceptions.RayTaskError("step", "", cause), queue)
-    assert run.lost == {"mnist"}
-    queue.again.assert_called_once_with("t1")
-    store.write_trial.assert_not_called()
-
-
-def test_a_node_without_the_images_of_a_trial_ends_the_study(tmp_path):
-    """No row either: the trial runs when the node has them, or is gone."""
-    spec = TrialSpec("t1", "s", "final", "imagenet", "finetune", "{}", 0, "f", "v")
-    store = Mock()
-    run = StudyRun(Mock(), {}, store, None, tmp_path, Mock())
-    cause = NodeLacksImagesError("On node b: There is no /data/imagenet.")
-    with pytest.raises(NodeLacksImagesError):
-        run.settle_lost_trial(spec, ray.exceptions.RayTaskError("step", "", cause), Mock())
-    store.write_trial.assert_not_called()
 
 
 def test_a_subject_lost_after_its_last_trial_costs_its_pictures_only(tmp_path, monkeypatch):

@@ -121,12 +121,12 @@ def test_the_memory_that_a_study_asks_for_is_what_a_trial_gets():
 DRIVER = """
 import sys
 import ray
-from orchestrator import gpus
+from orchestrator.cluster import capacity
 from orchestrator.driver.run import run_study
 cpus, number, memory = map(int, sys.argv[3:])
 quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 ray.init("local", num_cpus=cpus, num_gpus=number, _memory=memory, **quiet)
-gpus.smallest_bytes = lambda: 80 * 2**30
+capacity.smallest_gpu = lambda: 80 * 2**30
 run_study(sys.argv[1], results=sys.argv[2])
 """
 

@@ -147,8 +147,8 @@ def test_home_means_the_same_everywhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FIXSTUDY_CACHE", "~/cache")
     assert Store("~/results").local_path == tmp_path / "results"
-    assert ray_session.data_root("~/data") == tmp_path / "data"
-    assert ray_session.cache_dir() == tmp_path / "cache"
+    assert roots.data_root("~/data") == tmp_path / "data"
+    assert roots.cache_dir() == tmp_path / "cache"
 
 
 def test_a_cache_that_cannot_be_is_said(tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
 
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(UserError, match="has no home folder; set FIXSTUDY_CACHE"):
-        ray_session.cache_dir()
+        roots.cache_dir()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from orchestrator.base.errors import UserError
 from orchestrator.driver.control import Stopping, StudyStoppedError, ask_to_stop, end_process, handlers_kept
 from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store
-from orchestrator.worker.monitor import Sighting
+from orchestrator.worker.monitor import RunningTrial
 
 PLUGIN = Path(__file__).parents[1] / "stubborn_fixers.py"
 PATIENCE = 300.0
@@ -34,13 +34,13 @@ class Study:
     def in_flight(self):
         return self.flying
 
-    def sightings(self):
-        return [Sighting(t, t, "fix", "node", 1, 0) for t in (*self.flying, "not-any-more")]
+    def running(self):
+        return [RunningTrial(t, t, "fix", "node", 1, 0) for t in (*self.flying, "not-any-more")]
 
-    def end(self, sightings):
-        for sighting in sightings:
-            self.ended.append(sighting.trial_id)
-            self.flying.remove(sighting.trial_id)
+    def end(self, trials):
+        for trial in trials:
+            self.ended.append(trial.trial_id)
+            self.flying.remove(trial.trial_id)
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -7,7 +7,7 @@ from ray.tune.logger import LoggerCallback
 
 from orchestrator.base.errors import UserError
 from orchestrator.driver import loggers
-from orchestrator.driver.loggers import StudyLogger, parse
+from orchestrator.driver.loggers import StudyLogger, parse_services
 from orchestrator.driver.run import run_study
 from orchestrator.storage.store import Store
 
@@ -44,7 +44,7 @@ def test_a_study_is_shown_in_all_services(ray_address, study_file, tmp_path, mon
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     results, board = tmp_path / "results", tmp_path / "board"
-    services = parse([f"tensorboard={board}", f"mlflow=file://{tmp_path}/mlruns"])
+    services = parse_services([f"tensorboard={board}", f"mlflow=file://{tmp_path}/mlruns"])
     study = study_file(STUDY.replace("FAILING", "raises"))
     summary = run_study(study, results=str(results), address=ray_address, show_in=services)
     assert summary.outcomes == {"OK": 1, "FAILURE": 1}
@@ -82,7 +82,7 @@ def test_weights_and_biases_gets_its_files(study_file, tmp_path, monkeypatch, wi
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     results = tmp_path / "results"
     study = study_file(STUDY.replace("FAILING", "ends_its_process"))
-    run_study(study, results=str(results), show_in=parse(["wandb=mine"]))
+    run_study(study, results=str(results), show_in=parse_services(["wandb=mine"]))
     for row in Store(results).rows(["fixer"]):
         files = [*(results / "wandb" / row["trial_id"]).rglob("run-*.wandb")]
         # A process that died without a trace had a second run.
@@ -129,4 +129,4 @@ def test_long_curves_are_thinned_evenly(tmp_path):
 def test_what_cant_be_shown_is_said_before_anything_runs(monkeypatch, text, message):
     monkeypatch.setattr(loggers, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=message):
-        parse([text])
+        parse_services([text])

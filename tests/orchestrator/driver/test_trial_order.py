@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.driver import study_run
+from orchestrator.driver import study_run, tune
 from orchestrator.driver.run import run_study
 from orchestrator.driver.trial_order import InOrder
 from orchestrator.storage.store import Store
@@ -77,17 +77,17 @@ def test_finished_trials_are_not_looked_at_again():
 @pytest.mark.ray
 @pytest.mark.slow
 def test_waves_run_every_trial_once(study_file, tmp_path, monkeypatch, ray_address):
-    monkeypatch.setattr(study_run, "TRIALS_PER_WAVE", 2)
-    monkeypatch.setattr(study_run, "TRIALS_PER_LANE", 1)
-    waves, fit = [], study_run.StudyRun._fit
+    monkeypatch.setattr(tune, "TRIALS_PER_WAVE", 2)
+    monkeypatch.setattr(tune, "TRIALS_PER_LANE", 1)
+    waves = []
 
-    def counted(run, queue, context, wave):
-        before = queue.left
-        more = fit(run, queue, context, wave)
-        waves.append(before - queue.left)
+    def counted(run, *args):
+        before = len(run.rows)
+        more = tune.run_wave(run, *args)
+        waves.append(len(run.rows) - before)
         return more
 
-    monkeypatch.setattr(study_run.StudyRun, "_fit", counted)
+    monkeypatch.setattr(study_run, "run_wave", counted)
     path = study_file("study: waves\nsubjects: [digits]\nfixers: [does_nothing]\nseeds: 5\nattack: none\n")
     summary = run_study(path, results=str(tmp_path / "results"))
     assert (summary.ran, summary.outcomes) == (5, {"OK": 5})

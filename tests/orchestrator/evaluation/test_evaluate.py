@@ -6,7 +6,7 @@ from torch import nn
 from fixers.data import TensorSplit
 from fixers.task import Classification
 from orchestrator.evaluation import metrics
-from orchestrator.evaluation.evaluate import NO_CLASS, evaluate, has_nonfinite, predictions
+from orchestrator.evaluation.evaluate import NO_CLASS, Original, evaluate, has_nonfinite, predictions
 from orchestrator.evaluation.robustness import AttackSettings, OriginalAttack
 
 TASK = Classification(3)
@@ -43,7 +43,7 @@ def test_all_figures_come_from_the_same_predictions(held_out):
     before = predictions(original, held_out, task=TASK)
     groups = np.arange(90) % 2
     attack = OriginalAttack(original, held_out, before, AttackSettings(0.05, steps=3, samples=5), task=TASK)
-    result = evaluate(fixed, held_out, before, task=TASK, groups=groups, original_attack=attack, micro_batch=7)
+    result = evaluate(fixed, held_out, Original(before, attack), task=TASK, groups=groups, micro_batch=7)
     labels = held_out.labels.numpy()
     with torch.no_grad():
         expected = fixed(held_out.batch().inputs).argmax(1).numpy()
@@ -62,7 +62,7 @@ def test_all_figures_come_from_the_same_predictions(held_out):
 
 def test_what_was_not_measured_is_null(held_out):
     model = make_model(0)
-    row = evaluate(model, held_out, predictions(model, held_out, task=TASK), task=TASK).row()
+    row = evaluate(model, held_out, Original(predictions(model, held_out, task=TASK)), task=TASK).row()
     missing = {name for name, value in row.items() if value is None}
     assert missing == {name for name in row if name.startswith(("asr", "masked", "aaod", "n_attacked"))}
     assert row["n_repaired"] == row["n_broken"] == 0
@@ -71,7 +71,7 @@ def test_what_was_not_measured_is_null(held_out):
 def test_rows_have_the_names_of_the_trials_table(held_out):
     schema = pytest.importorskip("analysis.contract.schema")
     model = make_model(0)
-    row = evaluate(model, held_out, predictions(model, held_out, task=TASK), task=TASK).row()
+    row = evaluate(model, held_out, Original(predictions(model, held_out, task=TASK)), task=TASK).row()
     assert set(row) <= {column.name for column in schema.COLUMNS["trials"]}
 
 

@@ -90,7 +90,7 @@ def test_a_kill_at_any_moment_leaves_one_row_or_none(tmp_path, layout, monkeypat
         killed = False
         calls = itertools.count()
         with monkeypatch.context() as patch:
-            for method in ("_put", "delete"):
+            for method in ("write_bytes", "delete"):
                 patch.setattr(Store, method, dies_after(moment, getattr(Store, method), calls))
             try:
                 store.set_aside({"t2"})

@@ -1,4 +1,4 @@
-"""Storage that fails now and then, that is full, and that two drivers want; merged files and what readers skip."""
+"""Writes that fail, storage that is full, and a folder that two drivers want."""
 
 import errno
 import os
@@ -13,57 +13,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import duckdb
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from stored_trials import N_TEST, Clock, left_over, write
 
 import analysis
 from orchestrator.base.errors import UserError
-from orchestrator.storage import compaction, durable
-from orchestrator.storage.patience import Patience, StorageError, StorageFullError
+from orchestrator.storage import durable
+from orchestrator.storage.patience import StorageError, StorageFullError
 from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store
-from orchestrator.storage.upkeep import Upkeep
-
-N_TEST = 50
-
-
-class Clock:
-    """Time that passes only by sleeping."""
-
-    def __init__(self):
-        self.now, self.waits = 1000.0, []
-
-    def sleep(self, seconds):
-        self.waits.append(seconds)
-        self.now += seconds
-
-    def patience(self, **options):
-        return Patience(sleep=self.sleep, clock=lambda: self.now, **options)
-
-
-def failing(*errors, result="done"):
-    left = list(errors)
-
-    def action():
-        if left:
-            raise left.pop(0)
-        return result
-
-    action.left = left
-    return action
-
-
-def write(store, number, **columns):
-    trial_id = f"{number * 2654435761 % 2**32:08x}"
-    labels = np.arange(N_TEST) % 10
-    predictions = {"sample_id": np.arange(N_TEST), "label": labels, "group": [None] * N_TEST}
-    predictions |= {"original": labels, "fixed": (labels + (np.arange(N_TEST) == number % N_TEST)) % 10}
-    row = {"trial_id": trial_id, "outcome": "OK", "seed": number}
-    row |= {"fixer": f"fixer{number % 4}", "subject": f"subject{number % 3}", **columns}
-    store.write_trial(row, predictions, {"step": [1], "metric": ["loss"], "value": [0.5], "seconds": [0.1]})
-    return trial_id
 
 
 @pytest.fixture
@@ -72,67 +30,6 @@ def store(tmp_path):
     store.create()
     store.patience = Clock().patience()
     return store
-
-
-def left_over(store):
-    return [path.name for path in store.local_path.rglob("*.tmp-*")]
-
-
-# ---- patience -------------------------------------------------------------------------------------------------
-
-
-def test_what_passes_is_tried_again_ever_later():
-    clock = Clock()
-    action = failing(*[OSError(errno.EIO, "Input/output error")] * 6)
-    assert clock.patience().carry_out(action, "write x", "r") == "done"
-    assert len(clock.waits) == 6
-    assert all(0.05 * 2**n <= wait <= 0.1 * 2**n for n, wait in enumerate(clock.waits))
-
-
-def test_what_does_not_pass_ends_in_one_sentence():
-    clock = Clock()
-    action = failing(*[OSError(errno.EIO, "Input/output error")] * 14)
-    with pytest.raises(
-        StorageError, match=r"^The results folder r failed to write x after 12 tries in \d+ s \(Input/out"
-    ):
-        clock.patience().carry_out(action, "write x", "r")
-    assert len(action.left) == 2
-    assert 25 < sum(clock.waits) < 60
-    assert max(clock.waits) <= 10
-    assert issubclass(StorageError, UserError)
-
-
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR])
-def test_what_lasts_is_not_tried_again(number):
-    clock, action = Clock(), failing(OSError(number, os.strerror(number)))
-    with pytest.raises(StorageError, match=f"failed to write x \\({os.strerror(number)}\\); see to the storage"):
-        clock.patience().carry_out(action, "write x", "r")
-    assert clock.waits == []
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_space_is_waited_for_as_long_as_is_said(number):
-    clock, told = Clock(), []
-    patience = clock.patience(pause=60.0, on_full=told.append, on_space=lambda: told.append("space"))
-    full = OSError(number, os.strerror(number))
-    assert patience.carry_out(failing(*[full] * 10), "write x", "r") == "done"
-    assert clock.waits == [5.0] * 10
-    where = f"The results folder r is full ({full.strerror}, to write x)"
-    assert told == [f"{where}; free some space and the study goes on by itself.", "space"]
-    with pytest.raises(StorageFullError, match="free some space, then run the same command again"):
-        patience.carry_out(failing(*[full] * 1000), "write x", "r")
-    assert sum(clock.waits[10:]) == pytest.approx(60.0)
-
-
-def test_a_clock_that_jumps_shortens_no_pause(monkeypatch):
-    clock, jumps = Clock(), iter(range(0, 10**9, 10**6))
-    monkeypatch.setattr(time, "time", lambda: next(jumps))
-    full = OSError(errno.ENOSPC, "No space left on device")
-    assert clock.patience(pause=60.0).carry_out(failing(*[full] * 11), "write x", "r") == "done"
-    assert Patience().clock is time.monotonic
-
-
-# ---- writes that fail -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "open"])
@@ -199,9 +96,6 @@ def test_a_folder_that_somebody_deleted_is_made_again(store):
     assert store.read_bytes("examples/deep/1.png") == b"png"
 
 
-# ---- full storage ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system of 2 MB."""
@@ -262,9 +156,6 @@ def test_a_disk_that_stays_full_is_one_sentence_and_nothing_half_written(small_d
         assert con.sql("select count(*) from trials").fetchall() == [(8,)]
 
 
-# ---- two drivers ----------------------------------------------------------------------------------------------
-
-
 def test_one_driver_at_a_time_and_a_killed_one_holds_nothing(store):
     heard, say = os.pipe()
     child = os.fork()
@@ -279,171 +170,6 @@ def test_one_driver_at_a_time_and_a_killed_one_holds_nothing(store):
     os.waitpid(child, 0)
     with sole_driver(store):
         pass
-
-
-# ---- merged files ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_groups(monkeypatch):
-    monkeypatch.setattr(compaction, "ROWS_PER_GROUP", 4 * N_TEST)
-
-
-def merged(store, dataset="predictions"):
-    return sorted((store.local_path / dataset).glob("compact-*.parquet"))
-
-
-def groups_read(path, condition):
-    """Row groups that DuckDB reads, and that there are."""
-    plan = duckdb.sql(f"explain analyze select sum(fixed) from read_parquet('{path}') where {condition}").fetchall()[0][
-        1
-    ]
-    return tuple(int(n) for n in re.search(r"Row Groups Scanned: (\d+) / (\d+)", plan).groups())
-
-
-def test_trials_of_a_fixer_on_a_subject_lie_together_and_the_rest_is_skipped(store, small_groups):
-    ids = [write(store, number) for number in range(48)]
-    store.compact(least_files=2)
-    (path,) = merged(store)
-    order = pq.read_table(path)["trial_id"].to_pylist()
-    key = {trial: (f"subject{n % 3}", f"fixer{n % 4}", trial) for n, trial in enumerate(ids)}
-    assert order == sorted(order, key=key.__getitem__)
-    assert groups_read(path, f"trial_id = '{ids[17]}'") == (1, 12)
-    cell = [trial for trial in ids if key[trial][:2] == ("subject1", "fixer2")]
-    assert len(cell) == 4
-    listed = ", ".join(f"'{trial}'" for trial in cell)
-    assert groups_read(path, f"trial_id in ({listed})") == (1, 12)
-
-
-def test_files_end_when_they_are_large_enough_and_hold_whole_trials(store, small_groups, monkeypatch):
-    monkeypatch.setattr(compaction, "FULL_FILE", 3_000)
-    ids = {write(store, number) for number in range(40)}
-    store.compact(least_files=2)
-    files = merged(store)
-    assert len(files) > 2
-    held = [set(pq.read_table(path)["trial_id"].to_pylist()) for path in files]
-    assert sum(map(len, held)) == 40
-    assert set().union(*held) == ids
-    assert store.done() == ids
-    with analysis.open(store.local_path) as con:
-        assert con.sql("select count(*) from predictions").fetchall() == [(40 * N_TEST,)]
-
-
-def test_a_row_that_waits_for_its_group_takes_the_memory_of_a_row(store, monkeypatch):
-    """Ten thousand trials fill no row group; as tables of one row they took 100 KB each."""
-    monkeypatch.setattr(compaction, "_TABLES_AT_ONCE", 8)
-    ids = {write(store, number) for number in range(50)}
-    held, add = [], compaction._File.add
-
-    def watched(file, trial_id, table):
-        add(file, trial_id, table)
-        held.append(sum(table["trial_id"].num_chunks for table in (*file._waiting, *file._joined)))
-
-    monkeypatch.setattr(compaction._File, "add", watched)
-    store.compact(least_files=2)
-    assert len(held) == 3 * 50
-    assert max(held) <= 7 + 50 // 8, "as many as wait, and one for every eight that waited"
-    assert {row["trial_id"] for row in store.rows(["seed"])} == ids
-    rows = pq.read_table(merged(store, "trials")[0])["trial_id"].to_pylist()
-    assert len(rows) == len(set(rows)) == 50
-
-
-def test_small_merged_files_become_one(store):
-    ids = set()
-    for begin in range(0, 30, 10):
-        ids |= {write(store, number) for number in range(begin, begin + 10)}
-        store.compact(least_files=2, also_small=False)
-    assert len(merged(store)) == 3
-    ids.add(write(store, 30))
-    store.compact(least_files=1)
-    for dataset in ("trials", "predictions", "curves"):
-        assert len(merged(store, dataset)) == len(list((store.local_path / dataset).iterdir())) == 1
-    assert {row["trial_id"] for row in store.rows(["seed"])} == ids
-    order = pq.read_table(merged(store)[0])["trial_id"].to_pylist()
-    assert len(order) == 31 * N_TEST
-    place = {
-        row["trial_id"]: (row["subject"], row["fixer"], row["trial_id"]) for row in store.rows(["subject", "fixer"])
-    }
-    assert order == sorted(order, key=place.__getitem__)
-
-
-def test_a_trial_in_flight_is_not_merged(store):
-    ids = {write(store, number) for number in range(4)}
-    flying = write(store, 9)
-    (store.local_path / f"trials/{flying}.parquet").unlink()
-    store.compact(least_files=2)
-    assert (store.local_path / f"predictions/{flying}.parquet").exists()
-    assert store.done() == ids
-    write(store, 9)
-    assert store.done() == ids | {flying}
-
-
-def test_what_storage_gives_back_wrong_replaces_nothing(store, monkeypatch):
-    ids = {write(store, number) for number in range(6)}
-    finish = compaction._File.finish
-
-    def short(self):
-        done = finish(self)
-        return compaction.Merged(done.path, done.trial_ids, done.rows + 1)
-
-    monkeypatch.setattr(compaction._File, "finish", short)
-    with pytest.raises(StorageError, match="gave back something else than was written"):
-        store.compact(least_files=2)
-    monkeypatch.undo()
-    store.tidy()
-    assert merged(store) == []
-    assert store.done() == ids
-
-
-def test_a_column_of_a_later_version_is_not_lost(store):
-    write(store, 0)
-    for number in (1, 2):
-        path = store.local_path / f"predictions/{write(store, number)}.parquet"
-        table = pq.read_table(path)
-        pq.write_table(table.append_column("confidence", [[0.5] * N_TEST]), path)
-    with pytest.raises(ValueError, match="no column confidence"):
-        store.compact(least_files=2)
-    assert len(list((store.local_path / "predictions").glob("[0-9a-f]*.parquet"))) == 3
-
-
-# ---- upkeep ---------------------------------------------------------------------------------------------------
-
-
-def test_files_are_merged_while_a_study_runs(store):
-    with Upkeep(store, every=10) as upkeep:
-        for number in range(100):
-            write(store, number)
-            upkeep.row()
-            if number == 70:
-                # However slow the thread is, it takes what is there when it comes.
-                wait_until(lambda: merged(store, "trials"))
-    assert len(store.done()) == 100
-    with analysis.open(store.local_path) as con:
-        assert con.sql("select count(*), count(distinct trial_id) from trials").fetchall() == [(100, 100)]
-        assert con.sql("select count(*) from predictions").fetchall() == [(100 * N_TEST,)]
-
-
-def test_upkeep_leaves_the_trouble_to_who_writes(store, monkeypatch):
-    called = threading.Event()
-
-    def fails(self, **options):
-        called.set()
-        raise StorageError("broken")
-
-    monkeypatch.setattr(Store, "compact", fails)
-    with Upkeep(store, every=1) as upkeep:
-        upkeep.row()
-        assert called.wait(30)
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-# ---- a whole study --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.ray

@@ -23,7 +23,7 @@ from orchestrator.subjects.originals import prepare
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.streaming import StreamedSplit, image_samples
 from orchestrator.subjects.subject import DataSource, SubjectData
-from orchestrator.trial.loading import load
+from orchestrator.trial.loading import load_subject
 
 torch.set_num_threads(1)
 HERE = Path(__file__).parent
@@ -166,7 +166,7 @@ def test_data_are_read_once(tmp_path: Path) -> None:
     for _ in ("trained", "found in the results"):
         definition.data.loads = 0
         store = Store(tmp_path / "results")
-        load(definition, store=store, data_root=None, cache_dir=originals, keep_history=False)
+        load_subject(definition, store=store, data_root=None, cache_dir=originals, keep_history=False)
         assert definition.data.loads == 1
     definition.data.loads = 0
     assert found(examine(definition, cache_dir=originals), "accuracy")

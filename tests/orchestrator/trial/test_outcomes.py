@@ -1,7 +1,6 @@
 import copy
 import inspect
 import pickle  # noqa: TID251  # Ray pickles exceptions, so the test does.
-from unittest.mock import Mock
 
 import pytest
 import ray.exceptions
@@ -9,12 +8,9 @@ import torch
 
 import analysis.contract.errors
 import fixers.errors
-from orchestrator.driver import study_run
-from orchestrator.driver.study_run import StudyRun
 from orchestrator.evaluation.robustness import AttackError
 from orchestrator.trial import outcomes
 from orchestrator.trial.outcomes import ReasonCode
-from orchestrator.worker.monitor import Sighting
 from orchestrator.worker.trainable import DeviceBrokenError
 
 
@@ -51,16 +47,6 @@ def test_an_exception_is_classified_by_its_type(error, code):
 def test_a_dead_worker_is_classified_by_evidence(error, kills, code):
     verdict = outcomes.judge_dead_worker(error, "fix", kills)
     assert (verdict.outcome, verdict.reason_code) == ("FAILURE", code)
-
-
-@pytest.mark.parametrize("seconds", [599.0, 601.0])
-def test_what_rays_memory_monitor_kills_ran_out_of_memory_at_any_time(tmp_path, monkeypatch, seconds):
-    """Between a trial's time limit and the end that the watchdog makes, too."""
-    monkeypatch.setattr(study_run, "_is_here", lambda seen: False)
-    run = StudyRun(Mock(time_limit=600.0), {}, Mock(), None, tmp_path, Mock())
-    seen = Sighting("t1", "mine on digits", "fix", "node", pid=1, oom_kills=0, seconds=seconds)
-    verdict = run._judge_lost_trial(ray.exceptions.OutOfMemoryError("the node was low on memory"), seen)
-    assert verdict.reason_code == "host_oom"
 
 
 def test_colours_of_ray_are_no_part_of_a_reason():

@@ -14,7 +14,7 @@ from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
 from orchestrator.trial import trial
 from orchestrator.trial.baseline import make_baseline
-from orchestrator.trial.trial import TrialSettings, run_trial
+from orchestrator.trial.trial import Bench, TrialSettings, run_trial
 
 SETTINGS = TrialSettings(time_limit=60, corrupted_drop=0.10, attack=None, keep_models=True)
 
@@ -31,11 +31,11 @@ def run(loaded, monkeypatch):
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     registry.load(str(Path(__file__).parents[1] / "greedy_fixers.py"))
 
-    def call(name, stage="final", **options):
+    def call(name, stage="final"):
         subject, baseline = loaded
         params = fixers.get(name).build({}).canonical_parameters()
         spec = TrialSpec("id", "study", stage, "digits", name, params, 0, subject.fingerprint, "version")
-        return run_trial(spec, subject, baseline, SETTINGS, **options)
+        return run_trial(Bench(spec, subject, baseline, SETTINGS))
 
     return call
 
@@ -68,7 +68,7 @@ def test_a_failed_trial_leaves_no_predictions(run, monkeypatch):
         raise MemoryError("no room for valid")
 
     # After the test split was judged.
-    monkeypatch.setattr(trial, "_judge_on_valid", no_room)
+    monkeypatch.setattr(trial, "predictions", no_room)
     record = run("finetune")
     assert (record.row["outcome"], record.row["reason_code"]) == ("FAILURE", "host_oom")
     assert record.row["accuracy_fixed"] is None

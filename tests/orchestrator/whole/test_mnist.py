@@ -8,7 +8,7 @@ from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
 from orchestrator.trial.baseline import make_baseline
-from orchestrator.trial.trial import TrialSettings, run_trial
+from orchestrator.trial.trial import Bench, TrialSettings, run_trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -41,7 +41,7 @@ def test_a_fixer_runs_and_its_figures_add_up(name, changed, loaded):
     cls = fixers.get(name)
     params = cls.build(changed, "quick").canonical_parameters()
     spec = TrialSpec("t", "mnist", "final", "mnist", name, params, 0, subject.fingerprint, code_version(cls))
-    row = run_trial(spec, subject, baseline, SETTINGS).row
+    row = run_trial(Bench(spec, subject, baseline, SETTINGS)).row
     assert row["outcome"] == "OK", row["reason"]
     expected = row["accuracy_original"] + (row["n_repaired"] - row["n_broken"]) / row["n_test"]
     assert row["accuracy_fixed"] == pytest.approx(expected)

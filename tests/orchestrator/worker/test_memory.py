@@ -39,7 +39,7 @@ def test_what_a_process_takes_is_counted_and_what_it_maps_is_not(tmp_path):
 PEAKS = """
 import mmap, sys
 import torch
-from orchestrator.trial import peak_memory, reset_peak_memory
+from orchestrator.trial.measures import peak_memory, reset_peak_memory
 
 device = torch.device("cpu")
 def peaks():

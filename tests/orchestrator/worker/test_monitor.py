@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.cluster.node_events import telling_epochs
-from orchestrator.worker.monitor import Monitor, Sighting
+from orchestrator.worker.monitor import Monitor, RunningTrial
 
 
 def seen(trial, pid, phase="fix"):
-    return Sighting(trial, f"fixer on {trial}", phase, node_id="node", pid=pid, oom_kills=0)
+    return RunningTrial(trial, f"fixer on {trial}", phase, node_id="node", pid=pid, oom_kills=0)
 
 
 def test_a_process_that_takes_a_trial_has_stored_the_one_before():
