@@ -25,7 +25,7 @@ import fixers
 from fixers import DeadlineExceededError, Fixer, RepairProblem, TensorSplit, TrainingRecipe, registry
 from fixers.requirements import SubjectFacts
 from fixers.training.loop import train
-from orchestrator.cli.single_model import subject_from
+from orchestrator.cli.options import subject_from
 from orchestrator.subjects.catalogue import catalogue
 
 HERE = Path(__file__).parent

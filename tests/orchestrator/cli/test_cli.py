@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import pytest
 import fixers
 from analysis.published.published import import_published
 from fixers import registry
-from orchestrator.cli import main
+from orchestrator.cli import main, options
 from orchestrator.subjects.catalogue import catalogue
 
 
@@ -28,7 +29,7 @@ def fixstudy(monkeypatch, capsys, tmp_path):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["fixstudy", *map(str, arguments)])
         try:
-            main.main()
+            main()
         except SystemExit as stop:
             return Done(stop.code, *capsys.readouterr())
         return Done(0, *capsys.readouterr())
@@ -57,6 +58,24 @@ def test_reading_results_imports_neither_torch_nor_ray(command, tmp_path):
     assert done.stdout.rstrip().endswith("[]")
 
 
+@pytest.mark.parametrize("missing", ["scikit-learn", None])
+def test_a_package_that_is_missing_is_named_and_a_broken_import_is_not_excused(missing, fixstudy, monkeypatch):
+    def version(package):
+        if package == missing:
+            raise PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(options, "version", version)
+    monkeypatch.setitem(sys.modules, "orchestrator.cli.listings", None)
+    if missing is None:
+        with pytest.raises(ModuleNotFoundError):
+            fixstudy("fixers")
+    else:
+        done = fixstudy("fixers")
+        assert done.returncode == 2
+        assert done.stderr.endswith("listings: pip install 'fixstudy[study]'.\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -74,6 +93,8 @@ def test_reading_results_imports_neither_torch_nor_ray(command, tmp_path):
         (["fix", "--model", "nowhere.onnx", "--fixer", "arachne"], "--data is missing"),
         (["fix", "--fixer", "arachne"], "Give --model with --data, or --subject."),
         (["advise", "x", "--max-nfr", "much"], "A share is written"),
+        (["submit", "--address", "http://192.0.2.1:8265"], "Give a study file to submit, or --attach"),
+        (["submit", "s.yaml", "--address", "http://192.0.2.1:8265", "--attach", "j"], "one of them"),
         (["train", "imagenet", "--data-root", "nowhere"], "imagenet"),
     ],
 )

@@ -19,7 +19,7 @@ from torch import nn
 
 from fixers import RepairProblem
 from orchestrator.base.errors import UserError
-from orchestrator.cli.single_model import subject_from
+from orchestrator.cli.options import subject_from
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import LeNet5, Normalise
 from orchestrator.subjects.catalogue import resolve
