@@ -1,40 +1,18 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import fixers
 from analysis.published.published import import_published
 from fixers import registry
-from orchestrator.cli import main, options
+from orchestrator.cli import cli, options
 from orchestrator.subjects.catalogue import catalogue
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def fixstudy(monkeypatch, capsys, tmp_path):
-    """The command in this process, as its entry point runs it; saves importing torch for every case."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fixstudy", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            return Done(stop.code, *capsys.readouterr())
-        return Done(0, *capsys.readouterr())
-
-    return call
 
 
 def test_help_imports_neither_torch_nor_ray_nor_duckdb():
@@ -44,6 +22,11 @@ def test_help_imports_neither_torch_nor_ray_nor_duckdb():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
+
+
+def test_the_readme_has_every_command():
+    table = (Path(__file__).parents[3] / "README.md").read_text().partition("## Commands")[2].partition("## ")[0]
+    assert set(re.findall(r"`fixstudy ([a-z-]+)", table)) == set(cli.commands)
 
 
 @pytest.mark.parametrize("command", ["status", "sql", "report"])
