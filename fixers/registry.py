@@ -15,12 +15,14 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 from fixers.errors import UnknownFixerError
-from fixers.fixer import Fixer, suggest
+from fixers.fixer import Fixer, Level, suggest
 
 LEVELS = ("model_level", "layer_level", "neuron_level")
 ENTRY_POINTS = "fixstudy.fixers"
+_IDENTITY = ("name", "abbreviation", "level")
 _registered: dict[str, type[Fixer]] = {}
 
 
@@ -28,8 +30,12 @@ def register(fixer: type[Fixer]) -> type[Fixer]:
     """Make an approach known that isn't in a file under the level packages; usable as a decorator.
 
     Raises:
-        ValueError: its name or abbreviation belongs to another approach.
+        ValueError: it doesn't say what it is, or its name or abbreviation belongs to another approach.
     """
+    unsaid = [name for name in _IDENTITY if not isinstance(getattr(fixer, name, None), str)]
+    if unsaid or fixer.level not in get_args(Level):
+        wrong = f"doesn't set {', '.join(unsaid)}" if unsaid else f"has the level '{fixer.level}'"
+        raise ValueError(f"{fixer.__qualname__} {wrong}; see fixers.Fixer.")
     for other in _registered.values():
         if _identity(other) != _identity(fixer) and _keys(other) & _keys(fixer):
             raise ValueError(f"'{fixer.name}' ({fixer.abbreviation}) is already taken by {_identity(other)}.")
@@ -37,11 +43,14 @@ def register(fixer: type[Fixer]) -> type[Fixer]:
     return fixer
 
 
-def load(source: str) -> None:
+def load(source: str) -> list[type[Fixer]]:
     """Register the approaches of a module or of a single file outside this package.
 
     Args:
         source: path of a ``.py`` file, or the name of an importable module.
+
+    Returns:
+        The approaches that are in it.
 
     Raises:
         UnknownFixerError: there is no such file or module, it fails, no approach is in it, or a name is taken.
@@ -62,6 +71,7 @@ def load(source: str) -> None:
             register(fixer)
         except ValueError as error:
             raise UnknownFixerError(f"The plug-in {source} can't be loaded: {error}") from error
+    return found
 
 
 def _cause(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 import fixers
 from fixers import requirements
+from fixers.testing.skeleton import EXAMPLE
 
 ROOT = Path(__file__).parents[1]
 PREAMBLE = """
@@ -80,6 +81,16 @@ MISTAKES = {
         "        found = [thing for thing in gc.get_objects() if type(thing).__name__ == 'SubjectData']\n"
         "        model = problem.new_model()",
         {"test_it_looks_at_nothing_but_its_problem"},
+    ),
+    "asks_the_model": (
+        "        return model\n",
+        """        return model
+
+    @classmethod
+    def unmet(cls, facts):
+        facts.model(torch.rand(9, *facts.input_shape))
+""",
+        {"test_requirements_are_answered_without_running"},
     ),
     "draws_without_a_seed": ("self.step * (", "self.step * random.random() * (", {"test_same_seed_same_bits"}),
     "changes_the_original": (
@@ -171,6 +182,11 @@ def test_a_careless_approach_hears_what_it_did(name: str, expected: set[str], fa
 @pytest.mark.parametrize(("name", "expected"), [(name, expected) for name, (*_, expected) in SUBJECT_MISTAKES.items()])
 def test_a_careless_subject_hears_what_it_did(name: str, expected: set[str], failures: Failures) -> None:
     assert expected <= failures[name]
+
+
+def test_the_example_for_authors_is_the_skeleton_of_new_approaches() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("```python\n")[2].partition("```")[0]
+    assert textwrap.dedent(text) == EXAMPLE.read_text()
 
 
 def test_the_example_for_authors_keeps_the_contract_and_is_asked_nothing_else(tmp_path: Path) -> None:

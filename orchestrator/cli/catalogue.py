@@ -4,13 +4,12 @@ import sys
 
 import click
 
-from orchestrator.cli.group import cli
-from orchestrator.cli.options import _DATA_ROOT, _LIMIT, _needs_torch
+from orchestrator.cli.options import Samples, data_root_option, needs_torch, takes
 
 
-@cli.command(short_help="List the approaches, or tell all about one.")
+@click.command(short_help="List the approaches, or tell all about one.")
 @click.argument("name", required=False)
-@_needs_torch
+@needs_torch
 def fixers(name: str | None) -> None:
     """List the approaches; with a name, its parameters, search space, requirements and reference."""
     from orchestrator.cli.listings import fixers_command
@@ -18,11 +17,11 @@ def fixers(name: str | None) -> None:
     fixers_command(name)
 
 
-@cli.command(short_help="List the subjects, or tell all about one.")
+@click.command(short_help="List the subjects, or tell all about one.")
 @click.argument("name", required=False)
 @click.option("--download", is_flag=True, help="Fetch the dataset into the data root; checksums are verified.")
-@_DATA_ROOT
-@_needs_torch
+@data_root_option
+@needs_torch
 def subjects(name: str | None, download: bool, data_root: str | None) -> None:
     """List the subjects; with a name, its data, splits and architecture."""
     from orchestrator.cli.listings import download_command, subjects_command
@@ -32,14 +31,13 @@ def subjects(name: str | None, download: bool, data_root: str | None) -> None:
     subjects_command(name, data_root)
 
 
-@cli.command(short_help="What is wrong or unwise about a subject.")
+@click.command(short_help="What is wrong or unwise about a subject.")
 @click.argument("subject")
-@_LIMIT
-@_DATA_ROOT
-@_needs_torch
-def doctor(subject: str, limit: int | None, data_root: str | None) -> None:
+@takes(samples=Samples)
+@needs_torch
+def doctor(subject: str, samples: Samples) -> None:
     """Say what is wrong or unwise about a subject: a name or a YAML file. Exit code 1 on an error."""
     from orchestrator.cli.listings import doctor_command
 
-    if not doctor_command(subject, data_root, limit):
+    if not doctor_command(subject, samples):
         sys.exit(1)

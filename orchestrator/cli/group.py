@@ -1,18 +1,19 @@
-"""The group of all commands: a mistake is one sentence and exit code 2."""
+"""The group of all commands, before any is in it."""
 
 import click
 
 
-class _Commands(click.Group):
-    """Commands in the order of a study, with a suggestion for a mistyped one."""
+class Commands(click.Group):
+    """Commands in the order in which they were added, with a suggestion for a mistyped one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """As they were declared."""
+        """As they were added."""
         return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is called, or name the nearest one."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError:
@@ -23,7 +24,7 @@ class _Commands(click.Group):
             raise click.UsageError(f"There is no command '{args[0]}'{meant} See fixstudy --help.", ctx) from None
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fixstudy", message="%(prog)s %(version)s")
 def cli() -> None:
     """Tells which fixing approach to use on a failing model, and what it will break.

@@ -1,4 +1,4 @@
-"""Listing what exists: fixers with their parameters, subjects with their data."""
+"""What exists, printed: fixers with their parameters, subjects with their data, their originals and their faults."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ import fixers
 from fixers.fixer import ParameterInfo
 from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
+from orchestrator.cli.options import Samples, subject_from
 from orchestrator.subjects.reading import roots
 
 WIDTH_FOR_REFERENCES = 120
@@ -98,17 +99,16 @@ def subjects_command(name: str | None, data_root: str | None, console: Console |
 
 
 def train_command(
-    subject: str, *, keep_history: bool, limit: int | None, data_root: str | None, console: Console | None = None
+    subject: str, samples: Samples, *, keep_history: bool = False, console: Console | None = None
 ) -> None:
     """Train the original model of a subject, by name or YAML file, and print what it reached."""
     import torch
 
-    from orchestrator.cli.single_model import subject_from
     from orchestrator.subjects.originals import cache_file, prepare
     from orchestrator.trial.baseline import make_baseline
 
     console = console or Console()
-    definition, root = subject_from(subject, limit), roots.data_root(data_root)
+    definition, root = subject_from(subject, samples.limit), roots.data_root(samples.data_root)
     folder: Path = roots.usable_cache_dir() / "originals"
     if not definition.trains_original:
         raise UserError(f"The model of {subject} comes with its weights; there is nothing to train.")
@@ -151,20 +151,17 @@ def download_command(name: str | None, data_root: str | None, console: Console |
     console.print(Text(f"{name} is in {folder}"))
 
 
-def doctor_command(
-    subject: str, data_root: str | None, limit: int | None = None, console: Console | None = None
-) -> bool:
-    """Print what is wrong or unwise about a subject, or about at most ``limit`` of its samples.
+def doctor_command(subject: str, samples: Samples, console: Console | None = None) -> bool:
+    """Print what is wrong or unwise about a subject.
 
     Returns:
         Whether the subject can be used.
     """
-    from orchestrator.cli.single_model import subject_from
     from orchestrator.subjects.doctor import examine
 
     console = console or Console()
-    definition = subject_from(subject, limit)
-    root = roots.data_root(data_root)
+    definition = subject_from(subject, samples.limit)
+    root = roots.data_root(samples.data_root)
     findings = examine(definition, root, cache_dir=roots.cache_dir() / "originals")
     if not findings:
         console.print(f"{definition.name}: nothing to complain about, and every fixer can be applied.")

@@ -1,6 +1,7 @@
-"""The command ``fixstudy``. Only parses arguments; torch and Ray are imported by the commands that need them.
+"""The command ``fixstudy``: its commands in their order, and how it ends.
 
-A mistake of the user's ends with one sentence and exit code 2, an interrupted run with 130.
+A mistake of the user's ends with one sentence and exit code 2, an interrupted run with 130. Torch, Ray and DuckDB are
+imported by the commands that need them.
 """
 
 import io
@@ -10,8 +11,17 @@ import sys
 import click
 
 from analysis.contract.errors import UserError
-from orchestrator.cli import catalogue, models, results, studies  # noqa: F401 - each adds its commands to the group
+from orchestrator.cli import authoring, catalogue, models, results, studies
 from orchestrator.cli.group import cli
+
+for command in (
+    studies.run, studies.profile, studies.adapt, studies.submit, studies.plan, results.status, studies.stop,
+    results.logs, results.sql, results.report, results.advise, results.compare, results.export,
+    results.import_published, models.fix, models.train, catalogue.fixers, catalogue.subjects, catalogue.doctor,
+    authoring.new_fixer, authoring.test_fixer, authoring.test_subject,
+):  # fmt: skip
+    # In the order of a study, as --help lists them.
+    cli.add_command(command)
 
 
 def main() -> None:

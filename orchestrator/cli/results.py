@@ -1,20 +1,19 @@
 """Commands over results."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from analysis.contract.errors import UserError
-from orchestrator.cli.group import cli
-from orchestrator.cli.options import FORMATS, REPORT_FORMATS, _needs_torch
+from analysis.warehouse.answers import Format
+from orchestrator.cli.options import FORMATS, REPORT_FORMATS, Question, needs_torch, show, takes
 
 
-@cli.command(short_help="Progress, outcomes, failures with reasons.")
+@click.command(short_help="Progress, outcomes, failures with reasons.")
 @click.argument("results")
 @click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True)
 @click.option("--watch", is_flag=True, help="Refresh every two seconds until interrupted.")
-def status(results: str, form: Any, watch: bool) -> None:
+def status(results: str, form: Format, watch: bool) -> None:
     """Progress, outcomes, and failures with reasons, from the results folder alone."""
     from analysis.terminal.commands import status_command, watch_command
 
@@ -26,7 +25,7 @@ def status(results: str, form: Any, watch: bool) -> None:
         raise UserError("--watch is for the eye and shows tables; leave out --format.")
 
 
-@cli.command(short_help="All about one trial: attempts, traceback, last log lines.")
+@click.command(short_help="All about one trial: attempts, traceback, last log lines.")
 @click.argument("results")
 @click.argument("trial")
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
@@ -35,27 +34,23 @@ def logs(results: str, trial: str, form: str) -> None:
 
     TRIAL is its id, or the beginning of it that no other trial shares.
     """
-    import json
-
     from analysis.terminal.trial_story import describe, find_trial
 
     row = find_trial(results, trial)
-    click.echo(json.dumps(row, indent=2, default=str) if form == "json" else describe(row), nl=form == "json")
+    show(describe(row).rstrip("\n"), row, form)
 
 
-@cli.command(short_help="Ask a study in SQL; without a query, a prompt.")
+@click.command(short_help="Ask a study in SQL; without a query, a prompt.")
 @click.argument("results", required=False)
 @click.argument("query", required=False)
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("--query", "name", metavar="NAME", help="A named question instead of SQL; --list shows them.")
-@click.option("--param", "parameters", multiple=True, metavar="NAME=VALUE", help="Parameter of a named question.")
-@click.option("--file", "file", type=click.Path(exists=True, dir_okay=False), help="Read the SQL from a file.")
+@takes(question=Question)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to a file.")
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds.")
 @click.option("--list", "list_", is_flag=True, help="Show the named questions.")
 def sql(
-    results: str | None, query: str | None, form: Any, name: str | None, parameters: tuple[str, ...], file: str | None,
-    output: Path | None, timeout: float, list_: bool,
+    results: str | None, query: str | None, form: Format, question: Question, output: Path | None, timeout: float,
+    list_: bool,
 ) -> None:  # fmt: skip
     """Ask a study in SQL: views trials, predictions, curves, subjects, test_samples. Without a query: a prompt."""
     from analysis.terminal.commands import sql_command
@@ -66,17 +61,19 @@ def sql(
         return
     if results is None:
         raise UserError("Say which study to ask: fixstudy sql RESULTS. Only --list needs none.")
-    if file is not None:
+    if question.file is not None:
         if query is not None:
             raise UserError("Give the SQL either as an argument or as --file, not both.")
         try:
-            query = Path(file).read_text(encoding="utf-8")
+            query = question.file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"{file} isn't text in UTF-8.") from error
-    sql_command(results, query, name=name, parameters=parameters, form=form, output=output, timeout=timeout)
+            raise UserError(f"{question.file} isn't text in UTF-8.") from error
+    sql_command(
+        results, query, name=question.name, parameters=question.parameters, form=form, output=output, timeout=timeout
+    )
 
 
-@cli.command()
+@click.command()
 @click.argument("results")
 @click.option("--format", "form", type=click.Choice(REPORT_FORMATS), default="html", show_default=True)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
@@ -94,7 +91,7 @@ def report(results: str, form: str, output: Path | None, subjects: tuple[str, ..
     click.echo(write_report(results, output, form, subjects=subjects))
 
 
-@cli.command()
+@click.command()
 @click.argument("results")
 @click.option("--subject", default="", help="Name of the subject; not needed when there is one.")
 @click.option("--max-nfr", default="1%", show_default=True, metavar="SHARE", help="Most test samples broken.")
@@ -105,32 +102,28 @@ def report(results: str, form: str, output: Path | None, subjects: tuple[str, ..
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
 def advise(results: str, subject: str, max_nfr: str, max_asr_rise: str, max_time: str | None, form: str) -> None:
     """Recommend a fixer for a subject within limits, and say why."""
-    import json
-
     from analysis.findings.advise import advise as ask
     from analysis.warehouse.answers import printable
     from orchestrator.base import units
 
     limit = None if max_time is None else units.seconds(max_time)
     advice = ask(results, subject, units.share(max_nfr), units.share(max_asr_rise), limit)
-    click.echo(json.dumps(advice.to_json(), indent=2) if form == "json" else printable(str(advice)))
+    show(printable(str(advice)), advice.to_json(), form)
 
 
-@cli.command()
+@click.command()
 @click.argument("first")
 @click.argument("second")
 @click.option("--format", "form", type=click.Choice(("md", "json")), default="md", show_default=True)
 def compare(first: str, second: str, form: str) -> None:
     """Compare two studies, cell by cell."""
-    import json
-
     from analysis.report.compare import compare as ask
 
     comparison = ask(first, second)
-    click.echo(json.dumps(comparison.to_json(), indent=2) if form == "json" else str(comparison))
+    show(str(comparison), comparison.to_json(), form)
 
 
-@cli.command(short_help="Write a DuckDB file of views, or a kept model as ONNX.")
+@click.command(short_help="Write a DuckDB file of views, or a kept model as ONNX.")
 @click.argument("results")
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
@@ -149,14 +142,14 @@ def export(results: str, target: Path, trial: str | None) -> None:
     export_command(results, target)
 
 
-@_needs_torch
+@needs_torch
 def _export_model(results: str, trial: str, target: Path) -> None:
     from orchestrator.cli.single_model import export_trial
 
     export_trial(results, trial, target)
 
 
-@cli.command("import-published", short_help="The study's published tables as results.")
+@click.command("import-published", short_help="The study's published tables as results.")
 @click.argument("target", type=click.Path(file_okay=False, path_type=Path))
 def import_published(target: Path) -> None:
     """Write the study's published tables (16 fixers, 5 subjects) as a results folder."""

@@ -1,4 +1,4 @@
-"""``fixstudy fix``: one fixer on one model, outside a study, judged exactly as a trial is."""
+"""``fixstudy fix``, one fixer on one model outside a study, judged exactly as a trial is; and fixed models as ONNX."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from fixers.registry import load as load_plugin
 from orchestrator.base import units
 from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
+from orchestrator.cli.options import Approach, Samples, Source, subject_from
 from orchestrator.driver import frozen
 from orchestrator.storage.store import Store
 from orchestrator.study import subjects, yaml_text
 from orchestrator.study.schema import Attack
-from orchestrator.study.subject_files import is_subject_file, read_subject
 from orchestrator.study.trials import TrialSpec, trial_id
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.doctor import errors_of_original
@@ -36,21 +36,7 @@ DEFAULT_SPLITS = {"train": 0.5, "valid": 0.1, "repair": 0.2, "test": 0.2}
 
 
 def fix_command(
-    *,
-    model: str | None,
-    data: str | None,
-    subject: str | None,
-    weights: str | None,
-    fixer: str,
-    preset: str | None,
-    parameters: Iterable[str],
-    seed: int,
-    time_limit: str,
-    out: Path | None,
-    limit: int | None = None,
-    data_root: str | None,
-    plugins: Iterable[str] = (),
-    console: Console | None = None,
+    *, source: Source, approach: Approach, samples: Samples, out: Path | None, console: Console | None = None
 ) -> TrialRecord:
     """Fix a model, print before and after on its test split, and write it.
 
@@ -62,19 +48,19 @@ def fix_command(
     console = console or Console()
     if out is not None and not os.access(out.absolute().parent, os.W_OK):
         raise UserError(f"Nothing can be written into {out.absolute().parent}, where --out is to go; make the folder.")
-    for plugin in plugins:
+    for plugin in approach.plugins:
         load_plugin(plugin)
-    cls = fixers.get(fixer)
-    built = cls.build(_values(parameters), preset)
-    seconds = units.seconds(time_limit)
-    definition = _definition(model, data, subject, weights, limit)
+    cls = fixers.get(approach.fixer)
+    built = cls.build(_values(approach.parameters), approach.preset)
+    seconds = units.seconds(approach.time_limit)
+    definition = _definition(source, samples.limit)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         store.create()
         (loaded, baseline), _ = load_subject(
             definition,
             store=store,
-            data_root=roots.data_root(data_root),
+            data_root=roots.data_root(samples.data_root),
             cache_dir=roots.usable_cache_dir() / "originals",
             keep_history=any(item.code == "training_history" for item in cls.requirements),
         )
@@ -86,8 +72,8 @@ def fix_command(
         raise UserError(unmet.reason)
     params, version = built.canonical_parameters(), code_version(cls)
     spec = TrialSpec(
-        trial_id(cls.name, params, loaded.fingerprint, seed, version, "final"),
-        "fix", "final", definition.name, cls.name, params, seed, loaded.fingerprint, version,
+        trial_id(cls.name, params, loaded.fingerprint, approach.seed, version, "final"),
+        "fix", "final", definition.name, cls.name, params, approach.seed, loaded.fingerprint, version,
     )  # fmt: skip
     settings = TrialSettings(
         time_limit=seconds,
@@ -111,13 +97,12 @@ def fix_command(
     return record
 
 
-def _definition(
-    model: str | None, data: str | None, subject: str | None, weights: str | None, limit: int | None
-) -> SubjectDefinition:
-    if subject is not None:
+def _definition(source: Source, limit: int | None) -> SubjectDefinition:
+    model, data, weights = source.model, source.data, source.weights
+    if source.subject is not None:
         if model or data or weights:
             raise UserError("Give either --subject or --model with --data, not both.")
-        return subject_from(subject, limit)
+        return subject_from(source.subject, limit)
     if model is None:
         raise UserError("Give --model with --data, or --subject.")
     named = catalogue()
@@ -133,22 +118,6 @@ def _definition(
     else:
         spec |= {"data": data, "splits": DEFAULT_SPLITS}
     return resolve(spec, limit=limit)
-
-
-def subject_from(text: str, limit: int | None = None) -> SubjectDefinition:
-    """The subject of a catalogue name or of a YAML file with a ``subject`` mapping.
-
-    Args:
-        text: the name or the file.
-        limit: at most this many samples over all four splits; what the file says when not given.
-
-    Raises:
-        UserError: there is none of that name, or the file can't be read.
-    """
-    path = Path(text)
-    if is_subject_file(text):
-        return resolve(read_subject(path), limit=limit, base_dir=path.parent)
-    return resolve(text, limit=limit)
 
 
 def _values(parameters: Iterable[str]) -> dict[str, Any]:

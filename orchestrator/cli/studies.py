@@ -1,79 +1,46 @@
 """Commands that run studies."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from analysis.contract.errors import UserError
-from orchestrator.cli.group import cli
-from orchestrator.cli.options import _DATA_ROOT, _LOG, _RESULTS, _needs_torch
+from orchestrator.cli.options import Folders, Job, address_option, log_option, needs_torch, takes
+
+if TYPE_CHECKING:
+    from orchestrator.driver.run import Summary
+    from orchestrator.driver.scope import Scope
 
 
-def _services(log: tuple[str, ...]) -> dict[str, str | None]:
-    if not log:
-        return {}
-    from orchestrator.driver.loggers import parse_services
-
-    return parse_services(log)
-
-
-@contextmanager
-def _tells_of_stop() -> Iterator[None]:
-    """End with a sentence and code 130 when somebody stops the study."""
-    from orchestrator.driver.control import StudyStoppedError
-
-    try:
-        yield
-    except StudyStoppedError:
-        click.echo("fixstudy: stopped as asked; the same command goes on where this one ended.", err=True)
-        sys.exit(130)
-
-
-@cli.command()
+@click.command()
 @click.argument("study", type=click.Path())
-@click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
-@_RESULTS
-@_DATA_ROOT
+@address_option
+@takes(folders=Folders)
 @click.option(
     "--retry",
     type=click.Choice(("failures",)),
     help="Also run again what failed for want of memory, time or a living process, and what was stopped.",
 )
-@_LOG
+@log_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and run nothing.")
-@_needs_torch
+@needs_torch
 def run(
-    study: str, address: str | None, results: str | None, data_root: str | None, retry: str | None,
-    log: tuple[str, ...], dry_run: bool,
-) -> None:  # fmt: skip
+    study: str, address: str | None, folders: Folders, retry: str | None, log: tuple[str, ...], dry_run: bool
+) -> None:
     """Run what is missing of a study. The same command again resumes."""
     if dry_run and retry:
         raise UserError("--dry-run shows what is missing and knows no failures; leave out --retry.")
     if dry_run:
-        _print_plan(study, results, data_root)
+        _print_plan(study, folders)
         return
     from analysis.report.report import write_report
     from orchestrator.base.units import duration
-    from orchestrator.cli.live_display import StudyDisplay
-    from orchestrator.driver.run import run_study
     from orchestrator.driver.scope import Scope
 
-    show_in = _services(log)
-    display = StudyDisplay(Path(study).stem)
-    with _tells_of_stop(), display.shown():
-        summary = run_study(
-            study,
-            results=results,
-            address=address,
-            data_root=data_root,
-            display=display,
-            scope=Scope(retry_failures=retry is not None),
-            show_in=show_in,
-        )
+    summary = _run(study, address, folders, Scope(retry_failures=retry is not None), _services(log))
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(summary.outcomes.items()))
     click.echo(
         f"{summary.ran} of {summary.planned} trials ran in {duration(summary.seconds)}; the study has now: {counts}."
@@ -82,49 +49,35 @@ def run(
         click.echo(f"Report: {write_report(summary.results)}")
 
 
-@cli.command(short_help="What a trial of each fixer takes: time, memory, cores.")
+@click.command(short_help="What a trial of each fixer takes: time, memory, cores.")
 @click.argument("study", type=click.Path())
-@click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
-@_RESULTS
-@_DATA_ROOT
-@_needs_torch
-def profile(study: str, address: str | None, results: str | None, data_root: str | None) -> None:
+@address_option
+@takes(folders=Folders)
+@needs_torch
+def profile(study: str, address: str | None, folders: Folders) -> None:
     """Run the first trial of every fixer on every subject, and show what trials take.
 
     They belong to the study: fixstudy run doesn't repeat them, and packs the others by what was measured.
     """
     from analysis.terminal.commands import sql_command
-    from orchestrator.cli.live_display import StudyDisplay
-    from orchestrator.driver.run import run_study
     from orchestrator.driver.scope import Scope
 
-    display = StudyDisplay(Path(study).stem)
-    with _tells_of_stop(), display.shown():
-        summary = run_study(
-            study, results=results, address=address, data_root=data_root, display=display, scope=Scope(profile=True)
-        )  # fmt: skip
-    sql_command(summary.results, name="resources")
+    sql_command(_run(study, address, folders, Scope(profile=True)).results, name="resources")
 
 
-@cli.command(short_help="Sweep the hyper-parameters of one fixer on one subject.")
+@click.command(short_help="Sweep the hyper-parameters of one fixer on one subject.")
 @click.argument("study", type=click.Path())
 @click.option("--fixer", required=True, help="Name or abbreviation; one of the study's fixers.")
 @click.option("--subject", required=True, help="Name of one of the study's subjects.")
 @click.option("--write", metavar="FILE", help="Study file to write, with the chosen hyper-parameters fixed.")
-@click.option("--address", metavar="ADDRESS", help="Ray cluster to run on, e.g. auto; this machine when not given.")
-@_RESULTS
-@_DATA_ROOT
-@_needs_torch
-def adapt(
-    study: str, fixer: str, subject: str, write: str | None, address: str | None, results: str | None,
-    data_root: str | None,
-) -> None:  # fmt: skip
+@address_option
+@takes(folders=Folders)
+@needs_torch
+def adapt(study: str, fixer: str, subject: str, write: str | None, address: str | None, folders: Folders) -> None:
     """Run only the adaptation of one fixer to one subject, on valid, as the study file describes it.
 
     Its trials belong to the study: fixstudy run doesn't repeat them.
     """
-    from orchestrator.cli.live_display import StudyDisplay
-    from orchestrator.driver.run import run_study
     from orchestrator.driver.scope import Scope
     from orchestrator.storage.store import Store
     from orchestrator.sweeps import record
@@ -132,12 +85,7 @@ def adapt(
     if write is not None:
         record.check_target(study, write)
     only = record.OneSweep(fixer, subject)
-    display = StudyDisplay(Path(study).stem)
-    with _tells_of_stop(), display.shown():
-        summary = run_study(
-            study, results=results, address=address, data_root=data_root, display=display, scope=Scope(only)
-        )  # fmt: skip
-    found = record.chosen(Store(summary.results), only)
+    found = record.chosen(Store(_run(study, address, folders, Scope(only)).results), only)
     for line in record.lines_of(found):
         click.echo(line)
     if write is not None:
@@ -145,7 +93,7 @@ def adapt(
         click.echo(f"Written: {write}")
 
 
-@cli.command(short_help="Run a study on a cluster from outside it, and follow it.")
+@click.command(short_help="Run a study on a cluster from outside it, and follow it.")
 @click.argument("study", type=click.Path(), required=False)
 @click.option(
     "--address",
@@ -154,40 +102,43 @@ def adapt(
     required=True,
     help="Job server of the cluster's head, e.g. http://head:8265.",
 )
-@click.option("--results", metavar="URI", help="Results URI, or an absolute path that all nodes share.")
-@click.option("--data-root", metavar="FOLDER", help="Folder of datasets on the nodes, or a URI.")
-@click.option("--retry", type=click.Choice(("failures",)), help="As for fixstudy run.")
-@_LOG
-@click.option("--python", default="python", show_default=True, metavar="PATH", help="Interpreter on the head.")
+@takes(job=Job)
 @click.option("--attach", metavar="JOB", help="Follow a job that was submitted before.")
-@_needs_torch
-def submit(**options: Any) -> None:
+@needs_torch
+def submit(study: str | None, address: str, job: Job, attach: str | None) -> None:
     """Run a study as a job of a cluster: code, study file, plug-ins and models travel, datasets don't.
 
     What the job says is shown until it ends, and its exit code is this command's. Ctrl-C offers to leave it running.
     """
-    from orchestrator.cluster.submission import submit_command
+    from orchestrator.cluster.submission import attach_command, submit_command
 
-    sys.exit(submit_command(options.pop("study"), options.pop("address"), **options))
+    if (study is None) == (attach is None):
+        raise UserError("Give a study file to submit, or --attach with the job to follow, one of them.")
+    if attach is not None:
+        sys.exit(attach_command(attach, address))
+    assert study is not None
+    code = submit_command(
+        study,
+        address,
+        results=job.results,
+        data_root=job.data_root,
+        retry=job.retry,
+        log=job.log,
+        python=job.python,
+    )
+    sys.exit(code)
 
 
-@cli.command(short_help="Show the trials a study would run, and run nothing.")
+@click.command(short_help="Show the trials a study would run, and run nothing.")
 @click.argument("study", type=click.Path())
-@_RESULTS
-@_DATA_ROOT
-@_needs_torch
-def plan(study: str, results: str | None, data_root: str | None) -> None:
+@takes(folders=Folders)
+@needs_torch
+def plan(study: str, folders: Folders) -> None:
     """Show the trials a study would run, what is done, what is UNADAPTABLE and why, and how long it may take."""
-    _print_plan(study, results, data_root)
+    _print_plan(study, folders)
 
 
-def _print_plan(study: str, results: str | None, data_root: str | None) -> None:
-    from orchestrator.cli.plan_table import preview, print_preview
-
-    print_preview(preview(study, results=results, data_root=data_root))
-
-
-@cli.command(short_help="Stop a running study, or one of its trials.")
+@click.command(short_help="Stop a running study, or one of its trials.")
 @click.argument("results")
 @click.option("--trial", metavar="ID", help="Stop this trial alone, by its id or the beginning of it.")
 def stop(results: str, trial: str | None) -> None:
@@ -200,3 +151,46 @@ def stop(results: str, trial: str | None) -> None:
     from orchestrator.storage.store import Store
 
     click.echo(ask_to_stop(Store(results), trial))
+
+
+def _run(
+    study: str,
+    address: str | None,
+    folders: Folders,
+    scope: "Scope",
+    show_in: Mapping[str, str | None] | None = None,
+) -> "Summary":
+    """Run a study with a display; end with a sentence and code 130 when somebody stops it."""
+    from orchestrator.cli.live_display import StudyDisplay
+    from orchestrator.driver.control import StudyStoppedError
+    from orchestrator.driver.run import run_study
+
+    display = StudyDisplay(Path(study).stem)
+    try:
+        with display.shown():
+            return run_study(
+                study,
+                results=folders.results,
+                address=address,
+                data_root=folders.data_root,
+                display=display,
+                scope=scope,
+                show_in=show_in,
+            )
+    except StudyStoppedError:
+        click.echo("fixstudy: stopped as asked; the same command goes on where this one ended.", err=True)
+        sys.exit(130)
+
+
+def _print_plan(study: str, folders: Folders) -> None:
+    from orchestrator.cli.plan_table import preview, print_preview
+
+    print_preview(preview(study, results=folders.results, data_root=folders.data_root))
+
+
+def _services(log: tuple[str, ...]) -> dict[str, str | None]:
+    if not log:
+        return {}
+    from orchestrator.driver.loggers import parse_services
+
+    return parse_services(log)

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any, Final, Protocol, TypedDict, Unpack
 
@@ -95,7 +95,7 @@ def pack(study: Path, target: Path, most_bytes: int = MOST_BYTES) -> str:
         assert spec is not None
         assert spec.submodule_search_locations is not None
         shutil.copytree(next(iter(spec.submodule_search_locations)), target / name, ignore=_NOT_PACKED)
-    _pack_version(target)
+    _pack_metadata(target)
     text = with_subjects(study.read_text(encoding="utf-8"), str(study), study.parent)
     files = dict(local_files(text, study))
     # Relative paths stay what they are, those that lead upwards and links too.
@@ -151,12 +151,11 @@ def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
         yield from ((str(Path(given).parent / name), path.parent / name) for name in external_data(path))
 
 
-def _pack_version(target: Path) -> None:
-    """Rows say which version wrote them; that isn't in the code but in the metadata beside it."""
+def _pack_metadata(target: Path) -> None:
+    """Rows say which version wrote them; that isn't in the code but beside it, as are the packages that it needs."""
     folder = target / f"fixstudy-{version('fixstudy')}.dist-info"
     folder.mkdir()
-    text = f"Metadata-Version: 2.1\nName: fixstudy\nVersion: {version('fixstudy')}\n"
-    (folder / "METADATA").write_text(text, encoding="utf-8")
+    (folder / "METADATA").write_text(distribution("fixstudy").read_text("METADATA") or "", encoding="utf-8")
 
 
 def _common_folder(paths: list[Path]) -> Path:
@@ -308,10 +307,8 @@ class Options(TypedDict):
     python: str
 
 
-def submit_command(
-    study: str | None, address: str, *, results: str | None, attach: str | None, **options: Unpack[Options]
-) -> int:
-    """Submit a study, or attach to one that was submitted, and follow it.
+def submit_command(study: str, address: str, *, results: str | None, **options: Unpack[Options]) -> int:
+    """Submit a study, and follow it.
 
     Returns:
         Exit code of the command.
@@ -319,11 +316,6 @@ def submit_command(
     Raises:
         UserError: the study, its files or the address aren't as they must be.
     """
-    if (study is None) == (attach is None):
-        raise UserError("Give a study file to submit, or --attach with the job to follow, one of them.")
-    if attach is not None:
-        return _follow_or_detach(connect(address), attach, address)
-    assert study is not None
     if results is None or ("://" not in results and not Path(results).is_absolute()):
         raise UserError(
             "The job's own folder ends with it, so results need a place that all nodes reach: give --results as a URI, "
@@ -336,6 +328,15 @@ def submit_command(
         with _answering(address):
             job = submit(client, Job(packed, results, **options), Path(folder), name)
     return _follow_or_detach(client, job, address, f"Submitted as {job}; results go to {results}.")
+
+
+def attach_command(job: str, address: str) -> int:
+    """Follow a job that was submitted before; exit code of the command.
+
+    Raises:
+        UserError: nothing answers there, or there is no such job.
+    """
+    return _follow_or_detach(connect(address), job, address)
 
 
 def _follow_or_detach(client: Client, job: str, address: str, news: str | None = None) -> int:

@@ -61,6 +61,20 @@ def test_a_taken_name_is_refused(tmp_path):
         registry.load(write(tmp_path, name="other", abbreviation="AR"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("abbreviation:", "abbreviations:", "Mine doesn't set abbreviation; see fixers.Fixer."),
+        ('"neuron"', '"block"', "Mine has the level 'block'; see fixers.Fixer."),
+    ],
+)
+def test_an_approach_that_does_not_say_what_it_is_is_refused(old, new, said, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN.format(name="mine", abbreviation="MINE", comment="").replace(old, new))
+    with pytest.raises(fixers.UnknownFixerError, match=f"can't be loaded: {said}"):
+        registry.load(str(path))
+
+
 def test_a_missing_plugin_is_one_sentence(tmp_path):
     with pytest.raises(fixers.UnknownFixerError, match="can't be loaded"):
         registry.load(str(tmp_path / "nowhere.py"))

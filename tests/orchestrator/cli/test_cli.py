@@ -1,39 +1,18 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import fixers
 from analysis.published.published import import_published
 from fixers import registry
-from orchestrator.cli import main
+from orchestrator.cli import cli, options
 from orchestrator.subjects.catalogue import catalogue
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def fixstudy(monkeypatch, capsys, tmp_path):
-    """The command in this process, as its entry point runs it; saves importing torch for every case."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fixstudy", *map(str, arguments)])
-        try:
-            main.main()
-        except SystemExit as stop:
-            return Done(stop.code, *capsys.readouterr())
-        return Done(0, *capsys.readouterr())
-
-    return call
 
 
 def test_help_imports_neither_torch_nor_ray_nor_duckdb():
@@ -43,6 +22,11 @@ def test_help_imports_neither_torch_nor_ray_nor_duckdb():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
+
+
+def test_the_readme_has_every_command():
+    table = (Path(__file__).parents[3] / "README.md").read_text().partition("## Commands")[2].partition("## ")[0]
+    assert set(re.findall(r"`fixstudy ([a-z-]+)", table)) == set(cli.commands)
 
 
 @pytest.mark.parametrize("command", ["status", "sql", "report"])
@@ -55,6 +39,24 @@ def test_reading_results_imports_neither_torch_nor_ray(command, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize("missing", ["scikit-learn", None])
+def test_a_package_that_is_missing_is_named_and_a_broken_import_is_not_excused(missing, fixstudy, monkeypatch):
+    def version(package):
+        if package == missing:
+            raise PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(options, "version", version)
+    monkeypatch.setitem(sys.modules, "orchestrator.cli.listings", None)
+    if missing is None:
+        with pytest.raises(ModuleNotFoundError):
+            fixstudy("fixers")
+    else:
+        done = fixstudy("fixers")
+        assert done.returncode == 2
+        assert done.stderr.endswith("listings: pip install 'fixstudy[study]'.\n")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,8 @@ def test_reading_results_imports_neither_torch_nor_ray(command, tmp_path):
         (["fix", "--model", "nowhere.onnx", "--fixer", "arachne"], "--data is missing"),
         (["fix", "--fixer", "arachne"], "Give --model with --data, or --subject."),
         (["advise", "x", "--max-nfr", "much"], "A share is written"),
+        (["submit", "--address", "http://192.0.2.1:8265"], "Give a study file to submit, or --attach"),
+        (["submit", "s.yaml", "--address", "http://192.0.2.1:8265", "--attach", "j"], "one of them"),
         (["train", "imagenet", "--data-root", "nowhere"], "imagenet"),
     ],
 )

@@ -19,7 +19,7 @@ import yaml
 
 from orchestrator.base.errors import UserError
 from orchestrator.cluster import submission
-from orchestrator.cluster.submission import Job, follow, pack, submit_command
+from orchestrator.cluster.submission import Job, attach_command, follow, pack, submit_command
 from orchestrator.storage.store import Store
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -236,8 +236,7 @@ def test_ctrl_c_offers_to_detach(monkeypatch, capsys, terminal, leave, stopped, 
     monkeypatch.setattr(submission, "connect", lambda address: cluster)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: terminal))
     monkeypatch.setattr(submission.click, "confirm", lambda *a, **k: leave)
-    options = {"results": None, "data_root": None, "retry": None, "log": (), "python": "python"}
-    assert submit_command(None, "http://head:8265", attach="j", **options) == code
+    assert attach_command("j", "http://head:8265") == code
     assert cluster.stopped is stopped
     said = capsys.readouterr().err
     assert ("--attach j --address http://head:8265" in said) is not stopped
@@ -256,7 +255,7 @@ def test_ctrl_c_detaches_as_soon_as_the_job_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(submission.click, "echo", echo)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
     study = str(write_study(tmp_path, "subjects: [digits]\n"))
-    options = {"data_root": None, "retry": None, "log": (), "python": "python", "attach": None}
+    options = {"data_root": None, "retry": None, "log": (), "python": "python"}
     assert submit_command(study, "http://head:8265", results="s3://b/x", **options) == 0
     assert said[-1].count(f"--attach {said[0].split()[2].rstrip(';')}") == 1
 
@@ -264,11 +263,9 @@ def test_ctrl_c_detaches_as_soon_as_the_job_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("results", [None, "results/mine"])
 def test_results_must_outlive_the_job(tmp_path, results):
     study = str(write_study(tmp_path, "subjects: [digits]\n"))
-    options = {"data_root": None, "retry": None, "log": (), "python": "python", "attach": None}
+    options = {"data_root": None, "retry": None, "log": (), "python": "python"}
     with pytest.raises(UserError, match="give --results as a URI"):
         submit_command(study, "http://192.0.2.1:8265", results=results, **options)
-    with pytest.raises(UserError, match="one of them"):
-        submit_command(None, "http://192.0.2.1:8265", results=results, **options)
 
 
 def test_a_server_that_goes_away_is_said_in_a_sentence(tmp_path, monkeypatch):
@@ -278,7 +275,7 @@ def test_a_server_that_goes_away_is_said_in_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(submission, "connect", lambda address: Gone())
     study = str(write_study(tmp_path, "subjects: [digits]\n"))
-    options = {"data_root": None, "retry": None, "log": (), "python": "python", "attach": None}
+    options = {"data_root": None, "retry": None, "log": (), "python": "python"}
     with pytest.raises(UserError, match=r"at http://head:8265 takes no job \(Connection reset by peer\)"):
         submit_command(study, "http://head:8265", results="s3://b/x", **options)
 

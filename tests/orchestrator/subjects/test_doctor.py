@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from orchestrator.base.errors import UserError
+from orchestrator.cli.options import Approach, Samples, Source
 from orchestrator.cli.single_model import fix_command
 from orchestrator.storage.store import Store
 from orchestrator.subjects import doctor, weights
@@ -226,10 +227,12 @@ def test_a_model_at_chance_level(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"subject": spec(weights="w.safetensors")}))
     text = io.StringIO()
     fix_command(
-        model=None, data=None, subject=str(tmp_path / "mine.yaml"), weights=None, fixer="finetune", preset="quick",
-        parameters=["epochs=1"], seed=0, time_limit="10m", out=None, data_root=None,
+        source=Source(None, None, str(tmp_path / "mine.yaml"), None),
+        approach=Approach("finetune", (), "quick", ("epochs=1",), 0, "10m"),
+        samples=Samples(None, None),
+        out=None,
         console=Console(file=text, width=300),
-    )  # fmt: skip
+    )
     assert f"Figures may mean nothing: {finding.message}" in text.getvalue()
 
 

@@ -9,7 +9,7 @@ import pytest
 from own_subjects import FRACTIONS, spec, write_folder
 
 from orchestrator.base.errors import UserError
-from orchestrator.cli.single_model import subject_from
+from orchestrator.cli.options import subject_from
 from orchestrator.subjects.catalogue import resolve
 
 
