@@ -38,7 +38,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def _approaches() -> Iterator[str]:
     yield "# Approaches"
-    yield "What each does, where it departs from its paper and what it costs; `fixstudy fixers NAME` has the same figures."
+    yield "What each does, where it departs from its paper and what it costs, as `fixstudy fixers NAME` says."
     for level in ("model", "layer", "neuron"):
         yield f"## {level.capitalize()} level"
         for fixer in fixers.all_fixers().values():
