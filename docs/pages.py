@@ -14,7 +14,7 @@ from orchestrator.cli.listings import parameter_rows
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
-_LINK = re.compile(r"!?\[(?P<text>[^]]*)]\((?P<target>[^)#\s]+)")
+_LINK = re.compile(r"(?P<start>!?\[(?P<text>[^]]*)]\()(?P<target>[^)#\s]+)(?P<end>(#[^)\s]*)?\))")
 _ITEM = re.compile(r" *([-*+]|\d+[.)]) +")
 
 
@@ -61,8 +61,10 @@ def _linked(markdown: str, here: str) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), match["target"]))
         if "://" in match["target"] or not (ROOT / path).exists():
             return match[0]
+        if path not in PAGES and not (path.startswith("docs/") and (ROOT / path).is_file()):
+            return match["text"]
         page = PAGES.get(path, path.removeprefix("docs/"))
-        return f"{match[0].removesuffix(match['target'])}{posixpath.relpath(page, posixpath.dirname(here) or '.')}"
+        return match["start"] + posixpath.relpath(page, posixpath.dirname(here) or ".") + match["end"]
 
     return _LINK.sub(link, markdown)
 
