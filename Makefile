@@ -48,7 +48,7 @@ test-slow: $(STAMP)  ## the tests that take minutes each
 	$(BIN)/pytest -m slow
 
 docs: $(STAMP)  ## the documentation site in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

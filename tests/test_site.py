@@ -19,9 +19,9 @@ BLOCKS = ("h1", "h2", "h3", "h4", "li", "ol", "pre", "tr", "ul", "blockquote")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The folder that the site is written to; with --strict a warning, such as a link that leads nowhere, ends it."""
+    """The folder that it is written to. A warning, such as a link that leads nowhere, ends it, but not with --quiet."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
