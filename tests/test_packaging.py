@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -25,8 +26,9 @@ attack: {samples: 20, steps: 3}
 
 
 def run(*command, cwd=ROOT, **environment):
-    """What a command prints; a failure shows all of it."""
-    environment = {**os.environ, "COLUMNS": "200", **environment}
+    """What a command prints, without the search path of these tests; a failure shows all of it."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {**inherited, "COLUMNS": "200", **environment}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
@@ -121,13 +123,20 @@ def test_the_requirements_agree_with_each_other(distributions):
     assert not torchattacks.contains("3.5.1")
 
 
+@pytest.fixture
+def environment(tmp_path):
+    """A new environment with pip, which goes with the test: pytest keeps its folders for a while."""
+    folder = tmp_path / "environment"
+    run(sys.executable, "-m", "venv", folder)
+    yield folder / "bin"
+    shutil.rmtree(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_pip_installs_the_wheel_beside_datasets_and_a_study_runs(distributions, tmp_path):
-    """With pip, in an environment of its own, as a user has it: 5 GB, most of them torch's."""
-    wheel = distributions[1]
-    run(sys.executable, "-m", "venv", tmp_path / "env")
-    python, command = tmp_path / "env" / "bin" / "python", tmp_path / "env" / "bin" / "fixstudy"
+def test_pip_installs_the_wheel_beside_datasets_and_a_study_runs(distributions, environment, tmp_path):
+    """As a user has it: 5 GB, most of them torch's."""
+    python, command, wheel = environment / "python", environment / "fixstudy", distributions[1]
     # The reading half first, which is small.
     run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
     run(command, "import-published", "published", cwd=tmp_path)
