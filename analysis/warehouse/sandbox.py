@@ -120,7 +120,7 @@ class Sandbox:
             "bytes": _bytes(self.memory_limit) + _BASE_BYTES,
         }
         # The interpreter's own -P and -I would hide an uninstalled package, so the search path is handed over.
-        program = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
+        program = f"import sys; sys.path[:] = {sys.path!r}; from analysis.warehouse.sandbox import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
