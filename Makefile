@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Where this is set, as in many containers, every process would compile all of torch and Ray again: 10 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart demo reproduction test test-slow lint types boundaries unit format clean
+.PHONY: quickstart demo reproduction test test-slow lint types boundaries unit docs format clean
 .DEFAULT_GOAL := quickstart
 
 # uv lives in the private environment, nothing is installed elsewhere.
@@ -47,9 +47,12 @@ unit: $(STAMP)
 test-slow: $(STAMP)  ## the tests that take minutes each
 	$(BIN)/pytest -m slow
 
+docs: $(STAMP)  ## the documentation site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove the environment and all results
-	rm -rf $(VENV) results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean:  ## remove the environment, the site and all results
+	rm -rf $(VENV) results site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

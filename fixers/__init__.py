@@ -1,8 +1,9 @@
 """Approaches that fix trained neural networks, usable as a library without a study.
 
->>> from fixers import RepairProblem, TensorSplit, fix, get
->>> problem = RepairProblem(model, train=train, valid=valid, repair=repair)  # doctest: +SKIP
->>> fixed = fix(get("arachne")(population=50), problem)  # doctest: +SKIP
+Examples:
+    >>> from fixers import RepairProblem, TensorSplit, fix, get
+    >>> problem = RepairProblem(model, train=train, valid=valid, repair=repair)  # doctest: +SKIP
+    >>> fixed = fix(get("arachne")(population=50), problem)  # doctest: +SKIP
 """
 
 from fixers.apply import fix

@@ -1,6 +1,8 @@
 """The cluster files are what Ray and KubeRay take, and open nothing to the world."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 ROOT = Path(__file__).parents[1]
 CLOUD = ROOT / "cluster.yaml"
 ON_PREMISE = ROOT / "examples" / "clusters" / "on_premise.yaml"
+DOCKERFILE = ROOT / "Dockerfile"
 KUBERNETES = ROOT / "examples" / "clusters" / "kubernetes.yaml"
 
 
@@ -107,3 +110,23 @@ def test_nothing_is_open_to_the_world(path):
 @pytest.mark.parametrize("path", [CLOUD, ON_PREMISE, KUBERNETES], ids=lambda path: path.stem)
 def test_there_is_no_secret_in_it(path):
     assert not re.search(r"AKIA|aws_secret|BEGIN [A-Z ]*PRIVATE KEY|[0-9a-f]{40,}", path.read_text())
+
+
+def test_the_image_follows_the_rules_of_hadolint():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, "--failure-threshold", "style", DOCKERFILE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_kubernetes_job_runs_the_image_that_is_built_here(job):
+    """One tag for all nodes, the Ray that it installs, and a context with all that it copies."""
+    text = DOCKERFILE.read_text()
+    spec = job["spec"]["rayClusterSpec"]
+    groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    (image,) = {container["image"] for group in groups for container in group["template"]["spec"]["containers"]}
+    assert image.removesuffix(":latest") in text
+    assert spec["rayVersion"] == re.search(r"^ARG RAY=(.*)$", text, re.MULTILINE)[1]
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()}
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in copied)

@@ -53,12 +53,19 @@ def _print_fixer(fixer: type[fixers.Fixer], console: Console) -> None:
     table = Table()
     for column in ("parameter", "default", "search space", "allowed", "meaning"):
         table.add_column(column, overflow="fold")
-    for info in fixer.parameter_infos().values():
-        grid = ", ".join(map(str, info.grid)) or "-"
-        table.add_row(info.name, str(info.default), Text(grid), Text(_allowed(info)), Text(info.help))
+    for row in parameter_rows(fixer):
+        table.add_row(*map(Text, row))
     console.print(table)
     for preset, values in fixer.presets.items():
         console.print(Text(f"preset {preset}: {json.dumps(dict(values))}"))
+
+
+def parameter_rows(fixer: type[fixers.Fixer]) -> list[tuple[str, ...]]:
+    """Name, default, search space, allowed values and meaning of each hyper-parameter, as text."""
+    return [
+        (info.name, str(info.default), ", ".join(map(str, info.grid)) or "-", _allowed(info), info.help)
+        for info in fixer.parameter_infos().values()
+    ]
 
 
 def _allowed(info: ParameterInfo) -> str:
