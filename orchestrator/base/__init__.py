@@ -1,1 +1,1 @@
-"""What every part of the orchestrator may use: errors, units, work in the background."""
+"""What every part of the orchestrator may use: units, kernels, work in the background."""

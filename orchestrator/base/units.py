@@ -2,7 +2,7 @@
 
 import re
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SUFFIXES = frozenset(_SECONDS)

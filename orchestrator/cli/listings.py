@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 import fixers
+from analysis.contract.errors import UserError
 from fixers.fixer import ParameterInfo
-from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
 from orchestrator.cli.options import Samples, subject_from
 from orchestrator.subjects.reading import roots

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 import fixers
+from analysis.contract.errors import UserError
 from fixers.code_version import code_version
 from fixers.registry import load as load_plugin
 from orchestrator.base import units
-from orchestrator.base.errors import UserError
 from orchestrator.base.units import duration
 from orchestrator.cli.options import Approach, Samples, Source, subject_from
 from orchestrator.driver import frozen

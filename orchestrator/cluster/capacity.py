@@ -11,7 +11,7 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 
 BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"
 """Where ``ray up`` leaves the cluster's own file on the head node; Ray Tune looks for it too."""

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster import capacity
 from orchestrator.cluster.luggage import FOLDER, Luggage
 from orchestrator.cluster.node_events import pause_when_full, telling_epochs

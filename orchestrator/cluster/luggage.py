@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import ray
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster.unpacking import copy_into_place, digest_of, has_content, unpacked
 from orchestrator.subjects.own.local_files import external_data, module_files
 from orchestrator.subjects.own.references import make_importable

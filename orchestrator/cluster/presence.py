@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.reading.roots import DataRoot, RemoteRoot
 from orchestrator.subjects.reading.streaming import StreamedSplit
 from orchestrator.subjects.subject import Subject, SubjectDefinition

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 
 SECONDS_FOR_ANSWER = 10.0
 STARTS_OF_RAY = 3

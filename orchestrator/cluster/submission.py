@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol, TypedDict, Unpack
 import click
 import yaml
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.study.reading import load_study
 from orchestrator.study.subject_files import with_subjects
 from orchestrator.subjects.own.local_files import PACKAGES, external_data, module_files

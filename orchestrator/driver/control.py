@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage import sole_driver
 from orchestrator.storage.store import Store
 from orchestrator.worker.monitor import RunningTrial

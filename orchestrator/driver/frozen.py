@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage.store import Store
 from orchestrator.study.schema import Study
 from orchestrator.subjects.subject import SubjectDefinition

@@ -16,7 +16,7 @@ from typing import Any
 from ray import tune
 from ray.tune.logger import LoggerCallback
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage.store import Store
 from orchestrator.study.trials import TrialSpec
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster import capacity
 from orchestrator.cluster.luggage import FOLDER, Luggage
 from orchestrator.storage.patience import StorageError

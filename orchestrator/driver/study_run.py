@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import tune
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster import capacity, packing, plugins
 from orchestrator.cluster.packing import GpuParts, MemoryParts, Packing
 from orchestrator.driver import pictures

@@ -24,11 +24,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from analysis.contract.errors import UserError
 from fixers import network
 from fixers.cache import Cache, NoCache
 from fixers.data import Split
 from fixers.task import Task
-from orchestrator.base.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

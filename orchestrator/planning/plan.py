@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 import fixers
+from analysis.contract.errors import UserError
 from fixers.code_version import code_version
 from fixers.requirements import TrainingHistory, Unmet
-from orchestrator.base.errors import UserError
 from orchestrator.storage.store import Store
 from orchestrator.study.schema import FixerEntry, Study
 from orchestrator.study.trials import TrialSpec, trial_specs

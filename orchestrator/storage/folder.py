@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from analysis.contract.addresses import open_uri
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage import durable
 from orchestrator.storage.patience import Patience
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 
 T = TypeVar("T")
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from analysis.contract.errors import UserError
 from orchestrator.base.background import repeating
-from orchestrator.base.errors import UserError
 from orchestrator.storage.patience import Patience
 from orchestrator.storage.store import Store
 

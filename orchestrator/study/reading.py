@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.study import yaml_text
 from orchestrator.study.schema import Adaptation, Attack, FixerEntry, Location, OutcomeThresholds, Resources, Study
 from orchestrator.study.search_space import rungs_of

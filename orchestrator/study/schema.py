@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from analysis.contract.errors import UserError
 from orchestrator.base import units
-from orchestrator.base.errors import UserError
 from orchestrator.study import objectives
 
 Location = tuple[int | str, ...]

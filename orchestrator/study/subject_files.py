@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import yaml
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.study import yaml_text
 from orchestrator.subjects.own.local_files import module_files
 from orchestrator.subjects.own.references import Function, reference

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.study.schema import Study, subject_name
 from orchestrator.subjects.subject import SubjectDefinition
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import yaml
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 
 MOST_VALUES: Final = 100_000
 """Of a text with its aliases written out: a few hundred characters of aliases may stand for billions."""

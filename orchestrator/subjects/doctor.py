@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.contract.errors import UserError
 from fixers import Split, all_fixers
 from fixers.requirements import SubjectFacts
 from fixers.task import Classification
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.originals import cache_file, prepare
 from orchestrator.subjects.reading.roots import DataRoot

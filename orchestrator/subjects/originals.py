@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from analysis.contract.errors import UserError
 from fixers import Batch, RepairProblem
 from fixers.training.loop import train
-from orchestrator.base.errors import UserError
 from orchestrator.base.kernels import make_repeatable
 from orchestrator.subjects import weights
 from orchestrator.subjects.reading.roots import DataRoot

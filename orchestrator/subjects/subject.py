@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from analysis.contract.errors import UserError
 from fixers import Classification, Split, Task, TrainingRecipe
 from fixers.requirements import SubjectFacts
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
 from orchestrator.subjects.states import Checkpoints, State, arrays, state_hash, tensors, with_new_parameters

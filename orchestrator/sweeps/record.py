@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 import fixers
+from analysis.contract.errors import UserError
 from fixers.fixer import suggest
-from orchestrator.base.errors import UserError
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import COLUMNS, Figures
 from orchestrator.study.reading import parse_study

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from analysis.contract.errors import UserError
 from fixers.fixer import suggest
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.subject import SubjectDefinition
 
 

@@ -20,8 +20,8 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from analysis.contract.errors import UserError
 from fixers import network
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.onnx.parity import OnnxRunner, ParityError, difference, random_batches
 
 __all__ = ["ModelExportError", "export_onnx"]

@@ -22,7 +22,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 
 OLDEST_OPSET = 9
 """Older files use operators with other meanings (BatchNormalization's ``spatial``, Dropout's ``mask``)."""

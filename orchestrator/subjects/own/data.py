@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.own.references import Function
 from orchestrator.subjects.reading.formats import class_folders, integer_labels, read_npz
 from orchestrator.subjects.reading.images import ImageFormat, image_shape

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from analysis.contract.errors import UserError
 from fixers import Split
-from orchestrator.base.errors import UserError
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.own.references import Function

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 
 
 @dataclass(frozen=True)

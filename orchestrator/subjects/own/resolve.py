@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from analysis.contract.errors import UserError
 from fixers.fixer import suggest
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.models import FactoryModel, NormaliseLayer, OnnxModel, WithWeights
 from orchestrator.subjects.own.references import Function, LocalFile, Reference

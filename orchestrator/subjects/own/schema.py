@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, field_validator
 from pydantic_core import core_schema
 
+from analysis.contract.errors import UserError
 from fixers.fixer import suggest
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.own.references import LocalFile, Reference, reference
 from orchestrator.subjects.reading.splits import SPLIT_NAMES, SplitPlan
 from orchestrator.subjects.sources.corruption import Kind

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0

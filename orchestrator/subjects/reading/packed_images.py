@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage.durable import publish
 from orchestrator.subjects.reading.images import UnreadableImageError
 from orchestrator.subjects.reading.roots import CACHE_VARIABLE, cache_dir

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.reading.formats import integer_labels
 from orchestrator.subjects.reading.packed_images import PackedImages
 from orchestrator.subjects.reading.streaming import ImageBytes

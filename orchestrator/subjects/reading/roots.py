@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from analysis.contract.addresses import open_uri
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage.patience import lasts
 from orchestrator.subjects.reading.downloads import CHUNK, known_md5, md5_of
 

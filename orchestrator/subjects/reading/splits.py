@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
+from analysis.contract.errors import UserError
 from fixers import Split
-from orchestrator.base.errors import UserError
 
 SplitName = Literal["train", "valid", "repair", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)

@@ -15,8 +15,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from analysis.contract.errors import UserError
 from fixers import Split, TensorSplit
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import DataSource, SubjectData
 

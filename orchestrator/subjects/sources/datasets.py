@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.reading.formats import class_folders, integer_labels, read_idx, read_npz
 from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.parquet import ParquetRows, read_parquet

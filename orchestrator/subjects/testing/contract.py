@@ -12,8 +12,8 @@ from ray import cloudpickle
 from safetensors.torch import load_model, save_model
 
 import fixers
+from analysis.contract.errors import UserError
 from fixers.testing import Case
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.splits import SPLIT_NAMES
 from orchestrator.subjects.subject import DataSource, ModelSource, SubjectData, SubjectDefinition

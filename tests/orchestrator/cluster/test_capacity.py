@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ray.autoscaler._private.util import prepare_config
 from test_cluster_files import CLOUD
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster import capacity
 
 GPU_NODE = {"CPU": 8.0, "GPU": 4.0}

@@ -12,7 +12,7 @@ from driver_process import Driver
 from onnx import TensorProto, load
 from safetensors.torch import save_file
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster.luggage import packed
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.onnx.exporting import export_onnx

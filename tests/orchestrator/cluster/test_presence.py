@@ -125,7 +125,7 @@ def test_the_node_that_lacks_the_data_is_named(tmp_path, monkeypatch, without_ra
     import ray
     from ray.cluster_utils import Cluster
 
-    from orchestrator.base.errors import UserError
+    from analysis.contract.errors import UserError
 
     for name in ("with", "without"):
         (tmp_path / name).mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster import ray_session
 from orchestrator.cluster.ray_session import STARTS_OF_RAY, ray_running
 from orchestrator.driver.frozen import commit_of, freeze

@@ -17,7 +17,7 @@ import onnx
 import pytest
 import yaml
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster import submission
 from orchestrator.cluster.submission import Job, attach_command, follow, pack, submit_command
 from orchestrator.storage.store import Store

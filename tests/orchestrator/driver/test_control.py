@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.driver.control import Stopping, StudyStoppedError, ask_to_stop, end_process, handlers_kept
 from orchestrator.storage.sole_driver import sole_driver
 from orchestrator.storage.store import Store

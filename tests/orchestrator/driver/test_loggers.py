@@ -5,7 +5,7 @@ import struct
 import pytest
 from ray.tune.logger import LoggerCallback
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.driver import loggers
 from orchestrator.driver.loggers import StudyLogger, parse_services
 from orchestrator.driver.run import run_study

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 import analysis
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.driver.run import Summary, run_study
 
 pytestmark = pytest.mark.ray

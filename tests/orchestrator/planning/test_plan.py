@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cli.plan_table import Preview, preview, print_preview
 from orchestrator.planning.cost import CostModel, estimate
 from orchestrator.planning.plan import Plan, make_plan, outdated

@@ -7,9 +7,8 @@ import pytest
 from object_store import ENVIRONMENT
 
 import analysis
-from analysis.contract.errors import ResultsError
+from analysis.contract.errors import ResultsError, UserError
 from analysis.report.report import write_report
-from orchestrator.base.errors import UserError
 from orchestrator.storage import compaction
 from orchestrator.storage.patience import Patience, StorageError, StorageFullError
 from orchestrator.storage.store import Store

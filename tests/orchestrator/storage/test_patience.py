@@ -7,7 +7,7 @@ import time
 import pytest
 from stored_trials import Clock, failing
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage.patience import Patience, StorageError, StorageFullError
 
 

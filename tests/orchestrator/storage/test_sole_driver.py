@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import pytest
 from object_store import ENVIRONMENT
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage.patience import Patience
 from orchestrator.storage.sole_driver import FOLDER, is_at_work, sole_driver
 from orchestrator.storage.store import Store

@@ -17,7 +17,7 @@ import pytest
 from stored_trials import N_TEST, Clock, left_over, write
 
 import analysis
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage import durable
 from orchestrator.storage.patience import StorageError, StorageFullError
 from orchestrator.storage.sole_driver import sole_driver

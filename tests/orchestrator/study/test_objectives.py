@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_sweeps import run, setup
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.study.objectives import Figures, Objective, pareto_set, parse
 from orchestrator.study.reading import parse_study
 from orchestrator.sweeps.choice import make_sweep

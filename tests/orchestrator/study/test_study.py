@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fixers
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.study.reading import load_study, parse_study
 from orchestrator.study.schema import FixerEntry
 from orchestrator.study.trials import combinations, trial_id, trial_specs

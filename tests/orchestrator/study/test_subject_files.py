@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster.submission import pack
 from orchestrator.driver import frozen
 from orchestrator.storage.store import Store

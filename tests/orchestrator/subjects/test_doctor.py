@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cli.options import Approach, Samples, Source
 from orchestrator.cli.single_model import fix_command
 from orchestrator.storage.store import Store

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.contract.errors import UserError
 from fixers import RepairProblem
-from orchestrator.base.errors import UserError
 from orchestrator.subjects import originals, weights
 from orchestrator.subjects.architectures import ARCHITECTURES, NamedArchitecture
 from orchestrator.subjects.catalogue import resolve

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.contract.errors import UserError
 from fixers import TensorSplit
 from orchestrator import subjects
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.architectures import NamedArchitecture
 from orchestrator.subjects.catalogue import catalogue
 from orchestrator.subjects.onnx.exporting import export_onnx

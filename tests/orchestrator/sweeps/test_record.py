@@ -9,7 +9,7 @@ from made_up_sweeps import run
 
 import analysis
 import fixers
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import COLUMNS, Figures
 from orchestrator.study.reading import load_study

@@ -9,8 +9,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from analysis.contract.errors import UserError
 from orchestrator.base import units
-from orchestrator.base.errors import UserError
 from orchestrator.worker.memory import own_bytes
 
 PLUGIN = Path(__file__).parents[1] / "cluster_fixers.py"

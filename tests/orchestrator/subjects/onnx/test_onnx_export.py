@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.contract.errors import UserError
 from fixers.network.places import Places
 from fixers.neuron_level.nnrepair.experts import RULES, ExpertNetwork, Experts
 from fixers.task import Classification
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.architectures import ARCHITECTURES
 from orchestrator.subjects.onnx.exporting import ModelExportError, export_onnx
 from orchestrator.subjects.onnx.importing import load_onnx

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.onnx.importing import ModelImportError, load_onnx
 
 

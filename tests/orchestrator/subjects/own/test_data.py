@@ -10,8 +10,8 @@ import pytest
 import torch
 from own_subjects import HERE, images, png, sizes, spec, write_folder
 
+from analysis.contract.errors import UserError
 from fixers import RepairProblem
-from orchestrator.base.errors import UserError
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
 from orchestrator.subjects.subject import make_subject

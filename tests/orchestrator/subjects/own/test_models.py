@@ -11,8 +11,8 @@ import pytest
 import torch
 from own_subjects import FRACTIONS, HERE, spec, write_folder
 
+from analysis.contract.errors import UserError
 from fixers import RepairProblem
-from orchestrator.base.errors import UserError
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import LeNet5, Normalise
 from orchestrator.subjects.catalogue import resolve

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from own_subjects import FRACTIONS, spec, write_folder
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cli.options import subject_from
 from orchestrator.subjects.catalogue import resolve
 

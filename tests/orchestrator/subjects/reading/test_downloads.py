@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.reading.downloads import REMOTES, Remote, download
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster.presence import NodeLacksImagesError, check_images
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.reading.images import ImageFormat, UnreadableImageError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.reading import parquet
 from orchestrator.subjects.reading.images import ImageFormat
 from orchestrator.subjects.reading.parquet import read_parquet

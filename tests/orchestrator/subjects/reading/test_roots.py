@@ -8,7 +8,7 @@ from idx_files import write_mnist
 from object_store import ENVIRONMENT
 
 from analysis.contract.addresses import open_uri
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.cluster import presence
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.reading import roots

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.reading.samples import ArraySamples
 from orchestrator.subjects.reading.splits import SPLIT_NAMES, Pool, SplitPlan, divide, row_digests, stratified_order
 from orchestrator.subjects.subject import assemble

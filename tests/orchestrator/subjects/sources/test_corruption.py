@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.sources.corruption import Corruption
 

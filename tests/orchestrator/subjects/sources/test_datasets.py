@@ -18,7 +18,7 @@ import torch
 from idx_files import noise, write_idx, write_mnist
 from PIL import Image
 
-from orchestrator.base.errors import UserError
+from analysis.contract.errors import UserError
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
 from orchestrator.subjects.reading.images import ImageFormat

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.contract.errors import UserError
 from fixers import SubjectFacts
 from fixers.requirements import BatchNorm, ConsecutiveLinear, LinearLayers
-from orchestrator.base.errors import UserError
 from orchestrator.evaluation.metrics import aaod
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.originals import prepare
