@@ -159,10 +159,7 @@ def test_requirements_are_answered_without_running(case: FixerCase) -> None:
         with pace.counting(bench.model):
             unmet = case.fixer.unmet(facts)
         # A single random input may tell more than the architecture does.
-        case.expect(
-            pace.batches <= len(case.fixer.requirements),
-            f"runs the model {pace.batches} times to answer its requirements",
-        )
+        case.expect(pace.batches <= len(case.fixer.requirements), "runs the model to answer its requirements")
         if unmet is not None:
             case.expect(unmet.code, "has a requirement without a reason code")
             case.expect(unmet.reason.endswith("."), f"gives a reason that is no sentence: {unmet.reason}")
@@ -242,7 +239,7 @@ def test_same_seed_same_bits(case: FixerCase) -> None:
 
 def test_the_global_generator_is_left_alone(case: FixerCase) -> None:
     """Torch's global generator is left alone."""
-    case.expect(not case.again.moved_global_generator, "moves it; draw from problem.generator(...)")
+    case.expect(not case.again.moved_global_generator, "moves the generator; draw from problem.generator(...)")
 
 
 def test_the_deadline_is_honoured(case: FixerCase) -> None:
@@ -338,5 +335,5 @@ def _expect_end(case: FixerCase, moment: float) -> None:
     """A fix ends where its deadline passes after a share of its checks."""
     # The end of a run is a check of our own.
     stop_at = max(1, round(moment * (case.run.pace.checks - 1)))
-    with case.expect_error(DeadlineExceededError, "goes on after it; let the exception of problem.report pass"):
+    with case.expect_error(DeadlineExceededError, "goes on after its deadline; let the exception of problem.report pass"):
         make_run(case.instance, case.bench, stop_at=stop_at)

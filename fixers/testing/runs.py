@@ -125,4 +125,4 @@ def _listen(event: str, arguments: tuple[Any, ...]) -> None:
         path = Path(arguments[0]).resolve()
         # Tracebacks read the source of whoever is in them, and torch makes some without an error.
         if path.suffix != ".py" and not any(path.is_relative_to(folder) for folder in OWN_FILES):
-            _listeners[-1].append(f"open {path}")
+            _listeners[-1].append(str(path))
