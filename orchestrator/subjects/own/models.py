@@ -28,10 +28,6 @@ class NormaliseLayer:
     n_dims: int
     """Of an input: 3 for images, 1 for rows of a table."""
 
-    def in_front_of(self, model: nn.Module) -> nn.Module:
-        """The layer and the model as one."""
-        return nn.Sequential(Normalise(self.mean, self.std, self.n_dims), model)
-
 
 @dataclass(frozen=True)
 class OnnxModel:
@@ -191,7 +187,9 @@ class WithWeights:
 
 
 def _normalised(model: nn.Module, normalise: NormaliseLayer | None) -> nn.Module:
-    return model if normalise is None else normalise.in_front_of(model)
+    if normalise is None:
+        return model
+    return nn.Sequential(Normalise(normalise.mean, normalise.std, normalise.n_dims), model)
 
 
 def _file_hash(path: Path) -> str:

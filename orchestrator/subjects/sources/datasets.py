@@ -81,8 +81,7 @@ class Cifar10(DatasetFolder):
 
     def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide; the official test set becomes repair and test."""
-        images, labels, origin = _cifar10(data_root)
-        pools = {part: Pool(ArraySamples(images[part]), labels[part]) for part in images}
+        _, pools, origin = _cifar10(data_root, self.folder)
         return assemble(pools, self.plan, f"CIFAR10, {origin}", limit)
 
 
@@ -96,37 +95,35 @@ class SkewedCifar10(DatasetFolder):
 
     def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read, divide and give the images their forms; a limit counts images before that."""
-        images, labels, origin = _cifar10(data_root)
-        pools = {part: Pool(ArraySamples(images[part]), labels[part]) for part in images}
+        images, pools, origin = _cifar10(data_root, self.folder)
         return assemble_skewed(pools, images, self.plan, 10, f"CIFAR10S of CIFAR10, {origin}", self.skew, limit)
 
 
-def _cifar10(
-    data_root: DataRoot | None,
-) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, npt.NDArray[np.int64]], str]:
-    """Images (N, 3, 32, 32) and labels of train and test, and which files they came from."""
+_Cifar = tuple[dict[str, npt.NDArray[np.uint8]], dict[str, Pool], str]
+"""Images (N, 3, 32, 32) of train and test, the same with their labels, and which files they came from."""
+
+
+def _cifar10(data_root: DataRoot | None, name: str) -> _Cifar:
     wanted = "the folder cifar-10-batches-py, or train*.parquet and test*.parquet with image bytes,"
-    folder = dataset_folder(data_root, "cifar10", wanted)
+    folder = dataset_folder(data_root, name, wanted)
     if (folder / "cifar-10-batches-py").is_dir():
         return _cifar10_batches(folder)
-    images, labels, used = {}, {}, []
+    images, pools, used = {}, {}, []
     for part in ("train", "test"):
         paths = sorted(path for path in folder.glob(f"{part}*.parquet") if "jpeg" not in path.name)
         if not paths:
             raise UserError(f"There is no {part}*.parquet in {folder}; put {wanted} there.")
         rows = read_parquet(paths, None, "label")
         images[part] = _array(rows, ImageFormat((3, 32, 32)))
-        labels[part] = rows.labels
+        pools[part] = Pool(ArraySamples(images[part]), rows.labels)
         used += [path.name for path in paths]
-    return images, labels, ", ".join(used)
+    return images, pools, ", ".join(used)
 
 
-def _cifar10_batches(
-    folder: Path,
-) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, npt.NDArray[np.int64]], str]:
+def _cifar10_batches(folder: Path) -> _Cifar:
     from torchvision.datasets import CIFAR10
 
-    images, labels = {}, {}
+    images, pools = {}, {}
     for part in ("train", "test"):
         try:
             # The batches are pickles; torchvision opens them only if their checksums are the published ones.
@@ -137,8 +134,8 @@ def _cifar10_batches(
                 "get cifar-10-python.tar.gz again and unpack it there."
             ) from error
         images[part] = np.ascontiguousarray(np.moveaxis(dataset.data, 3, 1))
-        labels[part] = np.array(dataset.targets, dtype=np.int64)
-    return images, labels, "python batches"
+        pools[part] = Pool(ArraySamples(images[part]), np.array(dataset.targets, dtype=np.int64))
+    return images, pools, "python batches"
 
 
 def _array(rows: ParquetRows, form: ImageFormat) -> npt.NDArray[np.uint8]:
