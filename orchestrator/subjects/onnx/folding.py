@@ -54,41 +54,49 @@ def fold(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> list[Ar
     Raises:
         ModelImportError: the result would be far larger than the inputs, so a few bytes could fill the memory.
     """
-    op = node.op_type
-    repeated = any(array is not None and is_repeated(array) for array in inputs)
+    op, arrays = node.op_type, [array for array in inputs if array is not None]
+    repeated = any(map(is_repeated, arrays))
+    if op == "Range" and arrays[1] == BATCH and arrays[2] == 1:
+        # The numbers of the samples, by which exporters spell out strides: that of the first stands for all, and
+        # the comparison with onnxruntime notices where it doesn't.
+        return [np.broadcast_to(arrays[0].reshape(1), (BATCH,))]
     if op == "Shape" or (repeated and op in _VIEWS) or not (repeated or op in _BY_SAMPLE):
         return _run(node, inputs, opset)
     if repeated and op not in _ELEMENTWISE | _BY_SAMPLE:
-        raise ModelImportError(
-            f"operator {op} (node {node.name!r}) computes with a constant that is repeated for every sample of the "
-            "batch, which is not supported; compute it once in the model and store it as a buffer"
-        )
+        raise _Repeated(node)
     single = [None if array is None else for_one_sample(array) for array in inputs]
     if op in ("ConstantOfShape", "Expand", "Reshape", "Tile"):  # the last input is, or scales, the shape
         single[-1] = np.where(single[-1] == BATCH, 1, single[-1])
     results = _run(node, single, opset)
-    return [np.broadcast_to(result, _repeated_shape(node, inputs, result)) for result in results]
+    return [np.broadcast_to(result, _repeated_shape(node, arrays, result)) for result in results]
 
 
-def _repeated_shape(node: NodeProto, inputs: Sequence[Array | None], result: Array) -> tuple[int, ...]:
+class _Repeated(ModelImportError):
+    def __init__(self, node: NodeProto) -> None:
+        super().__init__(
+            f"operator {node.op_type} (node {node.name!r}) computes with a constant that is repeated for every sample "
+            "of the batch, which is not supported; compute it once in the model and store it as a buffer"
+        )
+
+
+def _repeated_shape(node: NodeProto, arrays: Sequence[Array], result: Array) -> tuple[int, ...]:
     """Return the shape of a result that was computed for one sample, with `BATCH` where it is to be repeated."""
-    arrays = [array for array in inputs if array is not None]
     shapes = [array.shape for array in arrays]
-    asked = tuple(int(extent) for extent in arrays[-1].reshape(-1)[: result.ndim]) if arrays else ()
     match node.op_type:
-        case "ConstantOfShape":
-            shapes = [asked]
-        case "Expand":
-            shapes = [shapes[0], asked]
+        case "ConstantOfShape" | "Expand":
+            shapes[-1] = _integers(arrays[-1])
         case "Tile":
-            shapes = [tuple(extent * by for extent, by in zip(shapes[0], asked, strict=True))]
+            shapes = [tuple(extent * by for extent, by in zip(shapes[0], _integers(arrays[1]), strict=True))]
         case "Reshape":
+            if not is_repeated(arrays[0]):
+                return result.shape
             # Only the leading extent can stay the batch; -1 and 0 stand for it too.
-            keeps = is_repeated(arrays[0]) and result.shape[:1] == (1,) and asked[0] in (BATCH, 0, -1)
-            return (BATCH, *result.shape[1:]) if keeps else result.shape
+            if result.shape[:1] != (1,) or _integers(arrays[1])[0] not in (BATCH, 0, -1):
+                raise _Repeated(node)
+            return (BATCH, *result.shape[1:])
         case "CumSum":
-            if shapes[0][int(arrays[1].reshape(-1)[0])] == BATCH:
-                raise ModelImportError(f"operator CumSum (node {node.name!r}) adds up over the batch; sum in a sample")
+            if shapes[0][_integers(arrays[1])[0]] == BATCH:
+                raise _Repeated(node)
             shapes = shapes[:1]
         case "Concat":
             return tuple(
@@ -96,6 +104,10 @@ def _repeated_shape(node: NodeProto, inputs: Sequence[Array | None], result: Arr
                 for axis, extent in enumerate(result.shape)
             )
     return np.broadcast_shapes(*(shape for shape in shapes if BATCH in shape), result.shape)
+
+
+def _integers(array: Array) -> tuple[int, ...]:
+    return tuple(int(value) for value in array.reshape(-1))
 
 
 def _run(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> list[Array]:
@@ -127,13 +139,12 @@ def _grown_elements(node: NodeProto, inputs: Sequence[Array | None]) -> int:
     arrays = [array for array in inputs if array is not None]
     match node.op_type:
         case "ConstantOfShape":
-            return math.prod(int(extent) for extent in arrays[0].reshape(-1))
+            return math.prod(_integers(arrays[0]))
         case "Expand":
-            wanted = tuple(int(extent) for extent in arrays[1].reshape(-1))
             # Not broadcast_shapes: it refuses extents beyond a C integer with an error of its own.
-            return math.prod(max(extent, 1) for extent in wanted) * arrays[0].size
+            return math.prod(max(extent, 1) for extent in _integers(arrays[1])) * arrays[0].size
         case "Tile":
-            return math.prod(int(by) for by in arrays[1].reshape(-1)) * arrays[0].size
+            return math.prod(_integers(arrays[1])) * arrays[0].size
         case "Range":
             start, limit, step = (float(array.reshape(-1)[0]) for array in arrays)
             return math.ceil(max(limit - start, start - limit) / max(abs(step), 1e-30))

@@ -44,6 +44,8 @@ def _reshape_target(call: Call, source: tuple[int, ...]) -> tuple[int, ...]:
     if not call.attribute("allowzero", 0):
         wanted = [source[axis] if extent == 0 else extent for axis, extent in enumerate(wanted)]
     total = math.prod(source)
+    if wanted[:1] == [BATCH] and source[:1] == (1,) and total % BATCH:
+        wanted[0] = 1  # one for all samples, which broadcasts
     # Where the leading extent is the frozen batch, or nothing else can be the batch, it stands for the batch.
     frozen = bool(wanted) and source[0] == BATCH and not any(extent % BATCH == 0 for extent in wanted)
     if frozen and (wanted[0] == call.fixed_batch or (-1 not in wanted and math.prod(wanted[1:]) * BATCH == total)):
@@ -198,23 +200,21 @@ def gather(call: Call) -> Activation:
     """Gather by constant indices."""
     source, indices = call.plain(0), call.tensor(1)
     axis = call.attribute("axis", 0) % len(source.shape)
-    if source.shape[axis] == BATCH:
-        call.refuse("picks samples out of the batch; a sample's result must not depend on the others")
-    if is_repeated(indices):
+    if source.shape[axis] % BATCH == 0:
+        # What all samples have in a row, indexed for each: how torch.as_strided is exported.
+        if len(source.shape) > 1 or indices.shape[:1] != (BATCH,):
+            call.refuse("picks samples out of the batch; a sample's result must not depend on the others")
+        source = call.builder.function(torch.reshape, source, (-1, source.shape[0] // BATCH))
+        indices, axis = for_one_sample(indices)[0], 1
+    elif is_repeated(indices):
         call.refuse("picks by indices that are repeated for every sample of the batch; pick by the same ones for all")
     indices = np.where(indices < 0, indices + source.shape[axis], indices)
     if indices.ndim == 0:
         return call.builder.function(torch.select, source, axis, int(indices))
-    picked = call.builder.function(
-        torch.index_select,
-        source,
-        axis,
-        call.builder.constant(indices.reshape(-1).astype(np.int64), call.node.input[1]),
-    )
-    if indices.ndim == 1:
-        return picked
+    chosen = call.builder.constant(indices.reshape(-1).astype(np.int64), call.node.input[1])
+    picked = call.builder.function(torch.index_select, source, axis, chosen)
     goal = (*source.shape[:axis], *indices.shape, *source.shape[axis + 1 :])
-    return call.builder.function(torch.reshape, picked, free_batch(goal))
+    return picked if indices.ndim == 1 else call.builder.function(torch.reshape, picked, free_batch(goal))
 
 
 @rule("GatherND")
