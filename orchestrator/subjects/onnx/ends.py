@@ -55,13 +55,15 @@ def choose_output(graph: GraphProto, wanted: str | None) -> None:
 
 
 def needed(graph: GraphProto, end: str) -> list[NodeProto]:
-    """Return the nodes that a value depends on, in order."""
-    wanted, nodes = {end}, []
-    for node in reversed(graph.node):
-        if wanted & set(node.output):
-            wanted.update(_reads(node))
-            nodes.append(node)
-    return nodes[::-1]
+    """Return the nodes that a value depends on, in the order of the file."""
+    producers = {output: index for index, node in enumerate(graph.node) for output in node.output}
+    kept, todo = set[int](), [end]
+    while todo:
+        index = producers.get(todo.pop())
+        if index is not None and index not in kept:
+            kept.add(index)
+            todo.extend(_reads(graph.node[index]))
+    return [graph.node[index] for index in sorted(kept)]
 
 
 def _reads(node: NodeProto) -> Iterable[str]:
@@ -115,9 +117,10 @@ def declared_input(graph: GraphProto, given: Sequence[int] | None) -> Declared:
         fills = [given[1], given[2], given[0]] if channels_last else list(given)
     filled = tuple(extent or fill for extent, fill in zip(sample, fills, strict=True))
     if not all(filled):
+        readable = str(tuple(extent or "open" for extent in (batch, *filled))).replace("'", "")
         raise ModelImportError(
-            f"input {name!r} leaves more than the batch open in its shape; say which size is meant, by data of that "
-            "size or as input_shape, or export it with fixed image or array sizes"
+            f"input {name!r} leaves more than the batch open in its shape {readable}; give data of the size that it "
+            "is meant for (input_shape in Python), or export it with fixed image or array sizes"
         )
     return Declared(name, batch, tuple(extent for extent in filled if extent), channels_last)
 

@@ -161,7 +161,7 @@ class GraphBuilder:
             return value
         if (moved := _moved_ones(source, target)) is not None:
             return self.transpose(value, moved)
-        batch_first = source[0] == BATCH and value.axes[0] == 0
+        batch_first = len(source) > 1 and source[0] == BATCH and value.axes[0] == 0
         if batch_first and len(target) == 2 and target[0] == BATCH and value.columns is None:
             flat = self.module(nn.Flatten(), value, path())
             rest = [axis - 1 for axis in value.axes[1:]]

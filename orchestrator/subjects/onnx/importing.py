@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -89,7 +89,23 @@ class ImportedModel:
         Raises:
             ModelImportError: they differ, though they didn't on random inputs.
         """
-        return _parity(self.original, self.model, batches, " on the subject's own inputs")
+        measured = _parity(self.original, self.model, batches, " on the subject's own inputs")
+        return replace(measured, reader="onnx2torch" if self.second_reader else "fixstudy", notes=self._sentences())
+
+    def _sentences(self) -> tuple[str, ...]:
+        sentences = []
+        if self.cut:
+            sentences.append(f"What the import changed: {'; '.join(self.cut)}.")
+        if self.second_reader:
+            sentences.append(
+                f"The operators {', '.join(self.second_reader)} were read by onnx2torch: their weights are trained "
+                "with the others, but approaches that change single layers or neurons don't know them as layers."
+            )
+        if self.out_of_reach:
+            sentences.append(
+                f"No gradient reaches {', '.join(self.out_of_reach)}, so training leaves them as they are."
+            )
+        return tuple(sentences)
 
 
 def load_onnx(

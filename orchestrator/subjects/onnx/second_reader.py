@@ -8,7 +8,6 @@ floats among them become parameters. onnxruntime has the last word, as on every 
 from __future__ import annotations
 
 import onnx
-import onnx2torch
 import torch
 from onnx import ModelProto
 from torch import fx, nn
@@ -35,6 +34,8 @@ def read(call: Call) -> list[Value]:
     Raises:
         NotImplementedError: it can't read it either.
     """
+    import onnx2torch  # seldom needed, and slow to load
+
     module = _trainable(onnx2torch.convert(_alone(call)))
     sources = [call.plain(index) for index, value in enumerate(call.inputs) if isinstance(value, Activation)]
     results = call.builder.modules(module, sources, call.path(call.node.op_type.lower()))
