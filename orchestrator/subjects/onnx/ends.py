@@ -46,7 +46,8 @@ def choose_output(graph: GraphProto, wanted: str | None) -> None:
     nodes = needed(graph, wanted)
     kept = {name for node in nodes for name in node.input} | {wanted}
     outputs = [item for item in graph.output if item.name == wanted]
-    inputs = [item for item in graph.input if item.name in kept]
+    # A graph that reads none is broken, which the checker says better.
+    inputs = [item for item in graph.input if item.name in kept] or list(graph.input)
     stored = [item for item in graph.initializer if item.name in kept]
     for field, values in (("node", nodes), ("output", outputs), ("input", inputs), ("initializer", stored)):
         if len(values) != len(getattr(graph, field)):

@@ -40,7 +40,7 @@ from orchestrator.subjects.onnx.operators import (
 from orchestrator.subjects.onnx.parity import OnnxRunner, OriginalFile, ParityError, random_batches, stamp_for_runtime
 from orchestrator.subjects.onnx.rules import RULES, Call
 from orchestrator.subjects.onnx.safety import ModelImportError, UnsupportedOperator, read_model
-from orchestrator.subjects.onnx.second_reader import READABLE, check, read
+from orchestrator.subjects.onnx.second_reader import READABLE, check_samples_apart, read
 from orchestrator.subjects.parity import Parity
 
 __all__ = ["ImportedModel", "ModelImportError", "load_onnx"]
@@ -63,7 +63,6 @@ class ImportedModel:
         sha256: hex digest of the file, followed by its external data if it has some.
         cut: what was canonicalised, in words.
         second_reader: operators that onnx2torch read, with their nodes; no approach knows them as layers.
-        out_of_reach: names of weights that no gradient reaches, because of those operators.
         parity_max_difference: largest |difference| to onnxruntime over random inputs in [0, 1], of what the file
             puts out (probabilities if it ends in a Softmax).
         original: the file, to be compared with on other inputs.
@@ -76,7 +75,6 @@ class ImportedModel:
     sha256: str
     cut: tuple[str, ...]
     second_reader: tuple[str, ...]
-    out_of_reach: tuple[str, ...]
     parity_max_difference: float
     original: OriginalFile = field(repr=False)
 
@@ -100,10 +98,6 @@ class ImportedModel:
             sentences.append(
                 f"The operators {', '.join(self.second_reader)} were read by onnx2torch: their weights are trained "
                 "with the others, but approaches that change single layers or neurons don't know them as layers."
-            )
-        if self.out_of_reach:
-            sentences.append(
-                f"No gradient reaches {', '.join(self.out_of_reach)}, so training leaves them as they are."
             )
         return tuple(sentences)
 
@@ -171,6 +165,8 @@ def _import(proto: ModelProto, digest: str, output: str | None, input_shape: tup
     shape = declared.sample
     if declared.channels_last:
         shape = (shape[2], shape[0], shape[1])
+    if second:
+        check_samples_apart(model, shape)
     file = _original_file(original, proto, declared, finish)
     return ImportedModel(
         model=model,
@@ -180,7 +176,6 @@ def _import(proto: ModelProto, digest: str, output: str | None, input_shape: tup
         sha256=digest,
         cut=tuple(dict.fromkeys(notes)),
         second_reader=tuple(second),
-        out_of_reach=check(model, shape) if second else (),
         parity_max_difference=_parity(file, model, random_batches(shape), "").max_difference,
         original=file,
     )
@@ -304,7 +299,7 @@ def _by_rule(call: Call) -> Value | list[Value]:
             raise
         try:
             return read(call)
-        except NotImplementedError:
+        except (NotImplementedError, AssertionError):
             raise ModelImportError(f"{error}; onnx2torch, the second reader, can't read it either") from None
 
 
