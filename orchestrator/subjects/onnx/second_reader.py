@@ -19,7 +19,7 @@ from orchestrator.subjects.onnx.safety import ModelImportError
 
 READABLE = frozenset({
     "Acos", "Asin", "Atan", "AveragePool", "ConvTranspose", "DepthToSpace", "Einsum", "Gemm", "LRN",
-    "LayerNormalization", "MatMul", "Mean", "Pad", "PRelu", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "Resize",
+    "LayerNormalization", "MatMul", "Mean", "Pad", "ReduceL1", "ReduceLogSum", "ReduceSumSquare", "Resize",
     "Sum", "Tan",
 })  # fmt: skip
 """Operators that are handed on where there is no rule for them, or not for this use of them.
@@ -37,8 +37,12 @@ def read(call: Call) -> list[Value]:
     import onnx2torch  # seldom needed, and slow to load
 
     module = _trainable(onnx2torch.convert(_alone(call)))
-    sources = [call.plain(index) for index, value in enumerate(call.inputs) if isinstance(value, Activation)]
-    results = call.builder.modules(module, sources, call.path(call.node.op_type.lower()))
+    sources = {
+        name: call.plain(index)
+        for index, name in enumerate(call.node.input)
+        if isinstance(call.inputs[index], Activation)
+    }
+    results = call.builder.modules(module, list(sources.values()), call.path(call.node.op_type.lower()))
     call.second.append(f"{call.node.op_type} (node {call.node.name!r})")
     return list[Value](results)
 

@@ -76,10 +76,7 @@ def test_norms(tmp_path: Path, opset: int) -> None:
     ]
     shapes = {"groups": np.array([0, 2, -1]), "back": np.array([-1, 4, 6, 5])}
     model = imported(tmp_path, nodes, opset, scale=normal(4, 1, 1) + 1, shift=normal(4, 1, 1), **shapes, **channels)
-    assert sorted(value.numel() for value in model.model.parameters() if value.ndim < 4 and value.numel() < 600) == [
-        4,
-        4,
-    ]
+    assert [value.numel() for value in model.model.parameters()].count(4) == 2
     if opset == 21:
         group = helper.make_node("GroupNormalization", ["c", "s", "b"], ["o"], num_groups=2)
         kinds = [type(module) for module in imported(tmp_path, [group], opset, **channels).model.modules()]
@@ -175,7 +172,6 @@ def test_a_class_token_follows_the_batch(tmp_path: Path, how: str) -> None:
         ("Sum", ["c", "c", "field"], {}),
         ("Mean", ["c", "field"], {}),
         ("ReduceL1", ["c"], {"axes": [1]}),
-        ("PRelu", ["c", "field"], {}),
         ("Atan", ["c"], {}),
     ],
 )
