@@ -3,7 +3,10 @@
 import warnings
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 
@@ -56,3 +59,24 @@ def export(model: nn.Module, path: Path, opset: int, *, dynamo: bool, fold: bool
                 input_names=["x"],
                 dynamic_axes={"x": {0: "batch"}},
             )
+
+
+def build(path: Path, nodes: list, weights: dict[str, np.ndarray], shape: list, classes: int, opset: int = 17) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "hand_made",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [shape[0], classes])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def run(path: Path, batch: np.ndarray) -> np.ndarray:
+    return onnxruntime.InferenceSession(path.read_bytes()).run(None, {"x": batch})[0]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32) / 4

@@ -24,6 +24,7 @@ SMALL = {
     "analysis_scale": (["--rows", "1e5", "--limit", "60"], r"\(the report\)"),
     "model_level": (["--repeats", "1"], "MODE: inner states"),
     "neuron_level": (["--repeats", "1", "--population", "4", "--generations", "1"], "whole repair, first version"),
+    "onnx_reach": (["mobilenet_v3_small"], r"mobilenet_v3_small, dynamo \| loads \| fixstudy"),
     "makespan": (["--gpus", "1", "2"], "1.1 held on all 256"),
 }
 """Arguments by name, and a pattern of what is printed."""

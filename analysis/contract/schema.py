@@ -89,6 +89,11 @@ _SUBJECTS = (
         "float64",
         "largest |difference| of what the file puts out: probabilities if it ends in a Softmax, else logits",
     ),
+    Column(
+        "onnx_reader",
+        "string",
+        "fixstudy, or onnx2torch where that read some operators of the ONNX file; null when it wasn't imported",
+    ),
     Column("description", "string", "where data and model come from"),
 )
 

@@ -337,6 +337,8 @@ def _parity(subject: Subject) -> Iterator[Finding]:
             f"The imported model and its file in onnxruntime predict the same class for {parity.n_same_class} of "
             f"{parity.n_inputs} valid samples; their outputs differ by at most {parity.max_difference:.1e}.",
         )
+        for sentence in parity.notes:
+            yield Finding("note", "import", sentence)
 
 
 def _missing_normalisation(model: nn.Module, valid: Split, task: Classification) -> Iterator[Finding]:

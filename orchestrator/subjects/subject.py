@@ -140,6 +140,10 @@ class Parity:
     """Largest |difference| of what the file puts out: probabilities where it ends in a Softmax, else logits."""
     n_same_class: int
     """Inputs for which both predict the same class."""
+    reader: str = "fixstudy"
+    """Who read the file: fixstudy, or onnx2torch where some operators are read by that."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What the import changed, and what approaches can't reach, in sentences."""
 
 
 class ModelSource(Protocol):

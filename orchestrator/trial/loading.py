@@ -147,4 +147,5 @@ def _parity_columns(subject: Subject) -> dict[str, Any]:
         "parity_inputs": subject.parity.n_inputs,
         "parity_same_class": subject.parity.n_same_class,
         "parity_max_difference": subject.parity.max_difference,
+        "onnx_reader": subject.parity.reader,
     }

@@ -98,21 +98,34 @@ class GraphBuilder:
 
     def module(self, module: nn.Module, source: Activation, path: str) -> Activation:
         """Append a call of ``module`` on ``source``, in the layout of the node; the result is plain."""
+        return self.modules(module, (source,), path)[0]
+
+    def modules(self, module: nn.Module, sources: Sequence[Activation], path: str) -> list[Activation]:
+        """Append a call of a module that may have several inputs and outputs."""
         module.eval()
         state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         meta = {name: tensor.to("meta") for name, tensor in state.items()}
         with torch.no_grad():
-            result = torch.func.functional_call(module, meta, (_probe(source),))
+            result = torch.func.functional_call(module, meta, tuple(map(_probe, sources)))
         _add_submodule(self.root, path, module)
         self.has_weights |= any(True for _ in module.parameters())
-        return self._activation(self.graph.call_module(path, (source.node,)), result)
+        return self._activations(self.graph.call_module(path, tuple(source.node for source in sources)), result)
 
     def function(self, function: Callable[..., Any], *arguments: Any) -> Activation:
         """Append a call of ``function``, with activations (also in a tuple) in the layout of their nodes."""
         with torch.no_grad():
             result = function(*_replace(arguments, _probe))
-        node = self.graph.call_function(function, _replace(arguments, operator.attrgetter("node")))
-        return self._activation(node, result)
+        return self._activation(
+            self.graph.call_function(function, _replace(arguments, operator.attrgetter("node"))), result
+        )
+
+    def functions(self, function: Callable[..., Any], *arguments: Any) -> list[Activation]:
+        """Append a call of a ``function`` that returns a tuple, and return its items."""
+        with torch.no_grad():
+            result = function(*_replace(arguments, _probe))
+        return self._activations(
+            self.graph.call_function(function, _replace(arguments, operator.attrgetter("node"))), result
+        )
 
     def constant(self, values: Array, name: str, *, trainable: bool = False) -> Activation:
         """Append a constant: a parameter if trainable, else a buffer."""
@@ -148,15 +161,14 @@ class GraphBuilder:
             return value
         if (moved := _moved_ones(source, target)) is not None:
             return self.transpose(value, moved)
-        batch_first = source[0] == BATCH and value.axes[0] == 0
+        batch_first = len(source) > 1 and source[0] == BATCH and value.axes[0] == 0
         if batch_first and len(target) == 2 and target[0] == BATCH and value.columns is None:
             flat = self.module(nn.Flatten(), value, path())
             rest = [axis - 1 for axis in value.axes[1:]]
             columns = np.arange(flat.shape[1]).reshape(value.shape[1:]).transpose(rest).reshape(-1)
             in_order = bool((columns[:-1] < columns[1:]).all())
             return Activation(flat.node, flat.shape, flat.axes, None if in_order else columns)
-        free = tuple(-1 if extent % BATCH == 0 else extent for extent in target)
-        return self.function(torch.reshape, self.plain(value), free)
+        return self.function(torch.reshape, self.plain(value), free_batch(target))
 
     def constant_in_layout(self, values: Array, value: Activation) -> Array:
         """Bring a constant that is to be broadcast against the ONNX value into the layout of its node."""
@@ -176,16 +188,22 @@ class GraphBuilder:
         module.eval()
         return module
 
+    def _activations(self, node: fx.Node, result: Any) -> list[Activation]:
+        if isinstance(result, torch.Tensor):
+            return [self._activation(node, result)]
+        return [
+            self._activation(self.graph.call_function(operator.getitem, (node, index)), item)
+            for index, item in enumerate(result)
+        ]
+
     @staticmethod
-    def _activation(node: fx.Node, result: Any) -> Activation:
-        if not isinstance(result, torch.Tensor):  # a tuple, as of torch.split: its items are taken one by one
-            return Activation(node, (), ())
+    def _activation(node: fx.Node, result: torch.Tensor) -> Activation:
         if result.numel() // BATCH > _MAX_ACTIVATION:
             raise ModelImportError(
                 f"an activation of shape {tuple(result.shape[1:])} a sample is too large; give a smaller model"
             )
         shape = tuple(result.shape)
-        return Activation(node, shape, tuple(range(len(shape))))
+        return Activation(node, shape, tuple(range(len(shape))), dtype=result.dtype)
 
 
 class ModulePaths:
@@ -239,6 +257,11 @@ def to_tensor(values: Array) -> torch.Tensor:
     if values.dtype.kind == "f":
         values = values.astype(np.float32)
     return torch.from_numpy(np.array(values, order="C"))
+
+
+def free_batch(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape for ``torch.reshape``, with -1 for the extent that depends on the batch."""
+    return tuple(-1 if extent % BATCH == 0 else extent for extent in shape)
 
 
 def reorder_columns(values: Array, columns: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Rules for ONNX operators with weights, windows or a non-linearity: they become ``torch.nn`` modules."""
+"""Rules for ONNX operators with weights or windows: they become ``torch.nn`` modules."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from orchestrator.subjects.onnx.rules import Call, rule
 
 _CONVOLUTIONS: dict[int, Callable[..., Any]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_INSTANCE_NORMS = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 _MAX_POOLS = {3: nn.MaxPool1d, 4: nn.MaxPool2d, 5: nn.MaxPool3d}
 _AVERAGE_POOLS = {3: nn.AvgPool1d, 4: nn.AvgPool2d, 5: nn.AvgPool3d}
 _GLOBAL_AVERAGE_POOLS = {3: nn.AdaptiveAvgPool1d, 4: nn.AdaptiveAvgPool2d, 5: nn.AdaptiveAvgPool3d}
@@ -62,7 +63,7 @@ def convolution(call: Call) -> Activation:
 def gemm(call: Call) -> Activation:
     """Gemm with a stored matrix: a dense layer."""
     if call.attribute("transA", 0):
-        call.refuse("transposes its input; export the dense layer without transA")
+        call.unsupported("transposes its input; export the dense layer without transA")
     matrix = call.weight(1) * np.float32(call.attribute("alpha", 1.0))
     bias = call.optional_tensor(2)
     if not call.attribute("transB", 0):
@@ -75,12 +76,12 @@ def gemm(call: Call) -> Activation:
 @rule("MatMul")
 def matrix_product(call: Call) -> Activation:
     """MatMul: a dense layer, or a product of two activations."""
-    if isinstance(call.inputs[0], Activation) and isinstance(call.inputs[1], Activation):
-        return call.builder.function(torch.matmul, call.plain(0), call.plain(1))
-    matrix = call.weight(1)
-    if matrix.ndim != 2:
-        call.refuse(f"multiplies by a constant of shape {matrix.shape}; only matrices become dense layers")
-    return _linear(call, call.lazy(0), matrix.T, None)
+    if isinstance(call.inputs[0], Activation) and not isinstance(call.inputs[1], Activation):
+        matrix = call.weight(1, for_every_sample=True)
+        if matrix.ndim == 2:
+            return _linear(call, call.lazy(0), matrix.T, None)
+    factors = (call.operand(0), call.operand(1))
+    return call.builder.function(torch.matmul, *factors)
 
 
 def _linear(call: Call, source: Activation, weight: Array, bias: Array | None) -> Activation:
@@ -129,12 +130,39 @@ def layer_normalization(call: Call) -> Activation:
     source, scale, shift = call.plain(0), call.weight(1), call.optional_tensor(2)
     axis = call.attribute("axis", -1) % len(source.shape)
     if source.shape[axis:] != scale.shape:
-        call.refuse(f"scales by a constant of shape {scale.shape}; only a scale per normalised value is supported")
+        call.unsupported(f"scales by a constant of shape {scale.shape}; only a scale per normalised value is supported")
     layer = nn.LayerNorm(list(scale.shape), eps=call.attribute("epsilon", 1e-5), bias=shift is not None, device="meta")
     layer.weight = _parameter(scale)
     if shift is not None:
         layer.bias = _parameter(shift)
     return call.module(layer, source, "layer_norm", weight=1)
+
+
+@rule("InstanceNormalization")
+def instance_normalization(call: Call) -> Activation:
+    """InstanceNormalization: the statistics of each channel of each sample."""
+    source, scale, shift = call.plain(0), call.weight(1), call.weight(2)
+    rank = len(source.shape)
+    if rank not in _INSTANCE_NORMS:
+        call.unsupported(f"normalises a value of {rank} dimensions; three to five are supported")
+    # torch writes a group norm as this and a scale behind it: there is nothing to learn here then.
+    learned = bool((scale != 1).any() or shift.any())
+    layer = _INSTANCE_NORMS[rank](len(scale), eps=call.attribute("epsilon", 1e-5), affine=learned, device="meta")
+    if learned:
+        layer.weight, layer.bias = _parameter(scale), _parameter(shift)
+    return call.module(layer, source, "instance_norm", weight=1)
+
+
+@rule("GroupNormalization")
+def group_normalization(call: Call) -> Activation:
+    """GroupNormalization, with a scale per channel as of opset 21, or per group as before."""
+    source, scale, shift = call.plain(0), call.weight(1), call.weight(2)
+    groups, channels = call.attribute("num_groups", 1), source.shape[1]
+    if call.opset < 21:
+        scale, shift = (np.repeat(values, channels // groups) for values in (scale, shift))
+    layer = nn.GroupNorm(groups, channels, eps=call.attribute("epsilon", 1e-5), device="meta")
+    layer.weight, layer.bias = _parameter(scale), _parameter(shift)
+    return call.module(layer, source, "group_norm", weight=1)
 
 
 @rule("PRelu")
@@ -144,7 +172,7 @@ def prelu(call: Call) -> Activation:
     channels, rank = slope.size, len(source.shape)
     aligned = (1,) * (rank - slope.ndim) + slope.shape
     if channels > 1 and aligned != (1, channels, *[1] * (rank - 2)):
-        call.refuse(f"has a slope of shape {slope.shape}; only one slope, or one a channel, is supported")
+        call.unsupported(f"has a slope of shape {slope.shape}; only one slope, or one a channel, is supported")
     layer = nn.PReLU(channels, device="meta")
     layer.weight = _parameter(slope.reshape(-1))
     return call.module(layer, source, "prelu", weight=1)
@@ -170,7 +198,7 @@ def average_pool(call: Call) -> Activation:
     source = call.plain(0)
     kernel, stride, dilation = _window(call, source)
     if any(step != 1 for step in dilation):
-        call.refuse("has a dilated window, which torch's average pooling doesn't have; use another pooling")
+        call.unsupported("has a dilated window, which torch's average pooling doesn't have; use another pooling")
     counts_padding = bool(call.attribute("count_include_pad", 0))
     ceil = bool(call.attribute("ceil_mode", 0))
     pool = _AVERAGE_POOLS[len(source.shape)]
@@ -253,73 +281,6 @@ def _padding(
     return (small, large) if mode == "SAME_UPPER" else (large, small)
 
 
-# Non-linearities: they keep whatever layout their input has.
-
-
-_POINTWISE: dict[str, Callable[[Call], nn.Module]] = {
-    "Dropout": lambda call: nn.Dropout(_dropout_probability(call)),
-    "Elu": lambda call: nn.ELU(call.attribute("alpha", 1.0)),
-    "Gelu": lambda call: nn.GELU(approximate=call.attribute("approximate", b"none").decode()),
-    "HardSwish": lambda call: nn.Hardswish(),
-    "LeakyRelu": lambda call: nn.LeakyReLU(call.attribute("alpha", 0.01)),
-    "Relu": lambda call: nn.ReLU(),
-    "Sigmoid": lambda call: nn.Sigmoid(),
-    "Softplus": lambda call: nn.Softplus(),
-    "Tanh": lambda call: nn.Tanh(),
-}
-
-
-@rule(*_POINTWISE)
-def pointwise(call: Call) -> Activation:
-    """A layer that treats every value alike."""
-    return _pointwise(call, _POINTWISE[call.node.op_type](call))
-
-
-def _dropout_probability(call: Call) -> float:
-    ratio = call.optional_tensor(1)
-    # Rounded, since ONNX stores it as float32 and torch shows it.
-    return round(float(call.attribute("ratio", 0.5) if ratio is None else ratio.item()), 6)
-
-
-@rule("Clip")
-def clip(call: Call) -> Activation:
-    """Clip: ReLU6, ReLU or a clamp."""
-    if call.opset < 11:
-        low, high = call.attribute("min", None), call.attribute("max", None)
-    else:
-        low, high = (None if bound is None else bound.item() for bound in map(call.optional_tensor, (1, 2)))
-    # An exporter that has no bound writes the largest float.
-    low = None if low is None or low <= np.finfo(np.float32).min else float(low)
-    high = None if high is None or high >= np.finfo(np.float32).max else float(high)
-    match low, high:
-        case None, None:
-            return call.lazy(0)
-        case 0.0, 6.0:
-            return _pointwise(call, nn.ReLU6())
-        case 0.0, None:
-            return _pointwise(call, nn.ReLU())
-        case float(), float():
-            return _pointwise(call, nn.Hardtanh(low, high))
-    return call.in_layout_of(call.lazy(0), call.builder.function(torch.clamp, call.lazy(0), low, high))
-
-
-@rule("Softmax", "LogSoftmax")
-def softmax(call: Call) -> Activation:
-    """Softmax or LogSoftmax inside the network."""
-    source = call.lazy(0)
-    rank = len(source.shape)
-    axis = call.attribute("axis", 1 if call.opset < 13 else -1) % rank
-    if call.opset < 13 and axis != rank - 1:
-        call.refuse("normalises over several axes at once, as before opset 13; export it with opset_version=17")
-    layer = (nn.Softmax if call.node.op_type == "Softmax" else nn.LogSoftmax)(dim=source.axes[axis])
-    return _pointwise(call, layer)
-
-
-def _pointwise(call: Call, layer: nn.Module) -> Activation:
-    source = call.lazy(0)
-    return call.in_layout_of(source, call.module(layer, source, call.node.op_type.lower()))
-
-
 @rule("Resize")
 def resize(call: Call) -> Activation:
     """Resize by nearest neighbour and whole factors, where every convention of rounding agrees."""
@@ -328,7 +289,9 @@ def resize(call: Call) -> Activation:
     factors = [new / old for new, old in zip(goal, source.shape[2:], strict=True)]
     kind = call.attribute("mode", b"nearest")
     if len(source.shape) != 4 or kind != b"nearest" or any(factor < 1 or factor % 1 for factor in factors):
-        call.refuse("resizes other than by nearest neighbour and whole factors; resize the images before the model")
+        call.unsupported(
+            "resizes other than by nearest neighbour and whole factors; resize the images before the model"
+        )
     layer = nn.Upsample(scale_factor=(factors[0], factors[1]), mode="nearest")
     return call.module(layer, source, "upsample")
 

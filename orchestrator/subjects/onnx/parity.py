@@ -110,6 +110,8 @@ class OriginalFile:
             with torch.no_grad():
                 logits = model(batch)
             given = (logits if self.tail is None else self.tail(logits)).numpy()
+            if expected.shape[1] == 1:  # the probability of the second of two classes
+                given, expected = np.hstack([1 - given, given]), np.hstack([1 - expected, expected])
             largest = max(largest, difference(given, expected))
             n_inputs += len(batch)
             n_same += int((given.argmax(axis=1) == expected.argmax(axis=1)).sum())

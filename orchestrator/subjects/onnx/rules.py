@@ -15,8 +15,9 @@ import onnx
 from onnx import NodeProto
 from torch import nn
 
+from orchestrator.subjects.onnx.folding import for_one_sample, is_repeated
 from orchestrator.subjects.onnx.graph import Activation, Array, GraphBuilder, Value
-from orchestrator.subjects.onnx.safety import ModelImportError
+from orchestrator.subjects.onnx.safety import ModelImportError, UnsupportedOperator
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Call:
         fixed_batch: the batch size the file is frozen to, None if its batch is dynamic.
         only_use: whether nothing but this node uses the value that input 0 is a view of.
         notes: what was canonicalised, for the record.
+        second: the operators that the second reader read.
     """
 
     node: NodeProto
@@ -40,6 +42,7 @@ class Call:
     fixed_batch: int | None
     only_use: bool
     notes: list[str] = field(default_factory=list)
+    second: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in self.node.attribute}
@@ -52,7 +55,7 @@ class Call:
         """Return an input that depends on the model's input, in whatever layout it has."""
         value = self.inputs[index]
         if not isinstance(value, Activation):
-            self.refuse("works on a constant where the data should be; export the model with constant folding")
+            self.unsupported("works on a constant where the data should be; swap its inputs")
         return value
 
     def plain(self, index: int) -> Activation:
@@ -73,9 +76,19 @@ class Call:
             self.refuse(f"lacks its input number {index + 1}; export the model again")
         return value
 
-    def weight(self, index: int) -> Array:
-        """Return a constant input that must be there and be a number a weight, as float32."""
+    def weight(self, index: int, *, for_every_sample: bool = False) -> Array:
+        """Return a constant input that must be there and be a number a weight, as float32.
+
+        ``for_every_sample``: of one that is repeated over the batch, what a sample has of it, with extent 1.
+        """
         value = self.tensor(index)
+        if is_repeated(value):
+            if not for_every_sample:
+                self.refuse(
+                    "uses a constant that is repeated for every sample of the batch in a way that isn't supported; "
+                    "store what a sample needs as a buffer of the model"
+                )
+            value = for_one_sample(value)
         if value.dtype.kind != "f":
             self.refuse(f"has weights of type {value.dtype}; export the float32 model")
         return value.astype(np.float32)
@@ -87,6 +100,13 @@ class Call:
             return None if values is None else [int(value) for value in values]
         tensor = self.optional_tensor(index)
         return None if tensor is None else [int(value) for value in tensor.reshape(-1)]
+
+    def operand(self, index: int) -> Activation:
+        """Return an input as an activation in the layout of ONNX; a constant becomes one, learned behind weights."""
+        if isinstance(self.inputs[index], Activation):
+            return self.plain(index)
+        values = self.weight(index, for_every_sample=True)
+        return self.builder.constant(values, self.node.input[index], trainable=self.builder.has_weights)
 
     def path(self, kind: str, weight: int | None = None, *, beside: bool = False) -> str:
         """Return the path of a new module, after the weight at input ``weight`` if that has a torch name."""
@@ -105,6 +125,10 @@ class Call:
     def refuse(self, reason: str) -> NoReturn:
         """Raise the sentence that says where ``reason`` is the case."""
         raise ModelImportError(f"operator {self.node.op_type} (node {self.node.name!r}) {reason}")
+
+    def unsupported(self, reason: str) -> NoReturn:
+        """Raise the sentence that says what of an operator this reader lacks; another may have it."""
+        raise UnsupportedOperator(f"operator {self.node.op_type} (node {self.node.name!r}) {reason}")
 
 
 Rule = Callable[[Call], Value | list[Value]]

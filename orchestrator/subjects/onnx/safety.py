@@ -1,8 +1,8 @@
 """Reading an ONNX file that nobody vouches for.
 
 A model file is untrusted input. Everything here happens before any tensor is handed to a library that acts on
-it: the size of the file, what its tensors claim to hold, where their external data lies, how far its functions
-expand and which operators it names. What comes out is one self-contained ``ModelProto``.
+it: the size of the file, what its tensors claim to hold and where their external data lies. What comes out is one
+self-contained ``ModelProto``, whose operators `onnx.operators` looks at.
 """
 
 from __future__ import annotations
@@ -11,25 +11,17 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import onnx
-import onnx.inliner
-from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped]
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from onnx import AttributeProto, GraphProto, ModelProto, SparseTensorProto, TensorProto
 
 from analysis.contract.errors import UserError
-
-OLDEST_OPSET = 9
-"""Older files use operators with other meanings (BatchNormalization's ``spatial``, Dropout's ``mask``)."""
-
-_MAX_NODES = 200_000
-_MAX_CALL_DEPTH = 32
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 
 # Element types whose values can be read back one by one; the rest (4 and 8 bit floats, packed integers, complex
 # numbers) only occur in quantised or non-classifier models.
@@ -48,7 +40,6 @@ _ITEM_BYTES: dict[int, int] = {
     TensorProto.UINT32: 4,
     TensorProto.UINT64: 8,
 }
-_Signature = tuple[str, str, str]
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
@@ -56,21 +47,24 @@ class ModelImportError(UserError):
     """A model file that can't be imported faithfully: what is wrong, where, and what to do about it."""
 
 
-def read_model(path: Path, *, supported: Collection[str], max_bytes: int) -> tuple[ModelProto, str]:
+class UnsupportedOperator(ModelImportError):
+    """What is wrong is that there is no rule for an operator, or for this use of it; another reader may have one."""
+
+
+def read_model(path: Path, max_bytes: int) -> tuple[ModelProto, str]:
     """Read and check an ONNX file; return it self-contained, with the SHA-256 of what was read.
 
     Args:
         path: the ``.onnx`` file. External data is accepted from plain files in the same folder only.
-        supported: operator types of the default domain that the caller can deal with.
         max_bytes: upper bound of the file and its external data together, in bytes.
 
     Returns:
-        The model without external data, functions or training information, not yet known to be well-formed
-        (`check_with_onnx`), and the hex digest over the bytes of the file followed by those of its external files in
-        order of their names (for a file without external data: what ``sha256sum`` prints).
+        The model without external data or training information, not yet known to be well-formed, and the hex digest
+        over the bytes of the file followed by those of its external files in order of their names (for a file without
+        external data: what ``sha256sum`` prints).
 
     Raises:
-        ModelImportError: the file is too large, damaged, unsafe, or uses something that isn't supported.
+        ModelImportError: the file is too large, damaged or unsafe.
 
     Source: the rules are those of onnx's ``docs/ExternalDataSecurity.md`` with the exceptions closed, since its
     checks were bypassed several times (CVE-2022-25882, CVE-2026-27489, CVE-2026-34447).
@@ -94,15 +88,7 @@ def read_model(path: Path, *, supported: Collection[str], max_bytes: int) -> tup
     for tensor in tensors:
         _check_content(tensor)
 
-    _check_opset(model)
-    model = _inline_functions(model)
-    _check_operators(model.graph, supported)
     return model, digest.hexdigest()
-
-
-def opset_of(model: ModelProto) -> int:
-    """Return the version of the default operator domain."""
-    return max((entry.version for entry in model.opset_import if entry.domain in _DEFAULT_DOMAINS), default=0)
 
 
 def _read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -298,104 +284,3 @@ def _read_range(file: BinaryIO, location: str, entries: dict[str, str], tensor: 
         )
     file.seek(offset)
     return file.read(length)
-
-
-# Opsets, functions, operators.
-
-
-def _check_opset(model: ModelProto) -> None:
-    opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
-        raise ModelImportError(
-            f"it uses opset {opset}, and opsets {OLDEST_OPSET} to {newest} are supported; "
-            "export it with opset_version=17"
-        )
-
-
-def _inline_functions(model: ModelProto) -> ModelProto:
-    if not model.functions:
-        return model
-    # Functions that call functions ten times each would fill the memory after a few levels, so count before.
-    expanded = _count_expanded(model.graph.node, {_signature(f): f for f in model.functions}, {}, 0)
-    if expanded > _MAX_NODES:
-        raise ModelImportError(
-            f"its functions expand to more than {_MAX_NODES:,} operators; export the model without functions"
-        )
-    try:
-        inlined: ModelProto = onnx.inliner.inline_local_functions(model)
-    except (RuntimeError, ValueError) as error:
-        raise ModelImportError(
-            f"its functions can't be inlined ({_first_line(error)}); export the model without functions"
-        ) from None
-    return inlined
-
-
-def _signature(item: FunctionProto | NodeProto) -> _Signature:
-    return item.domain, item.name if isinstance(item, FunctionProto) else item.op_type, item.overload
-
-
-def _count_expanded(
-    nodes: Iterable[NodeProto],
-    functions: dict[_Signature, FunctionProto],
-    known: dict[_Signature, int],
-    depth: int,
-) -> int:
-    if depth > _MAX_CALL_DEPTH:
-        raise ModelImportError("its functions call each other without end; export the model without functions")
-    total = 0
-    for node in nodes:
-        signature = _signature(node)
-        if signature in functions and signature not in known:
-            known[signature] = _count_expanded(functions[signature].node, functions, known, depth + 1)
-        total += known.get(signature, 1)
-    return total
-
-
-def _check_operators(graph: GraphProto, supported: Collection[str]) -> None:
-    if len(graph.node) > _MAX_NODES:
-        raise ModelImportError(
-            f"it has {len(graph.node):,} operators, more than the limit of {_MAX_NODES:,}; give a smaller model"
-        )
-    if graph.sparse_initializer:
-        name = graph.sparse_initializer[0].values.name
-        raise ModelImportError(f"initialiser {name!r} is sparse, which is not supported; export it as dense weights")
-    first: dict[str, str] = {}
-    for node in graph.node:
-        known = node.domain in _DEFAULT_DOMAINS and node.op_type in supported
-        if not known:
-            kind = node.op_type if node.domain in _DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}"
-            first.setdefault(kind, node.name or (node.output[0] if node.output else ""))
-    if not first:
-        return
-    listed = ", ".join(f"{kind} (node {name!r})" for kind, name in sorted(first.items()))
-    if any("quantize" in kind.lower() or "QLinear" in kind or kind.endswith("Integer") for kind in first):
-        raise ModelImportError(
-            f"it is quantised, and quantised weights can't be fixed: {listed}; export the float32 model instead"
-        )
-    plural = "s" if len(first) > 1 else ""
-    raise ModelImportError(
-        f"it uses unsupported operator{plural} {listed}; export it as a plain classifier with opset_version=17"
-    )
-
-
-def check_with_onnx(model: ModelProto) -> None:
-    """Run onnx's own checker with full shape inference over a model that `read_model` let pass.
-
-    Raises:
-        ModelImportError: the graph is malformed.
-    """
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        message = _first_line(error)
-        if "topological" in str(error):
-            message = "its operators form a cycle or are out of order: " + message
-        raise ModelImportError(f"the onnx checker refuses it ({message}); export the model again") from None
-    except (ValueError, EncodeError):
-        raise ModelImportError(
-            "with its external data it is larger than the 2 GiB an ONNX message can hold; give a smaller model"
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")[:300]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.own.references import Function
 from orchestrator.subjects.subject import PARITY_INPUTS, ModelSource, Parity
+
+if TYPE_CHECKING:
+    from orchestrator.subjects.onnx.importing import ImportedModel
 
 _PARITY_BATCH = 50
 
@@ -35,6 +39,10 @@ class OnnxModel:
 
     path: Path
     normalise: NormaliseLayer | None = None
+    output: str | None = None
+    """Name of the output with the scores, for a file with several."""
+    input_shape: tuple[int, ...] | None = None
+    """Of a sample, for a file that leaves its size open."""
 
     @property
     def trains(self) -> bool:
@@ -47,9 +55,7 @@ class OnnxModel:
         Raises:
             ModelImportError: it can't be imported faithfully.
         """
-        from orchestrator.subjects.onnx.importing import load_onnx
-
-        return _normalised(load_onnx(self.path).model, self.normalise)
+        return _normalised(self._imported().model, self.normalise)
 
     def parity(self, split: Split) -> Parity:
         """Hold the imported model against the file on the first inputs of a split, behind the normalisation.
@@ -57,16 +63,20 @@ class OnnxModel:
         Raises:
             ModelImportError: it can't be imported, or gives other outputs than the file.
         """
-        from orchestrator.subjects.onnx.importing import load_onnx
-
         some = split.select(torch.arange(min(len(split), PARITY_INPUTS)))
         prepare = _normalised(nn.Identity(), self.normalise)
         with torch.no_grad():
-            return load_onnx(self.path).parity(prepare(batch.inputs) for batch in some.batches(_PARITY_BATCH))
+            return self._imported().parity(prepare(batch.inputs) for batch in some.batches(_PARITY_BATCH))
 
     def identity(self) -> str:
         """Hash of the file and the normalisation; weights outside the file are in the subject's fingerprint."""
-        return f"onnx/{_file_hash(self.path)}/{self.normalise}"
+        named = "" if self.output is None else f"/{self.output}"
+        return f"onnx/{_file_hash(self.path)}/{self.normalise}{named}"
+
+    def _imported(self) -> "ImportedModel":
+        from orchestrator.subjects.onnx.importing import load_onnx
+
+        return load_onnx(self.path, output=self.output, input_shape=self.input_shape)
 
     def files(self) -> Sequence[Path]:
         """The ONNX file."""

@@ -146,6 +146,8 @@ def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> Mo
                 )
         normalise = NormaliseLayer(tuple(own.normalise.mean), tuple(own.normalise.std), len(shape))
     if isinstance(own.model, Function):
+        if own.output is not None:
+            raise UserError(f"The model of {own.name} is no ONNX file, whose outputs 'output' names; drop 'output'.")
         given = None if own.weights is None else _existing(base_dir, own.weights, own.name)
         return FactoryModel(own.model.located(base_dir), json.dumps(own.arguments, sort_keys=True), given, normalise)
     path = _existing(base_dir, own.model, own.name)
@@ -156,7 +158,7 @@ def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> Mo
         )
     if own.weights is not None:
         raise UserError(f"The model of {own.name} is an ONNX file, which has its weights; drop 'weights'.")
-    return OnnxModel(path, normalise)
+    return OnnxModel(path, normalise, own.output, shape)
 
 
 def _n_outputs(own: OwnSubject, model: ModelSource, shape: tuple[int, ...]) -> int:

@@ -85,6 +85,8 @@ class OwnSubject(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: Annotated[Reference, _read_by(reference)] | None = None
     """An ``.onnx`` file, or ``package.module:factory``."""
+    output: str | None = None
+    """The output of an ``.onnx`` file with the scores of the classes, where it has several."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Of the factory."""
     weights: Annotated[LocalFile, _read_by(LocalFile)] | None = None

@@ -6,37 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from onnx_networks import SmallNet, export
+from onnx import helper
+from onnx_networks import SmallNet, build, export, normal, run
 from torch import nn
 
 from orchestrator.subjects.onnx.importing import load_onnx
 
 NEWEST = onnx.defs.onnx_opset_version()
-
-
-def build(path: Path, nodes: list, weights: dict[str, np.ndarray], shape: list, classes: int, opset: int = 17) -> Path:
-    graph = helper.make_graph(
-        nodes,
-        "hand_made",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [shape[0], classes])],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def run(path: Path, batch: np.ndarray) -> np.ndarray:
-    return onnxruntime.InferenceSession(path.read_bytes()).run(None, {"x": batch})[0]
-
-
-def normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32) / 4
 
 
 # Both exporters of torch, old opsets and new.

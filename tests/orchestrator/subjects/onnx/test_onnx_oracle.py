@@ -1,4 +1,4 @@
-"""An independent reading of the same files, onnx2torch, must give the same logits where it can read them."""
+"""Independent readings of the same files, onnx2torch and onnx2pytorch, must give the same logits where they can."""
 
 from pathlib import Path
 
@@ -53,3 +53,29 @@ def test_two_readers_agree_on_tensorflows_lenet5(name: str, reference_root: Path
     # What our own import is for: the dense weights can be trained.
     assert sum(value.numel() for value in ours.parameters()) == 29_450
     assert sum(value.numel() for value in theirs.parameters()) < 29_450
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18, 20])
+def test_a_third_reader_agrees(tmp_path: Path, opset: int) -> None:
+    """onnx2pytorch also knows opsets that onnx2torch doesn't, but no batch norm that was kept as in training."""
+    onnx2pytorch = pytest.importorskip("onnx2pytorch")
+    path = tmp_path / "m.onnx"
+    export(trained_like(SmallNet()), path, opset, dynamo=False, fold=True)
+    ours, theirs = load_onnx(path).model, onnx2pytorch.ConvertModel(onnx.load(path)).eval()
+    pixels = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert (ours(pixels) - theirs(pixels)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["cntk_mnist_opset7", "cntk_mnist_opset8", "mesonet_sigmoid", "vit_class_token"])
+def test_a_third_reader_agrees_on_real_files(data_root: Path, name: str) -> None:
+    onnx2pytorch = pytest.importorskip("onnx2pytorch")
+    path = data_root / "onnx" / f"{name}.onnx"
+    imported = load_onnx(path)
+    theirs = onnx2pytorch.ConvertModel(onnx.load(path)).eval()
+    for batch in torch.rand(2, 1, *imported.input_shape):
+        with torch.no_grad():
+            fed = batch.permute(0, 2, 3, 1) if imported.original.channels_last else batch
+            given, expected = imported.model(batch), theirs(fed)
+            given = given if imported.original.tail is None else imported.original.tail(given)
+        assert (given - expected).abs().max() < 1e-4
