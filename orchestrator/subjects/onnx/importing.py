@@ -28,7 +28,7 @@ from orchestrator.subjects.onnx import layers as _layers  # noqa: F401
 from orchestrator.subjects.onnx import moving as _moving  # noqa: F401
 from orchestrator.subjects.onnx import pointwise as _pointwise  # noqa: F401
 from orchestrator.subjects.onnx.ends import Declared, Ending, choose_output, declared_input, find_ending, needed
-from orchestrator.subjects.onnx.folding import FOLDABLE, fold, for_one_sample
+from orchestrator.subjects.onnx.folding import FOLDABLE, fold
 from orchestrator.subjects.onnx.graph import BATCH, Activation, GraphBuilder, ModulePaths, Value
 from orchestrator.subjects.onnx.operators import (
     check_operators,
@@ -273,12 +273,13 @@ def _apply(call: Call) -> list[Value]:
     try:
         if not any(isinstance(value, Activation) for value in call.inputs):
             if node.op_type == "Identity":
-                return [call.tensor(0)]
+                return list(call.inputs[:1])  # as it is, repeated or not
             if node.op_type in FOLDABLE:
-                return list(fold(node, [call.optional_tensor(i) for i in range(len(call.inputs))], call.opset))
+                return list(
+                    fold(node, [value for value in call.inputs if not isinstance(value, Activation)], call.opset)
+                )
             if node.op_type in _LIFTED:
-                values = for_one_sample(call.tensor(0))
-                call.inputs[0] = call.builder.constant(values, node.input[0])
+                call.inputs[0] = call.builder.constant(call.sample_tensor(0), node.input[0])
         result = _by_rule(call)
     # The boundary to a file that nobody vouches for: attributes and shapes that passed the checker but contradict
     # each other surface as one of these, wherever a rule or torch trips over them.

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from orchestrator.subjects.onnx.folding import for_one_sample, is_repeated
 from orchestrator.subjects.onnx.graph import BATCH, Activation, Array, Value, free_batch
 from orchestrator.subjects.onnx.rules import Call, rule
 
@@ -157,8 +156,7 @@ def tile(call: Call) -> Activation:
 @rule("Where")
 def where(call: Call) -> Activation:
     """Where by a constant condition."""
-    condition = call.tensor(0)
-    mask = call.builder.constant(for_one_sample(condition), call.node.input[0])
+    mask = call.builder.constant(call.sample_tensor(0), call.node.input[0])
     return call.builder.function(torch.where, mask, call.operand(1), call.operand(2))
 
 
@@ -198,16 +196,16 @@ def cut_slice(call: Call) -> Activation:
 @rule("Gather")
 def gather(call: Call) -> Activation:
     """Gather by constant indices."""
-    source, indices = call.plain(0), call.tensor(1)
+    source, given = call.plain(0), call.inputs[1]
     axis = call.attribute("axis", 0) % len(source.shape)
     if source.shape[axis] % BATCH == 0:
         # What all samples have in a row, indexed for each: how torch.as_strided is exported.
-        if len(source.shape) > 1 or indices.shape[:1] != (BATCH,):
+        if len(source.shape) > 1 or not isinstance(given, np.ndarray) or given.shape[:1] != (BATCH,):
             call.refuse("picks samples out of the batch; a sample's result must not depend on the others")
         source = call.builder.function(torch.reshape, source, (-1, source.shape[0] // BATCH))
-        indices, axis = for_one_sample(indices)[0], 1
-    elif is_repeated(indices):
-        call.refuse("picks by indices that are repeated for every sample of the batch; pick by the same ones for all")
+        indices, axis = call.sample_tensor(1)[0], 1
+    else:
+        indices = call.tensor(1)
     indices = np.where(indices < 0, indices + source.shape[axis], indices)
     if indices.ndim == 0:
         return call.builder.function(torch.select, source, axis, int(indices))

@@ -67,6 +67,11 @@ class Call:
         value = self.inputs[index] if index < len(self.inputs) else None
         if isinstance(value, Activation):
             self.refuse(f"computes its input {self.node.input[index]!r} from the data; it must be a constant")
+        if value is not None and is_repeated(value):
+            self.refuse(
+                "uses a constant that is repeated for every sample of the batch in a way that isn't supported; store "
+                "what a sample needs as a buffer of the model"
+            )
         return value
 
     def tensor(self, index: int) -> Array:
@@ -76,19 +81,17 @@ class Call:
             self.refuse(f"lacks its input number {index + 1}; export the model again")
         return value
 
+    def sample_tensor(self, index: int) -> Array:
+        """Return a constant input; of one that is repeated over the batch what a sample has of it, with extent 1."""
+        value = self.inputs[index]
+        return for_one_sample(value) if isinstance(value, np.ndarray) else self.tensor(index)
+
     def weight(self, index: int, *, for_every_sample: bool = False) -> Array:
         """Return a constant input that must be there and be a number a weight, as float32.
 
-        ``for_every_sample``: of one that is repeated over the batch, what a sample has of it, with extent 1.
+        ``for_every_sample``: it may be one that is repeated over the batch, see `sample_tensor`.
         """
-        value = self.tensor(index)
-        if is_repeated(value):
-            if not for_every_sample:
-                self.refuse(
-                    "uses a constant that is repeated for every sample of the batch in a way that isn't supported; "
-                    "store what a sample needs as a buffer of the model"
-                )
-            value = for_one_sample(value)
+        value = self.sample_tensor(index) if for_every_sample else self.tensor(index)
         if value.dtype.kind != "f":
             self.refuse(f"has weights of type {value.dtype}; export the float32 model")
         return value.astype(np.float32)
