@@ -335,7 +335,5 @@ def _expect_end(case: FixerCase, moment: float) -> None:
     """A fix ends where its deadline passes after a share of its checks."""
     # The end of a run is a check of our own.
     stop_at = max(1, round(moment * (case.run.pace.checks - 1)))
-    with case.expect_error(
-        DeadlineExceededError, "goes on after its deadline; let problem.report's exception pass"
-    ):
+    with case.expect_error(DeadlineExceededError, "goes on after its deadline; let problem.report's exception pass"):
         make_run(case.instance, case.bench, stop_at=stop_at)

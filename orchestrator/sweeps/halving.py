@@ -128,7 +128,13 @@ class HalvingSweep(Sweep):
 
     def _verdict(self, spec: TrialSpec, best: TrialSpec, objective: Objective, front: Sequence[str]) -> str:
         if self._level(spec) < self._level(best) and self.results[spec.trial_id].is_acceptable:
-            rung = self._rungs[self._level(spec)]
-            way = "went on from" if spec.trial_id in self._promoted else "was left behind at"
-            return f"{way} {self._effort} = {rung}"
+            level = self._level(spec)
+            way = "went on from" if self._went_on(spec) else "was left behind at"
+            return f"{way} {self._effort} = {self._rungs[level]}"
         return super()._verdict(spec, best, objective, front)
+
+    def _went_on(self, spec: TrialSpec) -> bool:
+        # Not whether it was promoted: a promotion that was ready when the time was up never ran.
+        setting, above = self._setting_of[spec.trial_id], self._on_rung[self._level(spec) + 1]
+        ran = [other.trial_id for other in above if other is not None and other.trial_id in self.results]
+        return any(self._setting_of[trial_id] == setting for trial_id in ran)

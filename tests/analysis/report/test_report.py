@@ -22,14 +22,14 @@ from analysis import statistics
 from analysis.contract.errors import UserError
 from analysis.findings import advise as advise_module
 from analysis.findings import cells, words
-from analysis.findings import find as findings_module
 from analysis.findings.find import find
 from analysis.findings.samples import Samples
 from analysis.report import as_json, content, latex, markdown, plots, report
 from analysis.report.compare import compare
 from analysis.report.page import render_html
-from analysis.report.sections import efficiency
+from analysis.report.plots.trade_off import _POSITIONS
 from analysis.report.sections.cells import identifier
+from analysis.report.sections.efficiency import _cut_off, _measured, _repaired_per_hour, _timed
 from analysis.statistics.bootstrap import Flips
 from analysis.statistics.paired import Interval
 
@@ -241,13 +241,13 @@ def test_predictions_that_contradict_their_row_are_not_used(write_study, tmp_pat
 
 
 def test_ranks_of_the_report_equal_the_query(write_study, tmp_path):
-    from analysis.report.sections import comparison as comparisons
+    from analysis.report.sections.comparison import _scores
 
     outcomes = {("care", "digits", seed): "FAILURE" for seed in (0, 1)}
     with analysis.open(write_study(tmp_path / "s", outcomes=outcomes).folder) as con:
         findings = find(con)
         rows = analysis.run(con, "rank_groups").to_pylist()
-    scores = comparisons._scores(findings, findings.subjects, "repair_rate")
+    scores = _scores(findings, findings.subjects, "repair_rate")
     for policy, compute, column in [
         ("own", statistics.own_cells, "mean_relative_rank"),
         ("complete", statistics.complete_cases, "mean_rank"),
@@ -317,7 +317,7 @@ def test_times_of_the_page_are_those_of_the_query(study, findings):
         rows = {(r["subject"], r["fixer"]): r for r in analysis.run(con, "efficiency").to_pylist()}
     for cell in findings.cells:
         if cell.is_ok:
-            found = efficiency._repaired_per_hour(cell)
+            found = _repaired_per_hour(cell)
             assert found == pytest.approx(rows[cell.subject, cell.fixer]["repaired_per_hour"])
 
 
@@ -330,7 +330,7 @@ def test_fixes_that_did_not_end_have_no_time_but_those_cut_off_have(write_study,
     with analysis.open(made.folder) as con:
         subject = find(con).subject("digits")
     assert all(run.fix_seconds for cell in subject.cells for run in cell.runs)
-    timed = efficiency._timed(subject)
+    timed = _timed(subject)
     assert {cell.fixer for cell in subject.cells} - {cell.fixer for cell in timed} == {"apricot"}
     assert timed[-1].fixer == "arachne", "nobody knows how long it would have taken"
 
@@ -350,14 +350,14 @@ def test_times_and_memory_on_the_page_are_those_of_sql(write_study, tmp_path):
         rows = {row["fixer"]: row for row in analysis.run(con, "efficiency").to_pylist()}
         subject = find(con).subject("digits")
     assert [rows[fixer]["n_timed"] for fixer in fixers] == [4, 5]
-    assert {cell.fixer for cell in efficiency._timed(subject)} == set(fixers)
+    assert {cell.fixer for cell in _timed(subject)} == set(fixers)
     for cell in subject.cells:
-        row, seconds = rows[cell.fixer], efficiency._measured(cell, "fix_seconds")
+        row, seconds = rows[cell.fixer], _measured(cell, "fix_seconds")
         assert len(seconds) == row["n_timed"]
         assert np.median(seconds) == pytest.approx(row["fix_seconds_median"])
         assert (min(seconds), max(seconds)) == (row["fix_seconds_min"], row["fix_seconds_max"])
-        assert max(efficiency._measured(cell, "peak_host_bytes")) == row["peak_host_bytes"]
-        assert efficiency._cut_off(cell) == row["censored_seconds"]
+        assert max(_measured(cell, "peak_host_bytes")) == row["peak_host_bytes"]
+        assert _cut_off(cell) == row["censored_seconds"]
     assert "No fix ended" not in _page(made.folder, tmp_path)
 
 
@@ -383,7 +383,7 @@ def test_every_trial_is_in_the_appendix(study, page):
 def test_the_same_results_give_the_same_bytes(study, page, tmp_path):
     # In another process, where hashes of strings and so the order of sets differ.
     code = (
-        "import sys; from pathlib import Path; from analysis.report import write_report\n"
+        "import sys; from pathlib import Path; from analysis.report.report import write_report\n"
         f"for form in ('html', 'json', 'md'): write_report({str(study.folder)!r}, Path({str(tmp_path)!r}, form), form)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -515,7 +515,7 @@ def test_labels_never_cover_each_other_or_a_point(points):
     spots = [(x, y) for x, y, _ in points]
     labels = [label for *_, label in points]
     placed = plots.place_labels(spots, labels, (-1, 11), (-1, 11), size)
-    offsets = {name: (right, up) for name, right, up in plots._POSITIONS}
+    offsets = {name: (right, up) for name, right, up in _POSITIONS}
     boxes = []
     for (x, y), label, position in zip(spots, labels, placed, strict=True):
         if position is None:
@@ -669,7 +669,7 @@ def test_unknown_formats_and_places_are_refused(study, tmp_path):
 
 
 def test_many_subjects_are_answered_and_some_shown_in_detail(write_study, tmp_path, monkeypatch):
-    monkeypatch.setattr(findings_module, "DETAILED", 2)
+    monkeypatch.setattr(cells, "DETAILED", 2)
     names = ("a", "b", "c", "d-s")
     folder = write_study(tmp_path / "s", subjects=names, seeds=(0,), adapt=2, outcomes={}).folder
     page = _page(folder, tmp_path)
@@ -727,7 +727,7 @@ def test_the_default_target_is_in_the_results_folder(write_study, tmp_path):
 
 def test_a_report_needs_nothing_heavy(study, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from analysis.report import write_report; "
+        "import sys; from pathlib import Path; from analysis.report.report import write_report; "
         f"write_report({str(study.folder)!r}, Path({str(tmp_path / 'r.html')!r})); "
         "bad = {'torch', 'ray', 'pandas', 'scipy.stats', 'plotly.graph_objects', 'statsmodels', 'matplotlib'}; "
         "sys.exit(str(bad & set(sys.modules)) if bad & set(sys.modules) else 0)"

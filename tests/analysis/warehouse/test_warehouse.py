@@ -21,7 +21,7 @@ from analysis.contract.errors import ResultsError
 from analysis.contract.folder import _without_duplicates
 from analysis.contract.schema import COLUMNS, SCHEMAS
 from analysis.findings.find import find
-from analysis.report.sections import outcomes
+from analysis.report.sections.outcomes import _unusable
 from analysis.warehouse import connection
 
 DATASETS = ("trials", "predictions", "curves", "subjects", "test_samples")
@@ -392,7 +392,7 @@ def test_the_reason_of_a_cell_is_of_one_trial_with_its_outcome(tmp_path, endings
     con = analysis.open(study.folder)
     assert con.sql("SELECT outcome, reason_code, reason FROM cells").fetchall() == [said]
     [cell] = find(con).cells
-    assert outcomes._unusable(cell) == next((o for o, code, _ in endings if code == said[1]), "OK")
+    assert _unusable(cell) == next((o for o, code, _ in endings if code == said[1]), "OK")
 
 
 def test_datasets_that_are_not_asked_for_are_not_touched(small):

@@ -127,7 +127,7 @@ def test_fix_prints_before_and_after_and_writes_onnx(fixstudy, tmp_path):
 
 
 def test_fix_refuses_a_target_before_it_fixes(fixstudy, monkeypatch):
-    monkeypatch.setattr("orchestrator.cli.single_model.load", lambda *args, **kwargs: pytest.fail("it began"))
+    monkeypatch.setattr("orchestrator.cli.single_model.load_subject", lambda *args, **kwargs: pytest.fail("it began"))
     done = fixstudy("fix", "--model", "digits", "--fixer", "arachne", "--out", "nowhere/fixed.onnx")
     assert done.returncode == 2
     assert "nowhere, where --out is to go" in done.stderr

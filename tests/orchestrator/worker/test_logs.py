@@ -136,11 +136,11 @@ def test_the_beginning_of_an_id_is_enough_where_it_is_clear(results):
 
 def test_the_command(results, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fixstudy", "logs", results.uri, "abc", "--format", "json"])
-    main.main()
+    main()
     assert json.loads(capsys.readouterr().out)["log_tail"] == ROW["log_tail"]
     monkeypatch.setattr(sys, "argv", ["fixstudy", "logs", results.uri, "zzz"])
     with pytest.raises(SystemExit) as stop:
-        main.main()
+        main()
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
