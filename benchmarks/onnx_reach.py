@@ -102,7 +102,10 @@ def attempt(path: Path, model: nn.Module | None = None) -> tuple[str, ...]:
     except ModelImportError as error:
         return path.name, f"refused: {str(error).removeprefix(f'Cannot import {path.name}: ')}", "", "", ""
     missing = [] if model is None else missing_weights(model, imported.model)
-    reason = f"without weights of the shapes {missing}" if missing else is_usable(imported)
+    lost = (
+        f"loads, but {len(missing)} weights are constants in the file, such as one of {missing[0]}" if missing else ""
+    )
+    reason = lost or is_usable(imported)
     count = sum(value.numel() for value in imported.model.parameters())
     reader = "onnx2torch" if imported.second_reader else "fixstudy"
     return path.name, reason or "loads", reader, f"{imported.parity_max_difference:.0e}", f"{count:,}"

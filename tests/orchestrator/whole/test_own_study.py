@@ -61,7 +61,7 @@ def fixstudy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         monkeypatch.setenv("COLUMNS", "400")
         code: Any = 0
         try:
-            main.main()
+            main()
         except SystemExit as stop:
             code = stop.code or 0
         said = capsys.readouterr()
@@ -73,7 +73,9 @@ def fixstudy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 @pytest.fixture(scope="module")
 def own(ray_address: str, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the study file, with its results in ``results``."""
-    from subjects.factories import convnet
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SUBJECTS)
+        from factories import convnet
 
     folder = tmp_path_factory.mktemp("own")
     np.savez(folder / "shapes.npz", **shapes())

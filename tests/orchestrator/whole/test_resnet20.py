@@ -21,7 +21,7 @@ def test_split_doctor_fix_export(limit, data_root, tmp_path, monkeypatch, capsys
         monkeypatch.setattr(sys, "argv", ["fixstudy", *map(str, arguments)])
         code = 0
         try:
-            main.main()
+            main()
         except SystemExit as stop:
             code = stop.code or 0
         done = capsys.readouterr()
