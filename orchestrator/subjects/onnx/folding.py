@@ -66,7 +66,8 @@ def fold(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> list[Ar
         raise _Repeated(node)
     single = [None if array is None else for_one_sample(array) for array in inputs]
     if op in ("ConstantOfShape", "Expand", "Reshape", "Tile"):  # the last input is, or scales, the shape
-        single[-1] = np.where(single[-1] == BATCH, 1, single[-1])
+        shape = for_one_sample(arrays[-1])
+        single[-1] = np.where(shape == BATCH, 1, shape)
     results = _run(node, single, opset)
     return [np.broadcast_to(result, _repeated_shape(node, arrays, result)) for result in results]
 

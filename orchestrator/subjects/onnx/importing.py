@@ -273,7 +273,7 @@ def _apply(call: Call) -> list[Value]:
     try:
         if not any(isinstance(value, Activation) for value in call.inputs):
             if node.op_type == "Identity":
-                return list(call.inputs[:1])  # as it is, repeated or not
+                return [value for value in call.inputs[:1] if value is not None]  # as it is, repeated or not
             if node.op_type in FOLDABLE:
                 return list(
                     fold(node, [value for value in call.inputs if not isinstance(value, Activation)], call.opset)
