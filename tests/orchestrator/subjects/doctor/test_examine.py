@@ -17,9 +17,11 @@ from analysis.contract.errors import UserError
 from orchestrator.cli.options import Approach, Samples, Source
 from orchestrator.cli.single_model import fix_command
 from orchestrator.storage.store import Store
-from orchestrator.subjects import doctor, weights
+from orchestrator.subjects import weights
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.doctor import Finding, examine
+from orchestrator.subjects.doctor import model as doctor_model
+from orchestrator.subjects.doctor import samples as doctor_samples
 from orchestrator.subjects.originals import prepare
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.streaming import StreamedSplit, image_samples
@@ -27,7 +29,7 @@ from orchestrator.subjects.subject import DataSource, SubjectData
 from orchestrator.trial.loading import load_subject
 
 torch.set_num_threads(1)
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 FRACTIONS = {"train": 0.4, "valid": 0.2, "repair": 0.2, "test": 0.2}
 
 
@@ -131,9 +133,9 @@ def test_data_larger_than_memory_are_looked_at_in_part(tmp_path: Path, monkeypat
     torch.manual_seed(0)
     weights.write_state(tmp_path / "w.safetensors", convnet().state_dict())
     monkeypatch.setattr(image_samples, "__defaults__", (1,))
-    monkeypatch.setattr(doctor, "SAMPLE", 20)
-    monkeypatch.setattr(doctor, "VALUES_AT_ONCE", 8 * 432)
-    monkeypatch.setattr(doctor, "VALUES_JUDGED", 30 * 432)
+    monkeypatch.setattr(doctor_samples, "SAMPLE", 20)
+    monkeypatch.setattr(doctor_samples, "VALUES_AT_ONCE", 8 * 432)
+    monkeypatch.setattr(doctor_samples, "VALUES_JUDGED", 30 * 432)
     decoded: list[int] = []
 
     def counted(split: StreamedSplit, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -342,7 +344,6 @@ def test_approaches_that_cannot_be_applied_say_why(monkeypatch: pytest.MonkeyPat
 
     from fixers import Fixer
     from fixers.requirements import ConsecutiveLinear, Requirement
-    from orchestrator.subjects import doctor
 
     @dataclass(frozen=True)
     class Choosy(Fixer):
@@ -355,7 +356,7 @@ def test_approaches_that_cannot_be_applied_say_why(monkeypatch: pytest.MonkeyPat
         def fix(self, problem: Any) -> Any:
             return problem.new_model()
 
-    monkeypatch.setattr(doctor, "all_fixers", lambda: {"choosy": Choosy})
+    monkeypatch.setattr(doctor_model, "all_fixers", lambda: {"choosy": Choosy})
     assert "unadaptable" not in codes(examine(resolve("digits")), "note")
     finding = found(examine(resolve("digits-s")), "unadaptable")
     assert finding.severity == "note" and finding.message.startswith("choosy (UNADAPTABLE, consecutive_linear): CH")

@@ -1,0 +1,80 @@
+"""What is wrong, or unwise, about a subject, before a study has cost anything."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from analysis.contract.errors import UserError
+from orchestrator.subjects.doctor.data import copies_across, fit, groups, value_range
+from orchestrator.subjects.doctor.findings import Finding, Severity
+from orchestrator.subjects.doctor.model import accuracy, layers, parity, unadaptable
+from orchestrator.subjects.originals import cache_file, prepare
+from orchestrator.subjects.reading.roots import DataRoot
+from orchestrator.subjects.subject import Subject, SubjectDefinition
+
+
+def examine(
+    definition: SubjectDefinition, data_root: DataRoot | None = None, *, cache_dir: Path | None = None
+) -> list[Finding]:
+    """Look at a subject from all sides.
+
+    The original model is looked at where its weights are given or it was trained before; it isn't trained now.
+
+    Args:
+        definition: the subject.
+        data_root: folder of datasets.
+        cache_dir: where trained originals are kept.
+
+    Returns:
+        Findings, errors first. A subject without a flaw that every approach can be applied to has one note, on the
+        accuracy and failures of its original model, and one on how faithfully it was imported where it was.
+    """
+    return sorted(_findings(definition, data_root, cache_dir), key=lambda finding: _ORDER.index(finding.severity))
+
+
+def errors_of_original(subject: Subject) -> list[Finding]:
+    """What is so wrong with the original model on its data that no figure of a fix would mean anything."""
+    return [finding for finding in accuracy(subject) if finding.severity == "error"]
+
+
+_ORDER: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+def _findings(definition: SubjectDefinition, data_root: DataRoot | None, cache_dir: Path | None) -> Iterator[Finding]:
+    try:
+        model = definition.build_model()
+    except UserError as error:
+        yield Finding("error", "model", str(error))
+        return
+    try:
+        # Past the definition's own check, whose complaint is a finding here.
+        data = definition.data.load(data_root, definition.limit)
+    except UserError as error:
+        yield Finding("error", "data", str(error))
+        return
+    fits = True
+    for finding in fit(definition, data):
+        fits = fits and finding.severity != "error"
+        yield finding
+    yield from (Finding("warning", "duplicates", note) for note in data.notes)
+    yield from copies_across(data)
+    yield from value_range(definition, data, model)
+    yield from groups(definition, data)
+    if not fits:
+        return
+    yield from layers(definition, model)
+    yield from unadaptable(definition, data, model)
+    if definition.trains_original and not (cache_dir and cache_file(definition, data, cache_dir).exists()):
+        yield Finding(
+            "note",
+            "not_trained",
+            f"The original model of {definition.name} isn't trained yet, so its accuracy and failures are unknown; "
+            "run fixstudy train with the same argument and examine again.",
+        )
+        return
+    try:
+        subject = prepare(definition, data_root=data_root, cache_dir=cache_dir or Path(), data=data)
+    except UserError as error:
+        yield Finding("error", "weights", str(error))
+        return
+    yield from accuracy(subject)
+    yield from parity(subject)

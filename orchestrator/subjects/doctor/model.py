@@ -1,0 +1,149 @@
+"""Questions about the original model, on its own and on its data."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from fixers import Split, all_fixers
+from fixers.requirements import SubjectFacts
+from fixers.task import Classification
+from orchestrator.subjects.architectures import Normalise
+from orchestrator.subjects.doctor.findings import Finding
+from orchestrator.subjects.doctor.samples import Judged, outputs, some
+from orchestrator.subjects.subject import Subject, SubjectData, SubjectDefinition
+
+FEW_FAILURES = 60
+"""A repair rate over fewer failures says little: its 95 % interval is wider than a quarter."""
+USUAL_NORMALISATIONS = {
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "[-1, 1]": ((0.5,), (0.5,)),
+    "MNIST": ((0.1307,), (0.3081,)),
+}
+REACHABLE = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm)
+"""Layers whose weights approaches of the layer and neuron level change."""
+
+
+def layers(definition: SubjectDefinition, model: nn.Module) -> Iterator[Finding]:
+    """Weights that no approach of the layer and neuron level changes."""
+    facts = SubjectFacts(model, definition.input_shape, definition.n_classes)
+    called = {id(layer.module) for layer in facts.layers}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for name, module in model.named_modules():
+        size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if size == 0:
+            continue
+        share = f"{size / total:.0%}" if size >= 0.005 * total else "less than 1%"
+        if not isinstance(module, REACHABLE):
+            reason = f"is of type {type(module).__name__}"
+        elif id(module) not in called:
+            reason = "takes no part in a forward pass"
+        else:
+            continue
+        yield Finding(
+            "warning",
+            "unreachable_layer",
+            f"'{name or 'the model itself'}', with {share} of the weights, {reason}: approaches "
+            "that change single layers or neurons work on Linear, Conv2d and batch-norm layers and leave it as it is.",
+        )
+
+
+def unadaptable(definition: SubjectDefinition, data: SubjectData, model: nn.Module) -> Iterator[Finding]:
+    """The approaches that can't be applied, and why."""
+    facts = SubjectFacts(
+        model,
+        definition.input_shape,
+        definition.n_classes,
+        data.train_class_counts(),
+        # prepare keeps the history when a study asks for it.
+        has_history=definition.trains_original,
+    )
+    for fixer in all_fixers().values():
+        unmet = fixer.unmet(facts)
+        if unmet is not None:
+            yield Finding("note", "unadaptable", f"{fixer.name} (UNADAPTABLE, {unmet.code}): {unmet.reason}")
+
+
+def accuracy(subject: Subject) -> Iterator[Finding]:
+    """What the original model gets right and wrong."""
+    model, data, definition = subject.model(), subject.data, subject.definition
+    task = Classification(definition.n_classes)
+    judged = {name: Judged.of(model, getattr(data, name), task) for name in ("repair", "test")}
+    repair, test = judged["repair"], judged["test"]
+    rate = 1 - test.n_wrong / test.n
+    yield Finding(
+        "note",
+        "accuracy",
+        f"The original model is right on {rate:.1%} of the test split and has {repair.n_wrong:,} failures among "
+        f"{repair.samples('repair')} and {test.n_wrong:,} among {test.samples('test')}.",
+    )
+    if any(split.n < split.of_n for split in judged.values()):
+        yield Finding(
+            "note",
+            "sampled",
+            "The data are too large to be looked at whole: what is said of the original model is true of the beginning "
+            "of each split, which is a stratified sample of it.",
+        )
+    share = np.bincount(data.test.labels.numpy()).max() / len(data.test)
+    if rate <= share + 0.02:
+        yield Finding(
+            "error",
+            "chance_level",
+            f"The original model is right on {rate:.1%} of the test split, where naming the most frequent class is "
+            f"right on {share:.1%}; check weights, order of classes and normalisation.",
+        )
+    yield from _missing_normalisation(model, data.valid, task)
+    for name, split in judged.items():
+        if split.n_wrong == 0:
+            yield Finding(
+                "error",
+                "no_failures",
+                f"The original model gets all {split.samples(name)} right, so there is nothing to "
+                f"{'fix' if name == 'repair' else 'measure'}; give harder or more samples.",
+            )
+        elif split.n_wrong / split.n * split.of_n < FEW_FAILURES:
+            yield Finding(
+                "warning",
+                "few_failures",
+                f"The {name} split has {split.n_wrong} failures, and repair rates over fewer than {FEW_FAILURES} say "
+                "little; give it more samples.",
+            )
+
+
+def parity(subject: Subject) -> Iterator[Finding]:
+    """How faithfully a model was imported."""
+    if (held := subject.parity) is not None:
+        yield Finding(
+            "note",
+            "parity",
+            f"The imported model and its file in onnxruntime predict the same class for {held.n_same_class} of "
+            f"{held.n_inputs} valid samples; their outputs differ by at most {held.max_difference:.1e}.",
+        )
+        for sentence in held.notes:
+            yield Finding("note", "import", sentence)
+
+
+def _missing_normalisation(model: nn.Module, valid: Split, task: Classification) -> Iterator[Finding]:
+    """Whether the model does much better behind one of the usual normalisations: then it was trained with one."""
+    if len(valid.shape) != 3 or any(isinstance(module, Normalise) for module in model.modules()):
+        return
+    inputs, labels = some(valid)
+    with torch.no_grad():
+        plain = task.score(outputs(model, inputs), labels)
+        scores = {
+            name: task.score(outputs(nn.Sequential(Normalise(*values), model), inputs), labels)
+            for name, values in USUAL_NORMALISATIONS.items()
+            if len(values[0]) in (1, valid.shape[0])
+        }
+    best = max(scores, key=lambda name: scores[name])
+    # Three standard errors of a difference between two rates near one half.
+    if scores[best] > plain + max(0.02, 3 * (0.5 / len(labels)) ** 0.5):
+        mean, std = USUAL_NORMALISATIONS[best]
+        yield Finding(
+            "error",
+            "normalisation",
+            f"The model is right on {plain:.1%} of valid samples as they are, but on {scores[best]:.1%} after the "
+            f"normalisation of {best}; give normalise: {{mean: {list(mean)}, std: {list(std)}}}.",
+        )
