@@ -76,8 +76,18 @@ def nudge(weights: Tensor, thetas: Tensor, signs: Tensor, eta: float) -> Tensor:
 class Apricot(Fixer):
     """Reduced models on subsets of the training set show every failure a direction in weight space.
 
-    Batch by batch of failures: nudge, keep the weights if the valid split says so and put the best ones back if not,
-    then retrain on the whole training set.
+    Batch by batch of failures: nudge, take the nudge back where accuracy on valid falls below that of the weights
+    before it, then retrain on the whole training set. The retrained weights are what the next batch starts from,
+    better or not; the best ones on valid are returned.
+
+    Departures from the public re-implementation:
+
+    - The failures of the repair split nudge; there those of the training set (``fail_source="train"``).
+    - Weights after retraining may be returned as well; there only those after a nudge.
+    - A nudge is held against the weights before it. There it is held against the best nudge so far, and what comes
+      back is an alias of the live weights: those before the nudge.
+    - Each retraining has a new optimiser, whose moments would belong to weights that a nudge has left.
+    - The preset ``study`` ends after 200 epochs of retraining, which are 40 batches: before ``patience`` can act.
 
     Peak memory: N x P floats twice on the CPU (state dicts and one matrix of the N reduced models of P parameters), one
     group of reduced models in training (see ``ensembles.train_together``), four copies of the model.
@@ -158,7 +168,7 @@ class Apricot(Fixer):
             return model
         thetas, wrong = self._reduced_models(problem, failing) if self.nudges else (None, None)
         best = BestWeights(model, problem.score(model, problem.valid))
-        score, waiting, epochs, nudged = best.score, 0, 0, 0
+        score, waiting, epochs, nudged, undone = best.score, 0, 0, 0, 0
         recipe = replace(problem.recipe, batch_size=self.retrain_batch_size)
         order = problem.generator("apricot retraining order")
         batches = _endless_batches(len(failing), self.batch_size, problem.generator("apricot failures"))
@@ -169,14 +179,18 @@ class Apricot(Fixer):
                 signs = directions(~wrong[:, still_wrong].T, self.strategy, self.sign)
                 if len(signs):
                     nudged += len(signs)
-                    _set_weights(model, nudge(_weights(model), thetas, signs, self.eta))
-                    score = problem.score(model, problem.valid)
-            if not best.offer(model, score) and score < best.score:
-                best.restore(model)
-                score = best.score
+                    before = _weights(model)
+                    _set_weights(model, nudge(before, thetas, signs, self.eta))
+                    score_of_nudge = problem.score(model, problem.valid)
+                    if score_of_nudge < score:
+                        # The nudge alone: the retraining before it is what the next one goes on from.
+                        _set_weights(model, before)
+                        undone += 1
+                    else:
+                        score = score_of_nudge
+                        best.offer(model, score)
             if self.retrain_epochs and number % self.retrain_every == 0:
                 more = min(self.retrain_epochs, self.max_epochs - epochs)
-                # A new optimiser each time: its moments belong to weights that a nudge or a restart has left.
                 rate = self.learning_rate_factor * problem.recipe.learning_rate
                 training.train(
                     model, problem.train, problem, epochs=more, generator=order, recipe=recipe, learning_rate=rate
@@ -188,7 +202,8 @@ class Apricot(Fixer):
             problem.report(number, valid_score=score, best_valid_score=best.score, retraining_epochs=epochs)
             if waiting >= self.patience or epochs >= self.max_epochs:
                 problem.note(
-                    failing=len(failing), batches=number, nudges=nudged, retraining_epochs=epochs,
+                    failing=len(failing), batches=number, nudges=nudged, batches_undone=undone,
+                    retraining_epochs=epochs,
                     stopped_by="patience" if waiting >= self.patience else "max_epochs",
                 )  # fmt: skip
                 break

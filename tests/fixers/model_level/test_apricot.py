@@ -170,33 +170,76 @@ def test_failures_that_are_right_by_now_nudge_nothing(make_problem, monkeypatch)
     assert problem.notes["nudges"] == 0
 
 
-def test_a_worse_nudge_is_taken_back_and_the_best_weights_come_back_unaltered(make_problem, monkeypatch):
-    problem = make_problem()
-    seen = record(problem)
-    trained_from = []
+def undertrained(problem):
+    """The original with noise in its weights, so that training on goes on to improve it."""
+    model = problem.new_model()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=problem.generator("noise")))
+    return model
+
+
+def watch_retraining(monkeypatch, seen):
+    """For each retraining: states scored before it, the weights it starts from and those it ends with."""
+    runs = []
     train = training.train
 
     def spy(model, *arguments, **options):
-        trained_from.append((len(seen), copy.deepcopy(model.state_dict())))
-        return train(model, *arguments, **options)
+        start = copy.deepcopy(model.state_dict())
+        result = train(model, *arguments, **options)
+        runs.append((len(seen), start, copy.deepcopy(model.state_dict())))
+        return result
 
+    # Reduced models are trained before.
+    monkeypatch.setattr(training, "train", spy)
+    return runs
+
+
+def nudges_kept_and_undone(runs, seen):
+    """Positions in ``seen`` of the nudges that retraining went on from, and of those that were taken back."""
+    kept, undone = [], []
+    standing_score, standing = seen[0]
+    for scored, start, end in runs:
+        at = scored - 1
+        nudged_score, nudged = seen[at]
+        worse = nudged_score < standing_score
+        assert equal(start, standing if worse else nudged)
+        if not equal(nudged, standing):
+            (undone if worse else kept).append(at)
+        standing_score, standing = seen[scored]
+        assert equal(standing, end)
+    return kept, undone
+
+
+def test_a_worse_nudge_is_taken_back_and_the_retraining_before_it_stays(make_problem, monkeypatch):
+    problem = make_problem()
+    seen = record(problem)
     # Nudges of this size destroy the model.
     fixer = dataclasses.replace(QUICK, eta=1.0, patience=6, n_models=2)
     reduced = Apricot._train_reduced(fixer, problem)
     monkeypatch.setattr(Apricot, "_train_reduced", lambda self, problem: reduced)
-    monkeypatch.setattr(training, "train", spy)
+    runs = watch_retraining(monkeypatch, seen)
     fixed = fix(fixer, problem)
-    taken_back = 0
-    for scored, state in trained_from:
-        best_score, best_state = max(seen[:scored], key=lambda item: item[0])
-        last_score, last_state = seen[scored - 1]
-        if last_score < best_score:
-            taken_back += 1
-            assert equal(state, best_state)
-        else:
-            assert equal(state, last_state)
-    assert taken_back >= 4
+    _, undone = nudges_kept_and_undone(runs, seen)
+    assert len(undone) == problem.notes["batches_undone"] >= 4
+    # Retraining went on from itself, also where it wasn't the best so far.
+    assert any(seen[scored][0] < max(score for score, _ in seen[:scored]) for scored, _, _ in runs[:-1])
     assert equal(fixed.state_dict(), max(seen, key=lambda item: item[0])[1])
+
+
+def test_a_nudge_that_does_no_harm_reaches_the_next_retraining_and_the_returned_weights(make_problem, monkeypatch):
+    problem = make_problem(undertrained(make_problem()))
+    seen = record(problem)
+    runs = watch_retraining(monkeypatch, seen)
+    fixer = dataclasses.replace(QUICK, patience=100, max_epochs=8)
+    fixed = fix(fixer, problem)
+    kept, _ = nudges_kept_and_undone(runs, seen)
+    returned = next(i for i, (_, state) in enumerate(seen) if equal(state, fixed.state_dict()))
+    assert kept[0] <= returned
+    # Held against the weights before it, not against the best so far.
+    assert any(seen[at][0] < max(score for score, _ in seen[:at]) for at in kept)
+    without = fix(dataclasses.replace(fixer, nudges=False), make_problem(problem.original))
+    assert not equal(fixed.state_dict(), without.state_dict())
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet"])
@@ -211,14 +254,9 @@ def test_the_result_is_never_worse_on_valid_and_the_original_is_untouched(make_p
 
 def test_retraining_repairs_an_undertrained_model_on_held_out_data(make_problem, digits, lenet):
     """The study's finding: what Apricot gains on a LeNet it gains by training on."""
-    problem = make_problem()
-    undertrained = problem.new_model()
-    with torch.no_grad():
-        for weight in undertrained.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape, generator=problem.generator("noise")))
-    problem = make_problem(undertrained)
+    problem = make_problem(undertrained(make_problem()))
     fixed = fix(QUICK, problem)
-    assert problem.score(fixed, digits["held_out"]) > problem.score(undertrained, digits["held_out"]) + 0.03
+    assert problem.score(fixed, digits["held_out"]) > problem.score(problem.original, digits["held_out"]) + 0.03
 
 
 def test_the_ablation_retrains_without_reduced_models(make_problem, monkeypatch):
