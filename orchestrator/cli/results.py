@@ -112,14 +112,13 @@ def advise(results: str, subject: str, max_nfr: str, max_asr_rise: str, max_time
 
 
 @click.command()
-@click.argument("first")
-@click.argument("second")
+@click.argument("results", nargs=-1, required=True)
 @click.option("--format", "form", type=click.Choice(("md", "json")), default="md", show_default=True)
-def compare(first: str, second: str, form: str) -> None:
-    """Compare two studies, cell by cell."""
+def compare(results: tuple[str, ...], form: str) -> None:
+    """Compare studies, cell by cell: two, or any number with the first one."""
     from analysis.report.compare import compare as ask
 
-    comparison = ask(first, second)
+    comparison = ask(*results)
     show(str(comparison), comparison.to_json(), form)
 
 
