@@ -1,5 +1,6 @@
 """Commands that say what exists."""
 
+import json
 import sys
 
 import click
@@ -41,3 +42,17 @@ def doctor(subject: str, samples: Samples) -> None:
 
     if not doctor_command(subject, samples):
         sys.exit(1)
+
+
+@click.command(short_help="What a study or subject file may say, for editors.")
+@click.argument("file", type=click.Choice(("study", "subject")), default="study")
+@click.option("--plugin", "plugins", multiple=True, metavar="FILE", help="Approaches of your own to know of.")
+@needs_torch
+def schema(file: str, plugins: tuple[str, ...]) -> None:
+    """Print the JSON Schema of study files, or of subject files: editors complete and check them by it."""
+    from fixers.registry import load
+    from orchestrator.study.json_schema import study_schema, subject_schema
+
+    for plugin in plugins:
+        load(plugin)
+    click.echo(json.dumps(study_schema() if file == "study" else subject_schema(), indent=1))

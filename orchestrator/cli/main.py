@@ -18,7 +18,7 @@ for command in (
     studies.run, studies.profile, studies.adapt, studies.submit, studies.plan, results.status, studies.stop,
     results.logs, results.sql, results.report, results.advise, results.compare, results.export,
     results.import_published, models.fix, models.train, catalogue.fixers, catalogue.subjects, catalogue.doctor,
-    authoring.new_fixer, authoring.test_fixer, authoring.test_subject,
+    catalogue.schema, authoring.new_fixer, authoring.test_fixer, authoring.test_subject,
 ):  # fmt: skip
     # In the order of a study, as --help lists them.
     cli.add_command(command)

@@ -5,87 +5,35 @@ from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PrivateAttr,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from analysis.contract.errors import UserError
 from orchestrator.base import units
+from orchestrator.base.fields import Number, Radius, Seconds, Several, Size
 from orchestrator.study import objectives
 
 Location = tuple[int | str, ...]
 Stage = Literal["adapt", "final"]
 
 
-def _seconds(value: object) -> object:
-    # Python takes true for 1.
-    if isinstance(value, (str, bool)):
-        try:
-            return units.seconds(str(value))
-        except UserError:
-            days = units.LONGEST_TIME // 86400
-            raise ValueError(f"must be seconds or a number with s, m, h or d, such as 10m, up to {days}d") from None
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=units.LONGEST_TIME)]
-
-
-def _size(value: object) -> object:
-    if isinstance(value, str):
-        try:
-            return units.size(value)
-        except UserError:
-            raise ValueError("must be bytes or a number with KB, MB, GB, KiB, MiB or GiB, such as 4GiB") from None
-    return value
-
-
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-
-
-def _number(value: object) -> object:
-    if isinstance(value, str):
-        try:
-            return units.number(value)
-        except UserError:
-            raise ValueError("must be a number, such as 0.03, 8/255 or 3%") from None
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-
-
-def _in_pixels(value: float) -> float:
-    if value > 1:
-        raise ValueError(f"is beyond the range of pixels, which are in [0, 1]; {value:g} of 255 is {value:g}/255")
-    return value
-
-
-Radius = Annotated[Number, Field(gt=0, allow_inf_nan=False), AfterValidator(_in_pixels)]
-"""Of an attack, on inputs in [0, 1]."""
-
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, (str, Mapping)) else value
-
-
-Several = BeforeValidator(_listed)
-"""One where a list is meant."""
-
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 """A whole number that a row can hold, and torch takes."""
 MOST_SEEDS: Final = 1_000_000
 """Of a study that gives their number; more is a seed itself, meant as a list."""
+SeedsAsWritten = Annotated[int, Field(ge=1, le=MOST_SEEDS)] | Annotated[list[Seed], Field(min_length=1)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Adaptation(_Model):
@@ -157,19 +105,31 @@ class FixerEntry(_Model):
     """One approach in a study: fixed parameters, a grid of which every combination runs, or an adaptation."""
 
     name: str
+    """Name or abbreviation of an approach, or ``all`` for every one that has no entry of its own."""
     preset: str | None = None
+    """A named set of hyper-parameters."""
     params: dict[str, Any] = {}
+    """Hyper-parameters, on top of the preset."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """Lists of values by hyper-parameter; every combination runs with every seed."""
     adapt: Adaptation | None = None
+    """A sweep that chooses the hyper-parameters, or ``true`` for one with the defaults."""
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, value: object) -> object:
+    def _short_form(cls, value: object) -> object:
         if isinstance(value, str):
             return {"name": value}
-        if isinstance(value, Mapping) and value.get("adapt") in (True, "yes", "on"):
-            return {**value, "adapt": {}}
         return value
+
+    @field_validator("adapt", mode="before", json_schema_input_type=Adaptation | Literal[True, "yes", "on"] | None)
+    @classmethod
+    def _with_the_defaults(cls, value: object) -> object:
+        return {} if value in (True, "yes", "on") else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
 
     @model_validator(mode="after")
     def _one_way_of_choosing(self) -> Self:
@@ -198,7 +158,7 @@ class Resources(_Model):
 class OutcomeThresholds(_Model):
     """Where an outcome begins."""
 
-    corrupted_drop: Number = Field(default=0.10, gt=0, lt=1)
+    corrupted_drop: Annotated[float, Field(gt=0, lt=1), Number] = 0.10
     """Relative fall of test accuracy above which a fix counts as CORRUPTED."""
 
 
@@ -216,9 +176,9 @@ class Study(_Model):
     """A study file."""
 
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    subjects: Annotated[list[Any], Several] = Field(min_length=1)
+    subjects: Several[Any] = Field(min_length=1)
     """Names of the catalogue, subject files ending in .yaml or .yml (relative to the study file), or mappings."""
-    fixers: Annotated[list[FixerEntry], Several] = Field(min_length=1)
+    fixers: Several[FixerEntry] = Field(min_length=1)
     seeds: list[Seed] = Field(default=[0], min_length=1)
     preset: str | None = None
     """Preset of every fixer that has it and doesn't name one itself."""
@@ -229,13 +189,13 @@ class Study(_Model):
     keep_models: Literal["best", "all", "none"] = "best"
     pictures: bool = True
     """Whether some test samples (repaired, broken, never repaired) are kept as small pictures for the report."""
-    plugins: Annotated[list[str], Several] = []
+    plugins: Several[str] = []
     """Approaches from elsewhere: files ending in .py (relative to the study file) or importable modules."""
 
     _places: dict[Location, str] = PrivateAttr(default_factory=dict)
     _text: str = PrivateAttr("")
 
-    @field_validator("seeds", mode="before")
+    @field_validator("seeds", mode="before", json_schema_input_type=SeedsAsWritten)
     @classmethod
     def _count_of_seeds(cls, value: object) -> object:
         if isinstance(value, int) and not isinstance(value, bool):
@@ -251,7 +211,7 @@ class Study(_Model):
             raise ValueError("has a seed twice")
         return value
 
-    @field_validator("attack", mode="before")
+    @field_validator("attack", mode="before", json_schema_input_type=Attack | Literal["none", "no", "off", False])
     @classmethod
     def _no_attack(cls, value: object) -> object:
         return None if value in ("none", "no", "off", False) else value

@@ -8,6 +8,7 @@ from pydantic_core import core_schema
 
 from analysis.contract.errors import UserError
 from fixers.fixer import suggest
+from orchestrator.base.fields import Radius
 from orchestrator.subjects.own.references import LocalFile, Reference, reference
 from orchestrator.subjects.reading.splits import SPLIT_NAMES, SplitPlan
 from orchestrator.subjects.sources.corruption import Kind
@@ -19,7 +20,7 @@ def _read_by(parse: Callable[[str], object]) -> GetPydanticSchema:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Origin(_Strict):
@@ -97,15 +98,19 @@ class OwnSubject(_Strict):
     data: Annotated[Reference, _read_by(reference)] | None = None
     """A folder, a ``.parquet`` or ``.npz`` file, or ``package.module:function``."""
     image: str | None = None
+    """The column of Parquet files with the images."""
     label: str = "label"
+    """The column of Parquet files with the labels."""
     size: tuple[int, int] | None = None
     """Height and width that images are resized to."""
     splits: Splits | None = None
     sensitive: Sensitive | None = None
     metadata: list[str] = Field(default_factory=list)
     """Columns of Parquet files that the results keep of the test samples."""
-    epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    epsilon: Radius | None = None
+    """Of the attack that ASR comes from, on inputs in [0, 1]."""
     classes: list[str] = Field(default_factory=list)
+    """Their names, in the order of the model's outputs."""
     recipe: dict[str, Any] | None = None
     limit: int | None = Field(default=None, ge=4)
     """At most this many samples over all four splits."""

@@ -40,6 +40,8 @@ from orchestrator.subjects.catalogue import resolve
         ({"sensitive": {"column": "race", "groups": ["one"]}}, "must be two groups"),
         ({"epsilon": float("nan")}, "epsilon: Input should be"),
         ({"epsilon": float("inf")}, "epsilon: Input should be a finite number"),
+        ({"epsilon": 8}, "epsilon: .*beyond the range of pixels.*8 of 255 is 8/255"),
+        ({"epsilon": "8/25b"}, "epsilon: .*must be a number, such as 0.03, 8/255"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(change: dict[str, Any], complaint: str, tmp_path: Path) -> None:
