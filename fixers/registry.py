@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-import traceback
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import get_args
 
-from fixers.errors import UnknownFixerError
+from fixers.errors import UnknownFixerError, cause
 from fixers.fixer import Fixer, Level, suggest
 
 LEVELS = ("model_level", "layer_level", "neuron_level")
@@ -62,7 +61,7 @@ def load(source: str) -> list[type[Fixer]]:
         module = _import_file(Path(source)) if is_file else importlib.import_module(source)
     # Anything may happen in it, and its exit must not become ours.
     except (Exception, SystemExit) as error:
-        raise UnknownFixerError(f"The plug-in {source} can't be loaded: {_cause(error)}.") from error
+        raise UnknownFixerError(f"The plug-in {source} can't be loaded: {cause(error)}.") from error
     found = list(_defined_in(module.__name__))
     if not found:
         raise UnknownFixerError(f"The plug-in {source} defines no subclass of fixers.Fixer.")
@@ -72,23 +71,6 @@ def load(source: str) -> list[type[Fixer]]:
         except ValueError as error:
             raise UnknownFixerError(f"The plug-in {source} can't be loaded: {error}") from error
     return found
-
-
-def _cause(error: BaseException) -> str:
-    """What importing failed with: as it says itself, or where the module's own code led to it."""
-    lines = str(error).strip().splitlines() or [""]
-    message = lines[0].rstrip(".")
-    own = (
-        (frame, line)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__", "").partition(".")[0] != "importlib" and frame.f_globals is not globals()
-    )
-    frame, line = next(own, (None, 0))
-    if isinstance(error, (FileNotFoundError, ModuleNotFoundError)) and frame is None:
-        return message
-    # A SyntaxError says its file and line itself.
-    place = "" if frame is None else f" ({Path(frame.f_code.co_filename).name}, line {line})"
-    return f"{type(error).__name__}{message and ': '}{message}{place}"
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -158,7 +140,7 @@ def _register_installed(entry: EntryPoint) -> None:
         fixer = entry.load()
     # Anything may happen in it, and its exit must not become ours.
     except (Exception, SystemExit) as error:
-        raise UnknownFixerError(f"{said}: {_cause(error)}; mend or uninstall it.") from error
+        raise UnknownFixerError(f"{said}: {cause(error)}; mend or uninstall it.") from error
     if not (inspect.isclass(fixer) and issubclass(fixer, Fixer)):
         raise UnknownFixerError(f"{said}: {entry.value} is no subclass of fixers.Fixer; mend or uninstall it.")
     try:

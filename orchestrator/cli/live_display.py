@@ -75,6 +75,10 @@ class StudyDisplay(StudyObserver):
         if not self._console.is_terminal:
             self._say(f"{self._title}: {sentence}")
 
+    def caution(self, sentence: str) -> None:
+        """Whoever reads the figures of a subject must know this: it stays on the screen."""
+        self._say(sentence)
+
     def dashboard(self, url: str) -> None:
         """Ray shows itself at this address."""
         self._dashboard = url

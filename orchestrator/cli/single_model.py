@@ -57,7 +57,7 @@ def fix_command(
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         store.create()
-        (loaded, baseline), _ = load_subject(
+        (loaded, baseline), summary = load_subject(
             definition,
             store=store,
             data_root=roots.data_root(samples.data_root),
@@ -67,6 +67,8 @@ def fix_command(
     console.print(Text(loaded.data.description, style="dim"))
     for finding in errors_of_original(loaded):
         console.print(Text(f"Figures may mean nothing: {finding.message}", style="yellow"))
+    for sentence in summary.cautions:
+        console.print(Text(sentence, style="yellow"))
     unmet = cls.unmet(loaded.facts())
     if unmet is not None:
         raise UserError(unmet.reason)

@@ -62,6 +62,8 @@ def load_and_plan(study: Study, scope: Scope, loader: SubjectLoader, observer: S
     references, subjects = loader.load_all()
     for subject in subjects.values():
         store.write_subject(subject.row)
+        for sentence in subject.cautions:
+            observer.caution(sentence)
     plan = make_plan(study, subjects, store.done())
     if scope.retry_failures and (again := failures_that_may_pass(plan, store)):
         store.set_aside(again)

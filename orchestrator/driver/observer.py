@@ -11,6 +11,9 @@ class StudyObserver:
     def event(self, sentence: str) -> None:
         """Something worth a line happened."""
 
+    def caution(self, sentence: str) -> None:
+        """Whoever reads the figures of a subject must know this."""
+
     def dashboard(self, url: str) -> None:
         """Ray shows itself at this address."""
 

@@ -19,3 +19,5 @@ class LoadedSubject:
     facts: SubjectFacts
     accuracy: Mapping[str, float]
     """Of the original model, by split."""
+    cautions: tuple[str, ...] = ()
+    """What makes its figures weaker than they could be, in sentences."""

@@ -21,7 +21,7 @@ from analysis.contract.errors import UserError
 from fixers import Batch, RepairProblem
 from fixers.training.loop import train
 from orchestrator.base.kernels import make_repeatable
-from orchestrator.subjects import weights
+from orchestrator.subjects import answers, weights
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.states import State, arrays
 from orchestrator.subjects.subject import (
@@ -64,19 +64,31 @@ def prepare(
         keep_history: also keep the weights after each epoch. Trains again if an original was trained without.
 
     Raises:
-        UserError: data or weights are missing, unreadable or don't fit each other; or an imported model gives other
-            outputs than its file.
+        UserError: data or weights are missing, unreadable or don't fit each other; an imported model gives other
+            outputs than its file; or the model has no one answer to an input.
     """
     make_repeatable(torch.device(device))
     data = data or definition.load_data(data_root)
     if not definition.trains_original:
         model = definition.build_model()
         _check_weights(definition, model)
+        check_answers(definition, model, data)
         return make_subject(definition, data, model, parity=definition.model.parity(data.valid))
     if definition.recipe is None:
         raise UserError(f"{definition.name} has neither weights nor a recipe to train them; give one of them.")
     training = _Training(definition, definition.recipe, data, Path(cache_dir), keep_history)
     return training.finished(torch.device(device), on_progress)
+
+
+def check_answers(definition: SubjectDefinition, model: nn.Module, data: SubjectData) -> None:
+    """See that a model has one answer to an input, by asking it again about a few of valid.
+
+    Raises:
+        UserError: it has several.
+    """
+    reason = answers.why_not_one_answer(model, answers.asked(data.valid))
+    if reason is not None:
+        raise UserError(f"The model of {definition.name} {reason}.")
 
 
 def cache_file(definition: SubjectDefinition, data: SubjectData, cache_dir: Path) -> Path:
@@ -111,12 +123,15 @@ class _Training:
         with _locked(self.result.with_suffix(".lock")):
             subject = self._cached()
             if subject is None:
+                # Before it costs anything; and again below, where the weights of a fresh model may have hidden it.
+                check_answers(self.definition, self.definition.build_model(), self.data)
                 self._train(device, on_progress)
                 subject = self._cached()
         if subject is None:
             raise UserError(
                 f"The original model that was just written to {self.result} is gone; keep the cache folder."
             )
+        check_answers(self.definition, subject.original, self.data)
         return subject
 
     def _history_file(self, epoch: int) -> Path:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from orchestrator.storage.store import Store
+from orchestrator.subjects.doctor import cautions_of_original
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.subjects.originals import Progress, cache_file, prepare
 from orchestrator.subjects.reading.roots import DataRoot
@@ -95,7 +96,8 @@ def summary_of(subject: Subject, baseline: Baseline) -> LoadedSubject:
     }
     # The driver has no use for the weights, only for the architecture.
     facts = dataclasses.replace(subject.facts(), model=definition.build_model())
-    return LoadedSubject(definition, subject.fingerprint, row, facts, baseline.accuracy)
+    cautions = tuple(finding.message for finding in cautions_of_original(subject))
+    return LoadedSubject(definition, subject.fingerprint, row, facts, baseline.accuracy, cautions)
 
 
 def sample_columns(subject: Subject) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def fit(definition: SubjectDefinition, data: SubjectData) -> Iterator[Finding]:
         return
     absent: dict[tuple[int, ...], list[str]] = {}
     for name, split in data.splits().items():
-        missing = tuple(sorted(set(range(definition.n_classes)) - set(split.labels.tolist())))
+        missing = tuple(sorted(set(range(highest + 1)) - set(split.labels.tolist())))
         if missing:
             absent.setdefault(missing, []).append(name)
     for missing, names in absent.items():

@@ -6,8 +6,15 @@ from pathlib import Path
 from analysis.contract.errors import UserError
 from orchestrator.subjects.doctor.data import copies_across, fit, groups, value_range
 from orchestrator.subjects.doctor.findings import Finding, Severity
-from orchestrator.subjects.doctor.model import accuracy, layers, parity, unadaptable
-from orchestrator.subjects.originals import cache_file, prepare
+from orchestrator.subjects.doctor.model import (
+    accuracy,
+    layers,
+    outputs_beside_labels,
+    parity,
+    probabilities,
+    unadaptable,
+)
+from orchestrator.subjects.originals import cache_file, check_answers, prepare
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 
@@ -36,6 +43,11 @@ def errors_of_original(subject: Subject) -> list[Finding]:
     return [finding for finding in accuracy(subject) if finding.severity == "error"]
 
 
+def cautions_of_original(subject: Subject) -> list[Finding]:
+    """What makes figures of the original model and its fixes weaker than they could be; it takes no time to see."""
+    return [*outputs_beside_labels(subject.definition, subject.data), *probabilities(subject)]
+
+
 _ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
 
@@ -51,6 +63,7 @@ def _findings(definition: SubjectDefinition, data_root: DataRoot | None, cache_d
     except UserError as error:
         yield Finding("error", "data", str(error))
         return
+    yield from outputs_beside_labels(definition, data)
     fits = True
     for finding in fit(definition, data):
         fits = fits and finding.severity != "error"
@@ -60,6 +73,11 @@ def _findings(definition: SubjectDefinition, data_root: DataRoot | None, cache_d
     yield from value_range(definition, data, model)
     yield from groups(definition, data)
     if not fits:
+        return
+    try:
+        check_answers(definition, model, data)
+    except UserError as error:
+        yield Finding("error", "answers", str(error))
         return
     yield from layers(definition, model)
     yield from unadaptable(definition, data, model)
@@ -77,4 +95,5 @@ def _findings(definition: SubjectDefinition, data_root: DataRoot | None, cache_d
         yield Finding("error", "weights", str(error))
         return
     yield from accuracy(subject)
+    yield from probabilities(subject)
     yield from parity(subject)

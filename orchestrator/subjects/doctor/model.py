@@ -9,6 +9,7 @@ from torch import nn
 from fixers import Split, all_fixers
 from fixers.requirements import SubjectFacts
 from fixers.task import Classification
+from orchestrator.subjects import answers
 from orchestrator.subjects.architectures import Normalise
 from orchestrator.subjects.doctor.findings import Finding
 from orchestrator.subjects.doctor.samples import Judged, outputs, some
@@ -110,6 +111,34 @@ def accuracy(subject: Subject) -> Iterator[Finding]:
                 f"The {name} split has {split.n_wrong} failures, and repair rates over fewer than {FEW_FAILURES} say "
                 "little; give it more samples.",
             )
+
+
+def outputs_beside_labels(definition: SubjectDefinition, data: SubjectData) -> Iterator[Finding]:
+    """Whether the model has outputs that no label means: it may be no classifier of these data."""
+    highest = max(int(split.labels.max()) for split in data.splits().values())
+    surplus = definition.n_classes - highest - 1
+    if surplus > 0:
+        yield Finding(
+            "warning",
+            "surplus_outputs",
+            f"The model of {definition.name} has {definition.n_classes:,} outputs, but labels go up to {highest}, so "
+            f"{surplus:,} outputs are never right; give the classifier that belongs to these labels, or a head with as "
+            "many outputs as there are classes.",
+        )
+
+
+def probabilities(subject: Subject) -> Iterator[Finding]:
+    """Whether the model returns what its loss would take the softmax of again."""
+    with torch.no_grad():
+        given = subject.original(answers.asked(subject.data.valid))
+    if answers.are_probabilities(given):
+        yield Finding(
+            "warning",
+            "probabilities",
+            f"The model of {subject.name} returns probabilities (each row adds up to 1) where logits belong: losses "
+            "and attacks take the softmax of them again, which weakens fixes and attacks alike; leave out the softmax "
+            "at its end, or return its logarithm.",
+        )
 
 
 def parity(subject: Subject) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from analysis.contract.errors import UserError
 from orchestrator.subjects.own.references import Function
@@ -149,7 +150,7 @@ class OwnData:
         return _Part(rows.images, rows.labels, rows.columns)
 
     def _of_function(self, function: Function, names: list[str]) -> dict[str, _Part]:
-        returned = function.load()()
+        returned = function.call()
         if isinstance(returned, tuple) and len(returned) == 2:
             returned = {"inputs": returned[0], "labels": returned[1]}
         if not isinstance(returned, Mapping):
@@ -157,8 +158,18 @@ class OwnData:
                 f"{function} must return (inputs, labels) or a mapping of arrays, but returned "
                 f"{type(returned).__name__}."
             )
-        arrays = {str(key): np.asarray(value) for key, value in returned.items()}
+        arrays = {str(key): _array(value, f"'{key}' of {function}") for key, value in returned.items()}
         return {name: _of_arrays(arrays, name, str(function)) for name in names}
+
+
+def _array(value: Any, what: str) -> npt.NDArray[Any]:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"{what} can't be read as an array: {reason}; return NumPy arrays or tensors.") from error
 
 
 def _of_folder(folder: Path) -> _Part:

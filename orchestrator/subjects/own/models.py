@@ -145,7 +145,7 @@ class FactoryModel:
         return replace(self, weights=paths[self.weights]) if self.weights else self
 
     def _fresh(self) -> nn.Module:
-        model = self.function.load()(**json.loads(self.arguments))
+        model = self.function.call(json.loads(self.arguments))
         if not isinstance(model, nn.Module):
             raise UserError(f"{self.function} must return a torch.nn.Module, but returned {type(model).__name__}.")
         return model

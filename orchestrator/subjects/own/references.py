@@ -3,10 +3,13 @@
 Light: who reads a study file needs it.
 """
 
+import difflib
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,17 +42,64 @@ class Function:
         """Import it; modules beside the study file are found.
 
         Raises:
-            UserError: there is no such module or function.
+            UserError: there is no such module or function, or the module fails, with its file and line.
         """
         make_importable(self.folder)
-        try:
-            found = getattr(importlib.import_module(self.module), self.function)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{self} can't be loaded ({error}); the module must lie beside the study file.") from error
+        with _told(f"{self} can't be loaded"):
+            try:
+                module = importlib.import_module(self.module)
+            except ModuleNotFoundError as error:
+                if f"{self.module}.".startswith(f"{error.name}."):
+                    raise UserError(
+                        f"{self} can't be loaded: there is no module '{error.name}', neither beside the study file nor "
+                        "installed; check the name, or install it."
+                    ) from error
+                raise
+        found = getattr(module, self.function, None)
         if not callable(found):
-            raise UserError(f"{self} is no function; give package.module:function.")
+            near = difflib.get_close_matches(self.function, [name for name in vars(module) if name[0] != "_"], n=1)
+            meant = f"; did you mean '{near[0]}'?" if near else "; give package.module:function."
+            raise UserError(f"{self} can't be loaded: there is no function '{self.function}' in {self.module}{meant}")
         result: Callable[..., Any] = found
         return result
+
+    def call(self, arguments: Mapping[str, Any] | None = None) -> Any:
+        """What it returns for some keyword arguments.
+
+        Raises:
+            UserError: as :meth:`load`; or it doesn't take these arguments, or fails, with its file and line.
+        """
+        function = self.load()
+        given = dict(arguments or {})
+        # Some functions of other languages have no signature; they fail by themselves.
+        with suppress(ValueError):
+            signature = inspect.signature(function)
+            try:
+                signature.bind(**given)
+            except TypeError as error:
+                takes = f"{self.function}{signature}"
+                raise UserError(f"{self} can't be called: {error}; check 'arguments' against {takes}.") from error
+        with _told(f"{self} fails"):
+            return function(**given)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever the user's code does in the block becomes one sentence with its file and line."""
+    try:
+        yield
+    except UserError:
+        raise
+    # Anything may happen in it, and its exit must not become ours.
+    except (Exception, SystemExit) as error:
+        from fixers.errors import cause
+
+        advice = ""
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            advice = f"; install {error.name.partition('.')[0]}, or put it beside the study file"
+        elif isinstance(error, FileNotFoundError) and not Path(str(error.filename or "/")).is_absolute():
+            advice = "; a relative path starts in the current folder, so build it from Path(__file__).parent"
+        raise UserError(f"{what}: {cause(error)}{advice}.") from error
 
 
 @dataclass(frozen=True)

@@ -110,5 +110,46 @@ def scaled_wrongly() -> tuple[np.ndarray, np.ndarray]:
     return generator.normal(size=(200, 3, 12, 12)).astype(np.float32), np.arange(200) % 3
 
 
+def failing() -> None:
+    return {}["x"]
+
+
+def ragged() -> tuple[Tensor, list[list[int]]]:
+    return torch.rand(3, 1, 12, 12, requires_grad=True), [[1], [1, 2], [0]]
+
+
 def just_a_list() -> list[int]:
     return [1, 2]
+
+
+class Unsettled(nn.Module):
+    """A network whose answers to an input differ in evaluation too, by the kind of trouble that is named."""
+
+    def __init__(self, kind: str, n_in: int = 432, n_classes: int = 3) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first = nn.Linear(n_in, 12)
+        self.norm = nn.BatchNorm1d(12, track_running_stats=False) if kind == "batch_norm_1d" else nn.Identity()
+        self.maps = nn.BatchNorm2d(3, track_running_stats=False) if kind == "batch_norm_2d" else nn.Identity()
+        self.last = nn.Linear(12, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(torch.relu(self.first(self.maps(x).flatten(1))))
+        if self.kind == "dropout":
+            x = functional.dropout(x, 0.5)
+        outputs = self.last(x)
+        if self.kind == "noise":
+            outputs = outputs + 0.1 * torch.randn_like(outputs)
+        return outputs.squeeze() if self.kind == "squeeze" else outputs
+
+
+def unsettled(kind: str) -> nn.Module:
+    return Unsettled(kind)
+
+
+def probabilities() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(432, 3), nn.Softmax(1))
+
+
+def log_probabilities() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(432, 3), nn.LogSoftmax(1))

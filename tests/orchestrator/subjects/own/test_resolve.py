@@ -28,6 +28,11 @@ from orchestrator.subjects.catalogue import resolve
         ({"model": "d/a/0.png"}, "must be an .onnx file or package.module:factory"),
         ({"data": "nowhere"}, "There is no .*nowhere"),
         ({"data": "factories:just_a_list"}, r"must return \(inputs, labels\) or a mapping of arrays"),
+        (
+            {"data": "factories:ragged"},
+            r"'labels' of factories:ragged can't be read as an array: .*; return",
+        ),
+        ({"data": "factories:failing"}, r"factories:failing fails: KeyError: 'x' \(factories\.py, line \d+\)\."),
         ({"model": "factories:mlp"}, r"can't take the inputs of mine, of shape \(3, 12, 12\)"),
         ({"recipe": {"epoch": 3}}, "The recipe of mine has no 'epoch'; did you mean 'epochs'"),
         ({"recipe": {"augmentation": "flp"}}, "The recipe of mine, augmentation: Input should be 'none', 'flip'"),
