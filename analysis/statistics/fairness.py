@@ -217,10 +217,10 @@ def _images(
         k: number of classes.
 
     Returns:
-        None where groups or labels are not what they have to be.
+        None where groups or labels are not what they have to be, or a group is empty.
     """
     numbers, groups, labels = everything[:3]
-    if not (np.isin(groups, (0, 1)).all() and labels.min() >= 0 and labels.max() < k):
+    if not (set(np.unique(groups)) == {0, 1} and labels.min() >= 0 and labels.max() < k):
         return None
     places: dict[str, list[Integers]] = {}
     for fixer, runs in fixers.items():

@@ -178,7 +178,7 @@ FROM (
 );
 
 -- AAOD of every trial whose samples have groups, from its predictions alone. One-vs-rest over the subject's classes; a
--- rate with an empty denominator is 0. A prediction below 0 is no class.
+-- rate with an empty denominator is 0. A prediction below 0 is no class. A trial with an empty group has no row.
 CREATE OR REPLACE VIEW fairness AS
 WITH combinations AS (
     SELECT trial_id, "group", label, original, fixed, count(*) AS n
@@ -224,7 +224,8 @@ gaps AS (
     SELECT
         trial_id,
         abs(sum(sign * tpr_original)) + abs(sum(sign * fpr_original)) AS original,
-        abs(sum(sign * tpr_fixed)) + abs(sum(sign * fpr_fixed)) AS fixed
+        abs(sum(sign * tpr_fixed)) + abs(sum(sign * fpr_fixed)) AS fixed,
+        min(sign) AS first_group, max(sign) AS last_group
     FROM rates
     GROUP BY trial_id, class
 )
@@ -235,4 +236,5 @@ SELECT
 FROM gaps AS g
 JOIN trials AS t USING (trial_id)
 JOIN subjects AS s ON s.fingerprint = t.subject_fingerprint
-GROUP BY g.trial_id;
+GROUP BY g.trial_id
+HAVING min(first_group) < max(last_group);

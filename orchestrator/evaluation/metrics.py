@@ -99,8 +99,8 @@ def accuracy(labels: Integers, predictions: Integers) -> float:
     return Effect.of(labels, predictions, predictions).accuracy_fixed
 
 
-def aaod(labels: Integers, predictions: Integers, groups: Integers, n_classes: int) -> Aaod:
-    """Average absolute odds difference, multiclass one-vs-rest.
+def aaod(labels: Integers, predictions: Integers, groups: Integers, n_classes: int) -> Aaod | None:
+    """Average absolute odds difference, multiclass one-vs-rest; None where a group has no sample at all.
 
     Half the sum of the mean over classes of ``|TPR_0 - TPR_1|`` and the mean over classes of ``|FPR_0 - FPR_1|``. A
     rate with an empty denominator counts as 0, as in the study's artefact; how many classes that concerns is told.
@@ -119,6 +119,8 @@ def aaod(labels: Integers, predictions: Integers, groups: Integers, n_classes: i
         raise ValueError(f"Labels must be in 0..{n_classes - 1}, but go from {labels.min()} to {labels.max()}.")
     if not np.isin(groups, (0, 1)).all():
         raise ValueError(f"Groups must be 0 or 1, but got {np.unique(groups).tolist()}; merge them into two.")
+    if not 0 < np.count_nonzero(groups) < len(groups):
+        return None
     confusions = [_confusion(labels[groups == group], predictions[groups == group], n_classes) for group in (0, 1)]
     (tpr_0, fpr_0, defined_0), (tpr_1, fpr_1, defined_1) = map(_rates, confusions)
     value = 0.5 * (np.abs(tpr_0 - tpr_1).mean() + np.abs(fpr_0 - fpr_1).mean())

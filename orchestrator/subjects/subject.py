@@ -55,6 +55,10 @@ class SubjectData:
 
     notes: tuple[str, ...] = ()
     """What was found of copies among the samples, in sentences."""
+    remarks: tuple[str, ...] = ()
+    """What was left out or changed when the files were read and may be a mistake, in sentences."""
+    repair_names: tuple[str, ...] = ()
+    """What the user calls each repair sample, a file or a row; empty where nothing says."""
 
     def splits(self) -> dict[SplitName, Split]:
         """The four splits by name."""
@@ -83,7 +87,7 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
         columns[split] = [digests[split], pool.labels[rows]]
         if pool.groups is not None:
             columns[split].append(pool.groups[rows])
-    groups = home["test"].groups
+    groups, call = home["test"].groups, home["repair"].call
     return SubjectData(
         **{split: home[split].samples.split(home[split].labels, rows) for split, rows in indices.items()},
         test_groups=None if groups is None else groups[indices["test"]],
@@ -95,6 +99,8 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
             if home[split].metadata
         },
         notes=notes,
+        remarks=tuple(dict.fromkeys(remark for pool in pools.values() for remark in pool.remarks)),
+        repair_names=() if call is None else tuple(map(call, indices["repair"].tolist())),
     )
 
 

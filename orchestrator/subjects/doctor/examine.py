@@ -69,6 +69,7 @@ def _findings(definition: SubjectDefinition, data_root: DataRoot | None, cache_d
         fits = fits and finding.severity != "error"
         yield finding
     yield from (Finding("warning", "duplicates", note) for note in data.notes)
+    yield from (Finding("warning", "reading", remark) for remark in data.remarks)
     yield from copies_across(data)
     yield from value_range(definition, data, model)
     yield from groups(definition, data)

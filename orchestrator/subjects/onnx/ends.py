@@ -126,6 +126,17 @@ def declared_input(graph: GraphProto, given: Sequence[int] | None) -> Declared:
     return Declared(name, batch, tuple(extent for extent in filled if extent), channels_last)
 
 
+def declared_channels(graph: GraphProto) -> int | None:
+    """Return the channels of the images that a file takes: 1 or 3; None where it takes others or doesn't say."""
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [item for item in graph.input if item.name not in stored]
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+        return None
+    _, *sample = (item.dim_value or None for item in inputs[0].type.tensor_type.shape.dim)
+    channels = sample[2] if _takes_channels_last(graph, inputs[0].name, sample) else sample[0]
+    return channels if channels in (1, 3) else None
+
+
 def _takes_channels_last(graph: GraphProto, name: str, sample: Iterable[int | None]) -> bool:
     """Whether the input is (N, H, W, C): by what is done with it first, else by which extent looks like channels."""
     followed = {name}

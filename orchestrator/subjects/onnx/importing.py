@@ -27,7 +27,15 @@ from orchestrator.subjects.onnx import arithmetic as _arithmetic  # noqa: F401
 from orchestrator.subjects.onnx import layers as _layers  # noqa: F401
 from orchestrator.subjects.onnx import moving as _moving  # noqa: F401
 from orchestrator.subjects.onnx import pointwise as _pointwise  # noqa: F401
-from orchestrator.subjects.onnx.ends import Declared, Ending, choose_output, declared_input, find_ending, needed
+from orchestrator.subjects.onnx.ends import (
+    Declared,
+    Ending,
+    choose_output,
+    declared_channels,
+    declared_input,
+    find_ending,
+    needed,
+)
 from orchestrator.subjects.onnx.folding import FOLDABLE, fold
 from orchestrator.subjects.onnx.graph import BATCH, Activation, GraphBuilder, ModulePaths, Value
 from orchestrator.subjects.onnx.operators import (
@@ -129,6 +137,18 @@ def load_onnx(
     try:
         proto, digest = read_model(path, max_bytes)
         return _import(proto, digest, output, input_shape)
+    except ModelImportError as error:
+        raise ModelImportError(f"Cannot import {path.name}: {error}.") from None
+
+
+def input_channels(path: Path, *, max_bytes: int = 2 << 30) -> int | None:
+    """Channels of the images that an ONNX file takes: 1 or 3; None where it takes others or doesn't say.
+
+    Raises:
+        ModelImportError: the file is too large, damaged or unsafe.
+    """
+    try:
+        return declared_channels(read_model(path, max_bytes)[0].graph)
     except ModelImportError as error:
         raise ModelImportError(f"Cannot import {path.name}: {error}.") from None
 

@@ -1,6 +1,6 @@
-"""Data of the user's own: a folder per class, Parquet with image bytes, npz arrays, or what a function returns."""
+"""Data of the user's own: a folder per class, tables with images or their paths, arrays, or what a function returns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,27 +10,41 @@ import numpy.typing as npt
 import torch
 
 from analysis.contract.errors import UserError
+from orchestrator.subjects.own.arrays import array_part
+from orchestrator.subjects.own.classes import agreed
+from orchestrator.subjects.own.groups import Groups
 from orchestrator.subjects.own.references import Function
-from orchestrator.subjects.reading.formats import class_folders, integer_labels, read_npz
-from orchestrator.subjects.reading.images import ImageFormat, image_shape
+from orchestrator.subjects.reading.files import check_file
+from orchestrator.subjects.reading.folders import class_folders, parquet_files
+from orchestrator.subjects.reading.formats import read_npz
+from orchestrator.subjects.reading.images import ImageFormat
+from orchestrator.subjects.reading.labels import Labels
 from orchestrator.subjects.reading.parquet import read_parquet
 from orchestrator.subjects.reading.roots import DataRoot, check_readable
 from orchestrator.subjects.reading.samples import ArraySamples
-from orchestrator.subjects.reading.splits import Pool, Samples, SplitPlan
-from orchestrator.subjects.reading.streaming import Encoded, EncodedStream, first_image, image_samples
+from orchestrator.subjects.reading.splits import Pool, SplitPlan
+from orchestrator.subjects.reading.streaming import Encoded, EncodedStream, Looked, image_samples, look
+from orchestrator.subjects.reading.tables import TABLE_SUFFIXES, TableRows, read_csv
 from orchestrator.subjects.subject import SubjectData, assemble
-
-INPUT_KEYS = ("images", "inputs", "x", "X")
-LABEL_KEYS = ("labels", "label", "y")
 
 
 class _Part(NamedTuple):
     """A part of the data before images are decoded."""
 
     inputs: npt.NDArray[Any] | Encoded | EncodedStream
-    labels: npt.NDArray[np.int64]
+    labels: Labels
     columns: Mapping[str, npt.NDArray[Any]]
-    classes: tuple[str, ...] = ()
+    call: Callable[[int], str]
+    """What to call a sample."""
+    remarks: tuple[str, ...] = ()
+
+
+class Described(NamedTuple):
+    """What a subject has to know of its data before they are read."""
+
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    """In the order of the labels; empty where classes have none."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +52,15 @@ class OwnData:
     """A data source: files of the user's, or a function.
 
     Args:
-        location: a folder, a ``.parquet`` or ``.npz`` file, or a function.
+        location: a folder, a ``.parquet``, ``.csv`` or ``.npz`` file, or a function.
         plan: over the parts of the data; over "" where all are one.
-        image: column of the images in Parquet; found by its type when not given.
-        label: column of the labels in Parquet.
+        image: column of the images in a table; found when not given.
+        label: column of the labels in a table.
         size: height and width that images are resized to; without it all must have the size of the first.
-        sensitive: column of the sensitive attribute, and its values that make up group 0.
-        metadata: columns of Parquet files to keep; arrays of samples keep all that they come with.
+        channels: 1 or 3 that images are converted to, 0 where arrays are no images; by the data when not given.
+        sensitive: how the groups of the sensitive attribute are read.
+        metadata: columns of tables to keep; arrays of samples keep all that they come with.
+        classes: names of the classes in the order of the model's outputs; the data's own when not given.
     """
 
     location: Path | Function
@@ -52,8 +68,10 @@ class OwnData:
     image: str | None = None
     label: str = "label"
     size: tuple[int, int] | None = None
-    sensitive: tuple[str, tuple[str, ...]] | None = None
+    channels: int | None = None
+    sensitive: Groups | None = None
     metadata: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> None:
@@ -61,8 +79,18 @@ class OwnData:
 
     def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
         """Read and divide."""
-        pools = {name: self._pool(name, part) for name, part in self._parts().items()}
-        return assemble(pools, self.plan, Path(str(self.location)).name, limit)
+        parts = self._parts()
+        where = str(self.location)
+        for (name, part), (column, use) in ((p, w) for p in parts.items() for w in self._wanted().items()):
+            if column not in part.columns:
+                at = f"part '{name}' of {where}" if name else where
+                raise UserError(f"{at} has no column '{column}' for the {use}; give one value per sample.")
+        groups = {}
+        if self.sensitive is not None:
+            columns = {name: part.columns[self.sensitive.column] for name, part in parts.items()}
+            groups = self.sensitive.of(columns, where)
+        pools = {name: self._pool(part, groups.get(name)) for name, part in parts.items()}
+        return assemble(pools, self.plan, Path(where).name, limit)
 
     def check(self, data_root: DataRoot | None) -> None:
         """See that files can be read; a function is called by :meth:`load` only."""
@@ -73,93 +101,105 @@ class OwnData:
         """The function's."""
         return [(self.location.module, self.location.folder)] if isinstance(self.location, Function) else []
 
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of an input, from the first one.
+    def described(self) -> Described:
+        """Shape of an input, from the first ones, and names of the classes.
 
         Raises:
-            UserError: the data aren't there, or the first input can't be read.
+            UserError: the data aren't there, or their first inputs can't be read.
         """
         part = next(iter(self._parts().values()))
-        if len(part.labels) == 0:
+        if len(part.labels.values) == 0:
             raise UserError(f"{self.location} holds no samples.")
         if isinstance(part.inputs, np.ndarray):
-            return tuple(part.inputs.shape[1:])
-        return self._form(part.inputs).shape
+            return Described(tuple(part.inputs.shape[1:]), part.labels.names)
+        return Described(self._form(look(part.inputs)).shape, part.labels.names)
 
-    def _form(self, encoded: Encoded | EncodedStream) -> ImageFormat:
-        channels, height, width = image_shape(*first_image(encoded))
+    def _form(self, looked: Looked) -> ImageFormat:
+        channels, height, width = looked.shape
+        if self.channels:
+            channels = self.channels
         if self.size is None:
-            return ImageFormat((channels, height, width))
-        return ImageFormat((channels, *self.size), "stretch")
+            return ImageFormat((channels, height, width), greys=self.channels is not None)
+        return ImageFormat((channels, *self.size), "stretch", greys=self.channels is not None)
 
-    def _pool(self, name: str, part: _Part) -> Pool:
-        samples: Samples
+    def _pool(self, part: _Part, groups: npt.NDArray[np.int8] | None) -> Pool:
+        remarks = part.remarks
         if isinstance(part.inputs, np.ndarray):
-            samples = ArraySamples(part.inputs)
+            pool_samples: Any = ArraySamples(part.inputs)
         else:
-            samples = image_samples(part.inputs, self._form(part.inputs))
-        if len(samples) != len(part.labels):
+            looked = look(part.inputs)
+            pool_samples = image_samples(part.inputs, self._form(looked))
+            if looked.n_transparent:
+                remarks += (
+                    f"{looked.n_transparent} of {looked.n} images that were looked at have transparent pixels; alpha "
+                    "is dropped, and the colours behind it are seen: convert them if the model saw them otherwise.",
+                )
+        if len(pool_samples) != len(part.labels.values):
             raise UserError(
-                f"{self.location} has {len(samples)} inputs but {len(part.labels)} labels; there must be one each."
+                f"{self.location} has {len(pool_samples)} inputs but {len(part.labels.values)} labels; there must be "
+                "one each."
             )
-        groups = None
-        for column, use in self._wanted().items():
-            if column not in part.columns:
-                where = f"part '{name}' of {self.location}" if name else self.location
-                raise UserError(f"{where} has no column '{column}' for the {use}; give one value per sample.")
-        if self.sensitive is not None:
-            column, first = self.sensitive
-            groups = (~np.isin(part.columns[column].astype(str), first)).astype(np.int8)
-        return Pool(samples, part.labels, groups, part.columns)
+        return Pool(pool_samples, part.labels.values, groups, part.columns, part.call, remarks)
 
     def _wanted(self) -> dict[str, str]:
         """Columns that the subject names, and what for."""
-        sensitive = {self.sensitive[0]: "sensitive attribute"} if self.sensitive else {}
+        sensitive = {self.sensitive.column: "sensitive attribute"} if self.sensitive else {}
         return dict.fromkeys(self.metadata, "metadata") | sensitive
 
     def _parts(self) -> dict[str, _Part]:
+        """The parts that the plan names, with the labels in the order of the classes."""
         names = sorted({part for part, _ in self.plan.parts().values()})
         if len(names) > 1 and "" in names:
             raise UserError(
                 "Splits must be all fractions or all names of parts of the data; give {from: ..., share: ...}."
             )
-        path = self.location
-        if isinstance(path, Function):
-            parts = self._of_function(path, names)
-        elif not path.exists():
-            raise UserError(f"There is no {path}; check 'data' of the subject.")
-        elif path.is_dir() and not _parquet_files(path):
-            parts = {name: _of_folder(path / name) for name in names}
-        elif path.is_dir():
-            parts = {name: self._of_parquet(_parquet_files(path, name)) for name in names}
-        elif path.suffix == ".parquet":
-            parts = {name: self._of_parquet([path if not name else path.parent / name]) for name in names}
-        elif path.suffix == ".npz":
-            content = read_npz(path)
-            parts = {name: _of_arrays(content, name, str(path)) for name in names}
+        if isinstance(self.location, Function):
+            parts = self._of_arrays(_returned(self.location), names)
         else:
-            raise UserError(f"Data must be a folder, a .parquet or an .npz file, or module:function, but got {path}.")
-        if len({part.classes for part in parts.values()}) > 1:
-            raise UserError(
-                f"The class folders of the parts of {path} differ; every part needs a folder for every class."
-            )
-        return parts
+            parts = self._of_files(self.location, names)
+        labels = agreed({name: part.labels for name, part in parts.items()}, self.classes, str(self.location))
+        return {name: part._replace(labels=labels[name]) for name, part in parts.items()}
 
-    def _of_parquet(self, paths: list[Path]) -> _Part:
-        rows = read_parquet(paths, self.image, self.label, columns=tuple(self._wanted()))
-        return _Part(rows.images, rows.labels, rows.columns)
+    def _of_files(self, path: Path, names: list[str]) -> dict[str, _Part]:
+        if path.is_dir():
+            parquet = {name: parquet_files(path, name) for name in names}
+            if any(parquet.values()):
+                return {name: self._of_table(files) for name, files in parquet.items()}
+            return {name: _of_folder(path / name) for name in names}
+        check_file(path)
+        suffix = path.suffix.lower()
+        if suffix == ".npz":
+            return self._of_arrays(read_npz(path), names)
+        if suffix == ".parquet" or suffix in TABLE_SUFFIXES:
+            return {name: self._of_table([path.parent / name if name else path]) for name in names}
+        raise UserError(f"Data must be a folder, a .parquet, .csv or .npz file, or module:function, but got {path}.")
 
-    def _of_function(self, function: Function, names: list[str]) -> dict[str, _Part]:
-        returned = function.call()
-        if isinstance(returned, tuple) and len(returned) == 2:
-            returned = {"inputs": returned[0], "labels": returned[1]}
-        if not isinstance(returned, Mapping):
-            raise UserError(
-                f"{function} must return (inputs, labels) or a mapping of arrays, but returned "
-                f"{type(returned).__name__}."
-            )
-        arrays = {str(key): _array(value, f"'{key}' of {function}") for key, value in returned.items()}
-        return {name: _of_arrays(arrays, name, str(function)) for name in names}
+    def _of_table(self, paths: Sequence[Path]) -> _Part:
+        columns = tuple(self._wanted())
+        if paths[0].suffix.lower() in TABLE_SUFFIXES:
+            rows: TableRows = read_csv(paths[0], self.image, self.label, columns=columns)
+        else:
+            rows = read_parquet(paths, self.image, self.label, columns=columns)
+        return _Part(rows.images, rows.labels, rows.columns, rows.images.name)
+
+    def _of_arrays(self, content: Mapping[str, npt.NDArray[Any]], names: list[str]) -> dict[str, _Part]:
+        where = str(self.location)
+        parts = {name: array_part(content, name, where, self.channels) for name in names}
+        return {
+            name: _Part(part.inputs, part.labels, part.columns, f"row {{}} of '{part.name}'".format)
+            for name, part in parts.items()
+        }
+
+
+def _returned(function: Function) -> dict[str, npt.NDArray[Any]]:
+    returned = function.call()
+    if isinstance(returned, tuple) and len(returned) == 2:
+        returned = {"inputs": returned[0], "labels": returned[1]}
+    if not isinstance(returned, Mapping):
+        raise UserError(
+            f"{function} must return (inputs, labels) or a mapping of arrays, but returned {type(returned).__name__}."
+        )
+    return {str(key): _array(value, f"'{key}' of {function}") for key, value in returned.items()}
 
 
 def _array(value: Any, what: str) -> npt.NDArray[Any]:
@@ -175,46 +215,5 @@ def _array(value: Any, what: str) -> npt.NDArray[Any]:
 def _of_folder(folder: Path) -> _Part:
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; put the images of class X into {folder}/X.")
-    files, labels, classes = class_folders(folder)
-    return _Part(files, labels, {}, classes)
-
-
-def _of_arrays(content: Mapping[str, npt.NDArray[Any]], name: str, where: str) -> _Part:
-    """The part ``name``: arrays images and labels, or name_images and name_labels; others as long are columns."""
-    prefix = f"{name}_" if name else ""
-    found = {
-        key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix) and key != prefix
-    }
-    inputs = next((found[key] for key in INPUT_KEYS if key in found), None)
-    labels = next((found[key] for key in LABEL_KEYS if key in found), None)
-    if inputs is None or labels is None:
-        raise UserError(
-            f"{where} must have arrays '{prefix}images' and '{prefix}labels', but has {', '.join(sorted(content))}."
-        )
-    columns = {
-        key: value
-        for key, value in found.items()
-        if key not in INPUT_KEYS and key not in LABEL_KEYS and value.shape == (len(inputs),)
-    }
-    return _Part(_channels_first(inputs, where), integer_labels(labels, f"'{prefix}labels' of {where}"), columns)
-
-
-def _channels_first(inputs: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
-    """Arrays (N, ...) as a model takes them: uint8 or float32, images with the channels in front."""
-    if inputs.dtype != np.uint8:
-        if inputs.dtype.kind not in "fiu":
-            raise UserError(f"Inputs must be numbers, but those of {where} are of type {inputs.dtype}.")
-        inputs = inputs.astype(np.float32)
-    if inputs.dtype == np.uint8 and inputs.ndim == 3:
-        inputs = inputs[:, None]
-    elif inputs.ndim == 4 and inputs.shape[3] in (1, 3) and inputs.shape[1] not in (1, 3):
-        inputs = np.moveaxis(inputs, 3, 1)
-    return np.ascontiguousarray(inputs)
-
-
-def _parquet_files(folder: Path, name: str = "") -> list[Path]:
-    exact = folder / name
-    found = [exact] if name and exact.is_file() else sorted(folder.glob(f"{name}*.parquet"))
-    if name and not found:
-        raise UserError(f"There is no {name}*.parquet in {folder}; check 'splits' of the subject.")
-    return found
+    found = class_folders(folder)
+    return _Part(found.files, found.labels, {}, found.files.name, found.left_out.remarks(folder))

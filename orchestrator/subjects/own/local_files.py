@@ -33,7 +33,7 @@ def module_files(module: str, folder: Path) -> dict[str, Path]:
 
 def external_data(path: Path) -> list[str]:
     """Names of the files in its own folder that hold weights of an ONNX model; none for any other file."""
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         return []
     import onnx
 

@@ -117,8 +117,12 @@ class LocalFile:
         return not Path(self.given).is_absolute() and not self.given.startswith(("~", "$"))
 
     def located(self, folder: Path) -> Path:
-        """Where it is for a study file in a folder; a variable that isn't set is left as it is."""
-        return (folder / Path(os.path.expandvars(self.given)).expanduser()).resolve()
+        """Where it is for a study file in a folder; a variable that isn't set is left as it is.
+
+        A link keeps its name: the files of a cache are links to contents whose names say nothing of what they are.
+        """
+        path = folder / Path(os.path.expandvars(self.given)).expanduser()
+        return path.parent.resolve() / path.name
 
 
 Reference = Function | LocalFile

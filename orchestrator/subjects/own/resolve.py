@@ -25,7 +25,8 @@ from fixers.fixer import suggest
 from orchestrator.subjects.own.data import OwnData
 from orchestrator.subjects.own.models import FactoryModel, NormaliseLayer, OnnxModel, WithWeights
 from orchestrator.subjects.own.references import Function, LocalFile, Reference
-from orchestrator.subjects.own.schema import OwnSubject, Sensitive
+from orchestrator.subjects.own.schema import OwnSubject
+from orchestrator.subjects.reading.files import check_file
 from orchestrator.subjects.sources.corruption import CorruptedData, Corruption
 from orchestrator.subjects.subject import ModelSource, OriginalRecipe, SubjectDefinition
 
@@ -73,24 +74,33 @@ def _uncorrupted(
         image=own.image,
         label=own.label,
         size=own.size,
-        sensitive=None if own.sensitive is None else _groups(own.sensitive),
+        sensitive=None if own.sensitive is None else own.sensitive.reading(),
         metadata=tuple(own.metadata),
+        channels=own.channels if own.channels is not None else _channels_of_model(own, base_dir),
+        classes=tuple(own.classes),
     )
-    shape = data.input_shape()
+    shape, class_names = data.described()
     model = _model_source(own, base_dir, shape)
+    n_classes = _n_outputs(own, model, shape)
+    if own.classes and len(own.classes) != n_classes:
+        raise UserError(
+            f"'classes' of {own.name} has {len(own.classes)} names, but its model has {n_classes} outputs; name them "
+            "all, in their order."
+        )
     return SubjectDefinition(
         name=own.name,
         dataset=_name(own.data),
         architecture=_name(own.model),
-        n_classes=_n_outputs(own, model, shape),
+        n_classes=n_classes,
         input_shape=shape,
         epsilon=own.epsilon or DEFAULT_EPSILON,
         sensitive_attribute=own.sensitive.column if own.sensitive else None,
-        sensitive_groups=_group_names(own.sensitive),
+        sensitive_groups=own.sensitive.names if own.sensitive else None,
         recipe=recipe or (OriginalRecipe() if model.trains else None),
         model=model,
         data=data,
-        class_names=tuple(own.classes),
+        # Names of some of the outputs alone would be given to the wrong ones as soon as one more class turns up.
+        class_names=class_names if len(class_names) == n_classes else (),
         limit=limit,
     )
 
@@ -106,7 +116,8 @@ def _on_catalogue_data(
     dataset = own.dataset or own.name
     if dataset not in named:
         raise UserError(f"Subject {own.name} has no data, and there is no dataset '{dataset}'{suggest(dataset, named)}")
-    fixed = [key for key in ("splits", "sensitive", "size", "image", "metadata") if getattr(own, key)]
+    keys = ("splits", "sensitive", "size", "image", "metadata", "channels", "classes")
+    fixed = [key for key in keys if getattr(own, key) not in (None, [])]
     if fixed:
         raise UserError(
             f"Subject {own.name} takes the data of {dataset}, where '{fixed[0]}' can't be changed; drop it."
@@ -151,7 +162,7 @@ def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> Mo
         given = None if own.weights is None else _existing(base_dir, own.weights, own.name)
         return FactoryModel(own.model.located(base_dir), json.dumps(own.arguments, sort_keys=True), given, normalise)
     path = _existing(base_dir, own.model, own.name)
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         raise UserError(
             f"The model of {own.name} must be an .onnx file or package.module:factory, but got {own.model}; give the "
             "factory as model and the file as weights."
@@ -161,6 +172,15 @@ def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> Mo
     return OnnxModel(path, normalise, own.output, shape)
 
 
+def _channels_of_model(own: OwnSubject, base_dir: Path) -> int | None:
+    """What an ONNX file says of the images it takes; None where it says nothing, or the model is no such file."""
+    if not isinstance(own.model, LocalFile) or own.model.located(base_dir).suffix.lower() != ".onnx":
+        return None
+    from orchestrator.subjects.onnx.importing import input_channels
+
+    return input_channels(_existing(base_dir, own.model, own.name))
+
+
 def _n_outputs(own: OwnSubject, model: ModelSource, shape: tuple[int, ...]) -> int:
     with torch.random.fork_rng(devices=[]):
         built = model.build().eval()
@@ -168,8 +188,11 @@ def _n_outputs(own: OwnSubject, model: ModelSource, shape: tuple[int, ...]) -> i
         with torch.no_grad():
             outputs = built(torch.zeros(2, *shape))
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{own.model} can't take the inputs of {own.name}, of shape {shape}: {reason}.") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        hint = "; channels: 1 or 3 converts images, 0 says that arrays are none" if len(shape) == 3 else ""
+        raise UserError(
+            f"{own.model} can't take the inputs of {own.name}, of shape {shape}: {reason}{hint}."
+        ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 2:
         raise UserError(f"{own.model} must return logits of shape (samples, classes) for inputs of shape {shape}.")
     return int(outputs.shape[1])
@@ -188,20 +211,6 @@ def _recipe(own: OwnSubject) -> OriginalRecipe:
         raise UserError(f"The recipe of {own.name}, {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
 
 
-def _groups(sensitive: Sensitive) -> tuple[str, tuple[str, ...]]:
-    """Column, and its values (as text) that make up group 0."""
-    if isinstance(sensitive.groups, list):
-        return sensitive.column, (sensitive.groups[0],)
-    return sensitive.column, tuple(str(value) for value in next(iter(sensitive.groups.values())))
-
-
-def _group_names(sensitive: Sensitive | None) -> tuple[str, str] | None:
-    if sensitive is None:
-        return None
-    first, second = sensitive.groups
-    return first, second
-
-
 def _name(reference: Reference) -> str:
     """Of a file without its folders; a function has none."""
     return Path(str(reference)).name
@@ -209,8 +218,9 @@ def _name(reference: Reference) -> str:
 
 def _existing(base_dir: Path, file: LocalFile, subject: str) -> Path:
     path = file.located(base_dir)
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         raise UserError(f"There is no file {path}, which subject {subject} names; check the path{_unset(file.given)}.")
+    check_file(path)
     return path
 
 

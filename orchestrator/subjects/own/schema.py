@@ -1,7 +1,7 @@
 """The keys of a subject file, and what is wrong with one in a sentence. References are parsed here."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, field_validator
 from pydantic_core import core_schema
@@ -9,6 +9,7 @@ from pydantic_core import core_schema
 from analysis.contract.errors import UserError
 from fixers.fixer import suggest
 from orchestrator.base.fields import Radius
+from orchestrator.subjects.own.groups import Groups, Value
 from orchestrator.subjects.own.references import LocalFile, Reference, reference
 from orchestrator.subjects.reading.splits import SPLIT_NAMES, SplitPlan
 from orchestrator.subjects.sources.corruption import Kind
@@ -50,19 +51,52 @@ def _part_and_share(origin: float | str | Origin) -> tuple[str, float]:
     return (origin, 1.0) if isinstance(origin, str) else ("", origin)
 
 
+def _name_of(value: object) -> str:
+    """A name, which YAML may have read as a number or a truth value."""
+    if value is None:
+        raise ValueError("YAML reads null, ~ and an empty place as no value; put the name into quotes")
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"must be names, but one is {value!r}")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class Sensitive(_Strict):
-    """The sensitive attribute: a column, and which of its values make up group 0; all others are group 1."""
+    """The sensitive attribute: a column, and which of its values make up its two groups."""
 
     column: str
-    groups: list[str] | dict[str, list[str | int]]
-    """Two names, the first of which is a value of the column; or values by name, group 0 first."""
+    groups: list[Value] | dict[str, list[Value]]
+    """Two values, the second of which may be a mere name for all others; or values by name, group 0 first."""
 
-    @field_validator("groups")
+    @field_validator("groups", mode="before")
     @classmethod
-    def _two(cls, value: Any) -> Any:
-        if len(value) != 2:
-            raise ValueError("must be two groups")
-        return value
+    def _two(cls, given: object) -> object:
+        if not isinstance(given, list | dict) or len(given) != 2:
+            raise ValueError("must be two groups, as [white, non-white] or as {white: [0], non-white: [1, 2]}")
+        names = [_name_of(value) for value in given]
+        if names[0] == names[1]:
+            raise ValueError(f"must be two groups, but both are '{names[0]}'")
+        if isinstance(given, list):
+            return given
+        values = [value if isinstance(value, list) else [value] for value in given.values()]
+        for name, own in zip(names, values, strict=True):
+            if not own or not all(isinstance(value, Value) for value in own):
+                raise ValueError(f"must have a list of values for '{name}', but it is {own!r}")
+        if both := [value for value in values[0] if value in values[1]]:
+            raise ValueError(f"have {both[0]!r} in both; put it into one")
+        return dict(zip(names, values, strict=True))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of groups 0 and 1."""
+        first, second = map(_name_of, self.groups)
+        return first, second
+
+    def reading(self) -> Groups:
+        """How the column is read."""
+        if isinstance(self.groups, list):
+            return Groups(self.column, (self.groups[0],), (self.groups[1],), rest=True)
+        first, second = map(tuple, self.groups.values())
+        return Groups(self.column, first, second)
 
 
 class Normalisation(_Strict):
@@ -96,25 +130,37 @@ class OwnSubject(_Strict):
     dataset: str | None = None
     """Data of a subject of the catalogue, in place of ``data``."""
     data: Annotated[Reference, _read_by(reference)] | None = None
-    """A folder, a ``.parquet`` or ``.npz`` file, or ``package.module:function``."""
+    """A folder, a ``.parquet``, ``.csv`` or ``.npz`` file, or ``package.module:function``."""
     image: str | None = None
-    """The column of Parquet files with the images."""
+    """The column of a table with the images, or with their paths."""
     label: str = "label"
-    """The column of Parquet files with the labels."""
+    """The column of a table with the labels: whole numbers, or names."""
     size: tuple[int, int] | None = None
     """Height and width that images are resized to."""
+    channels: Literal[0, 1, 3] | None = None
+    """Of images: 1 makes all of them grey, 3 coloured; 0 says that arrays are no images."""
     splits: Splits | None = None
     sensitive: Sensitive | None = None
     metadata: list[str] = Field(default_factory=list)
-    """Columns of Parquet files that the results keep of the test samples."""
+    """Columns of tables that the results keep of the test samples."""
     epsilon: Radius | None = None
     """Of the attack that ASR comes from, on inputs in [0, 1]."""
     classes: list[str] = Field(default_factory=list)
-    """Their names, in the order of the model's outputs."""
+    """Names of all classes, in the order of the model's outputs."""
     recipe: dict[str, Any] | None = None
     limit: int | None = Field(default=None, ge=4)
     """At most this many samples over all four splits."""
     corruption: Corrupted | None = None
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names(cls, given: object) -> object:
+        if not isinstance(given, list):
+            raise ValueError(f"must be a list of names, but got {given!r}")
+        names = [_name_of(value) for value in given]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"has '{twice}' more than once; every class has a name of its own")
+        return names
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> "OwnSubject":
@@ -132,4 +178,4 @@ class OwnSubject(_Strict):
             if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
                 key = str(first["loc"][0])
                 raise UserError(f"Subject {name} has no key '{key}'{suggest(key, cls.model_fields)}") from error
-            raise UserError(f"Subject {name}: {where}: {first['msg']}.") from error
+            raise UserError(f"Subject {name}: {where}: {first['msg'].removeprefix('Value error, ')}.") from error

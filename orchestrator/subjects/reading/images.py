@@ -4,12 +4,13 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.contract.errors import UserError
+from orchestrator.subjects.reading.files import NOT_FETCHED, is_pointer
 
 _FORMATS: Final = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
@@ -33,10 +34,12 @@ class ImageFormat:
 
     ``fit`` says what happens to an image of another size: ``exact`` refuses it, ``stretch`` resizes it (bilinear,
     anti-aliased), ``crop`` brings the shorter side to 8/7 of the target and cuts out the middle (ImageNet's way).
+    ``greys`` says whether an image in colour may become a grey one.
     """
 
     shape: tuple[int, int, int]
     fit: Literal["exact", "stretch", "crop"] = "exact"
+    greys: bool = True
 
     def decode(self, encoded: bytes, name: str) -> npt.NDArray[np.uint8]:
         """One image (C, H, W).
@@ -46,6 +49,11 @@ class ImageFormat:
         """
         channels, height, width = self.shape
         with _opened(encoded, name) as image:
+            if not self.greys and channels == 1 and _n_channels(image) == 3:
+                raise UnreadableImageError(
+                    f"Image {name} is in colour, where others are grey; give channels: 3 to have all of them in "
+                    "colour, or channels: 1 to have all grey."
+                )
             converted = _of_8_bits(image, name).convert("L" if channels == 1 else "RGB")
             if converted.size != (width, height):
                 converted = self._resized(converted, name)
@@ -69,10 +77,28 @@ class ImageFormat:
         return image.crop((left, top, left + width, top + height))
 
 
-def image_shape(encoded: bytes, name: str) -> tuple[int, int, int]:
-    """Shape (C, H, W) of an encoded image as it is: C is 1 for grey images, else 3."""
-    with _opened(encoded, name) as image:
-        return (1 if image.mode in (*_GREY, *_GREY_16) else 3, image.height, image.width)
+class Look(NamedTuple):
+    """What an image is before it is converted."""
+
+    shape: tuple[int, int, int]
+    """(C, H, W): C is 1 for grey images, else 3."""
+    is_transparent: bool
+    """Whether some of its pixels are: what is dropped with the alpha then is seen."""
+
+    @classmethod
+    def at(cls, encoded: bytes, name: str) -> "Look":
+        """Look at an encoded image.
+
+        Raises:
+            UnreadableImageError: it can't be decoded.
+        """
+        with _opened(encoded, name) as image:
+            transparent = image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+            return cls((_n_channels(image), image.height, image.width), transparent)
+
+
+def _n_channels(image: Any) -> int:
+    return 1 if image.mode in (*_GREY, *_GREY_16) else 3
 
 
 def _of_8_bits(image: Any, name: str) -> Any:
@@ -99,6 +125,8 @@ def _opened(encoded: bytes, name: str) -> Iterator[Any]:
     except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
+        if is_pointer(encoded):
+            raise UnreadableImageError(f"Image {name} {NOT_FETCHED}.") from error
         # Its own message names an object in memory.
         raise UnreadableImageError(
             f"Image {name} can't be read (it is in no known format); repair or remove it."

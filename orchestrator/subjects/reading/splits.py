@@ -6,7 +6,7 @@ has each beginning of a split, which is what a limited subject takes.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -51,6 +51,10 @@ class Pool:
     """(N,) group of the sensitive attribute, 0 or 1."""
     metadata: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     """Further columns (N,), for the analysis of failures."""
+    call: Callable[[int], str] | None = None
+    """What the user calls the sample at a position."""
+    remarks: tuple[str, ...] = ()
+    """What may be a mistake of how the samples were read, in sentences."""
 
     def __len__(self) -> int:
         return len(self.labels)

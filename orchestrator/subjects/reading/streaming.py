@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fixers import Split
 from fixers.data import SplitView
-from orchestrator.subjects.reading.images import ImageFormat, Images, UnreadableImageError
+from orchestrator.subjects.reading.files import check_file
+from orchestrator.subjects.reading.images import ImageFormat, Images, Look, UnreadableImageError
 from orchestrator.subjects.reading.samples import ArraySamples
 from orchestrator.subjects.reading.splits import Digests, Indices, Samples
 
@@ -26,6 +27,8 @@ IN_MEMORY_BYTES = 2 << 30
 """Pools that take no more than this when decoded are decoded once; larger ones stream."""
 END_BYTES = 8 << 10
 """Read at each end of a compressed file to tell it from others."""
+LOOKED_AT = 50
+"""Images that channels and alpha are judged by."""
 COMPRESSED = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -73,10 +76,10 @@ class ImageFiles:
         """Read the file.
 
         Raises:
-            UnreadableImageError: it can't be read.
+            UserError: it can't be read.
         """
         try:
-            return self._path(index).read_bytes()
+            return self._file(index).read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"Image {self.name(index)} can't be read ({error.strerror}).") from error
 
@@ -89,7 +92,7 @@ class ImageFiles:
 
         A file that isn't compressed is read whole: images of one shape are of one size and may agree at both ends.
         """
-        path = self._path(index)
+        path = self._file(index)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if path.suffix.lower() in COMPRESSED and size > 2 * END_BYTES:
@@ -103,6 +106,13 @@ class ImageFiles:
     def take(self, rows: Indices) -> "ImageFiles":
         """The files at ``rows``."""
         return ImageFiles(self.root, self.paths[rows])
+
+    def _file(self, index: int) -> Path:
+        path = self._path(index)
+        if not path.is_file() and (path.exists() or path.is_symlink()):
+            # Reading from a pipe would wait for somebody to write.
+            check_file(path)
+        return path
 
     def _path(self, index: int) -> Path:
         return self.root / os.fsdecode(bytes(self.paths[index]))
@@ -137,8 +147,14 @@ class EncodedStream(Protocol):
     def __len__(self) -> int:
         """Number of images N."""
 
+    def name(self, index: int) -> str:
+        """What to call the image at a position in a message."""
+
     def pieces(self) -> Iterator[ImageBytes]:
         """All images in order, some at a time."""
+
+    def some(self, most: int) -> Images:
+        """A few images from all over, the first among them."""
 
     def packed(self) -> Encoded:
         """All images on disk where they can be fetched in any order."""
@@ -159,10 +175,37 @@ def image_samples(
     return ArraySamples(_decoded(encoded, form, range(len(encoded)))) if fits else StreamedImages(encoded, form)
 
 
-def first_image(encoded: Encoded | EncodedStream) -> tuple[bytes, str]:
-    """The first encoded image, and what to call it."""
-    some: Images = next(iter(encoded.pieces())) if isinstance(encoded, EncodedStream) else encoded
-    return some.fetch(0), some.name(0)
+class Looked(NamedTuple):
+    """What some images of a dataset are like."""
+
+    shape: tuple[int, int, int]
+    """(C, H, W): height and width of the first, three channels if one of them is in colour."""
+    n: int
+    n_transparent: int
+    """How many of these ``n`` have transparent pixels."""
+
+
+def look(encoded: Encoded | EncodedStream, most: int = LOOKED_AT) -> Looked:
+    """Look at some images from all over a dataset; those that can't be decoded are named when all are.
+
+    Raises:
+        UserError: none of them can be decoded.
+    """
+    if isinstance(encoded, EncodedStream):
+        images: Images = encoded.some(most)
+    else:
+        images = encoded.take(np.unique(np.linspace(0, len(encoded) - 1, min(most, len(encoded))).astype(np.int64)))
+    looks, errors = [], []
+    for i in range(len(images)):
+        try:
+            looks.append(Look.at(images.fetch(i), images.name(i)))
+        except UnreadableImageError as error:
+            errors.append(error)
+    if not looks:
+        _refuse(errors)
+    _, height, width = looks[0].shape
+    n_channels = max(one.shape[0] for one in looks)
+    return Looked((n_channels, height, width), len(looks), sum(one.is_transparent for one in looks))
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.contract.errors import UserError
-from orchestrator.subjects.reading.formats import class_folders, integer_labels, read_idx, read_npz
+from orchestrator.subjects.reading.folders import class_folders
+from orchestrator.subjects.reading.formats import read_idx, read_npz
 from orchestrator.subjects.reading.images import ImageFormat
-from orchestrator.subjects.reading.parquet import ParquetRows, read_parquet
+from orchestrator.subjects.reading.labels import integer_labels
+from orchestrator.subjects.reading.parquet import read_parquet
 from orchestrator.subjects.reading.roots import DataRoot, check_dataset, dataset_folder
 from orchestrator.subjects.reading.samples import ArraySamples
 from orchestrator.subjects.reading.splits import Pool, SplitPlan
 from orchestrator.subjects.reading.streaming import ImageFiles, image_samples
+from orchestrator.subjects.reading.tables import TableRows
 from orchestrator.subjects.sources.skew import Skew, assemble_skewed
 from orchestrator.subjects.subject import SubjectData, assemble
 
@@ -115,7 +118,7 @@ def _cifar10(data_root: DataRoot | None, name: str) -> _Cifar:
             raise UserError(f"There is no {part}*.parquet in {folder}; put {wanted} there.")
         rows = read_parquet(paths, None, "label")
         images[part] = _array(rows, ImageFormat((3, 32, 32)))
-        pools[part] = Pool(ArraySamples(images[part]), rows.labels)
+        pools[part] = Pool(ArraySamples(images[part]), rows.labels.values)
         used += [path.name for path in paths]
     return images, pools, ", ".join(used)
 
@@ -138,7 +141,7 @@ def _cifar10_batches(folder: Path) -> _Cifar:
     return images, pools, "python batches"
 
 
-def _array(rows: ParquetRows, form: ImageFormat) -> npt.NDArray[np.uint8]:
+def _array(rows: TableRows, form: ImageFormat) -> npt.NDArray[np.uint8]:
     samples = image_samples(rows.images, form, in_memory_bytes=1 << 62)
     assert isinstance(samples, ArraySamples)
     return samples.array
@@ -165,7 +168,7 @@ class UtkFace(DatasetFolder):
         if parquet:
             rows = read_parquet(parquet, None, "gender", columns=("age", "race"))
             samples = image_samples(rows.images, self.form)
-            gender, age, race = rows.labels, rows.columns["age"], rows.columns["race"]
+            gender, age, race = rows.labels.values, rows.columns["age"], rows.columns["race"]
             origin = ", ".join(path.name for path in parquet)
         else:
             files, facts, n_odd = _named_faces(folder)
@@ -219,18 +222,19 @@ class ImageNet(DatasetFolder):
                 raise missing from None
         if not (folder / "train").is_dir():
             return self._of_parquet(folder, limit, wanted)
-        train, train_labels, wnids = class_folders(folder / "train")
+        train = class_folders(folder / "train")
         val = folder / "val"
         if not val.is_dir():
             raise UserError(f"There is no {val}; put {wanted} into {folder}.")
         if any(entry.is_dir() for entry in val.iterdir()):
-            test, test_labels, test_wnids = class_folders(val)
-            if test_wnids != wnids:
+            in_val = class_folders(val)
+            test, test_labels = in_val.files, in_val.labels.values
+            if in_val.labels.names != train.labels.names:
                 raise UserError(f"The class folders of {folder / 'train'} and {val} differ; they must be the same.")
         else:
-            test, test_labels = _devkit_validation(folder, wnids)
+            test, test_labels = _devkit_validation(folder, train.labels.names)
         pools = {
-            "train": Pool(image_samples(train, self.form), train_labels),
+            "train": Pool(image_samples(train.files, self.form), train.labels.values),
             "test": Pool(image_samples(test, self.form), test_labels),
         }
         return assemble(pools, self.plan, "ImageNet, image files", limit)
@@ -247,7 +251,7 @@ class ImageNet(DatasetFolder):
         if not paths:
             raise UserError(f"There is neither a folder train nor a Parquet file in {folder}; put {wanted} there.")
         rows = read_parquet(paths, None, "label")
-        pools = {"all": Pool(image_samples(rows.images, self.form), rows.labels)}
+        pools = {"all": Pool(image_samples(rows.images, self.form), rows.labels.values)}
         return assemble(pools, self.sample_plan, f"ImageNet, {', '.join(path.name for path in paths)}", limit)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from synthetic_study import _aaod as slow_aaod
 
@@ -39,6 +39,7 @@ def _drawn(images, k, **more):
 def test_estimates_are_those_of_a_walk_over_the_images(seed, n, k, seeds):
     images = _images(np.random.default_rng(seed), n, k, seeds)
     group, label, original, *fixed = images
+    assume(set(group) == {0, 1})
     before = slow_aaod(label, original, group, k)
     after = np.mean([slow_aaod(label, one, group, k) for one in fixed])
     kept, changes = _read(images, k)
@@ -134,6 +135,8 @@ def test_a_fixer_that_describes_an_image_otherwise_has_no_interval():
     assert list(changes) == ["a"]
     assert images.groups.tolist() == [1, 0, 1] and images.rest.tolist() == [1, 1]
     assert fairness._images(everything, {"a": [seed]}, 0) is None
+    everything[1] = 0
+    assert fairness._images(everything, {"a": [everything[:, :0]]}, 2) is None
 
 
 def test_fixers_are_drawn_together_and_none_moves_anothers_figures_much():

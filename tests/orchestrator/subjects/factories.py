@@ -153,3 +153,7 @@ def probabilities() -> nn.Module:
 
 def log_probabilities() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(432, 3), nn.LogSoftmax(1))
+
+
+def mlp_of_sequences() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))

@@ -43,7 +43,7 @@ def test_folders_that_are_splits(tmp_path: Path) -> None:
         path.write_bytes(png(images(1, seed=100 + int(path.stem))[0]))
     assert sizes(definition) == [20, 10, 30, 30]
     (tmp_path / "d" / "train" / "a").rename(tmp_path / "d" / "train" / "z")
-    with pytest.raises(UserError, match=r"class folders of the parts .* differ"):
+    with pytest.raises(UserError, match=r"classes of the parts .* differ .*name all of them in .classes."):
         definition.load_data()
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.subjects.reading.images import ImageFormat, UnreadableImageError, image_shape
+from orchestrator.subjects.reading.images import ImageFormat, Look, UnreadableImageError
 from orchestrator.subjects.reading.parquet import ParquetImages, read_parquet
 from orchestrator.subjects.reading.samples import ArraySamples
 from orchestrator.subjects.reading.streaming import ImageFiles, StreamedImages, StreamedSplit, image_samples
@@ -102,8 +102,8 @@ def test_grey_and_palette_images_become_what_the_model_takes() -> None:
         image = encoded(1, mode=mode)[0]
         assert ImageFormat((3, 16, 16)).decode(image, "x").shape == (3, 16, 16)
         assert ImageFormat((1, 16, 16)).decode(image, "x").shape == (1, 16, 16)
-    assert image_shape(encoded(1, mode="L")[0], "x") == (1, 16, 16)
-    assert image_shape(encoded(1)[0], "x") == (3, 16, 16)
+    assert Look.at(encoded(1, mode="L")[0], "x").shape == (1, 16, 16)
+    assert Look.at(encoded(1)[0], "x").shape == (3, 16, 16)
 
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
@@ -120,7 +120,7 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 def test_pixels_of_16_bits_are_scaled_by_their_range(form: str, order: str) -> None:
     deep = (RAMP.astype(np.uint16) * 257).astype(f"{order}u2")
     image = saved(Image.fromarray(deep), form)
-    assert image_shape(image, "x") == (1, 16, 16)
+    assert Look.at(image, "x").shape == (1, 16, 16)
     assert (ImageFormat((1, 16, 16)).decode(image, "x")[0] == RAMP).all()
     assert (ImageFormat((3, 16, 16)).decode(image, "x") == RAMP).all()
 
@@ -133,7 +133,7 @@ def test_pixels_of_no_known_range_are_refused(kind: type) -> None:
 
 def test_grey_with_alpha_has_one_channel() -> None:
     image = saved(Image.fromarray(RAMP).convert("LA"), "PNG")
-    assert image_shape(image, "x") == (1, 16, 16)
+    assert Look.at(image, "x").shape == (1, 16, 16)
     assert (ImageFormat((1, 16, 16)).decode(image, "x")[0] == RAMP).all()
 
 
@@ -142,7 +142,7 @@ def test_a_photo_stands_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image = saved(Image.fromarray(RAMP[:8]), "PNG", exif=exif)
-    assert image_shape(image, "x") == (1, 16, 8)
+    assert Look.at(image, "x").shape == (1, 16, 8)
     assert (ImageFormat((1, 16, 8)).decode(image, "x")[0] == np.rot90(RAMP[:8], -1)).all()
 
 

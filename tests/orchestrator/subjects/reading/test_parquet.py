@@ -15,9 +15,9 @@ from PIL import Image
 from analysis.contract.errors import UserError
 from orchestrator.subjects.reading import parquet
 from orchestrator.subjects.reading.images import ImageFormat
-from orchestrator.subjects.reading.parquet import read_parquet
+from orchestrator.subjects.reading.parquet import ParquetImages, read_parquet
 from orchestrator.subjects.reading.samples import ArraySamples
-from orchestrator.subjects.reading.streaming import StreamedImages, first_image, image_samples
+from orchestrator.subjects.reading.streaming import StreamedImages, image_samples
 
 FORM = ImageFormat((3, 16, 16))
 
@@ -48,14 +48,16 @@ def test_the_same_images_however_they_are_laid_out(kind: str, rows_per_group: in
         table = pa.table({"label": range(start, stop), column: pa.array(cells[start:stop], types[kind])})
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=rows_per_group)
     rows = read_parquet([tmp_path / "a.parquet", tmp_path / "b.parquet"], None, "label")
-    assert rows.labels.tolist() == list(range(23)) and len(rows.images) == 23
+    assert isinstance(rows.images, ParquetImages)
+    assert rows.labels.values.tolist() == list(range(23)) and len(rows.images) == 23
     assert [len(piece) for piece in rows.images.pieces()] == ([4, 4, 4, 2, 4, 4, 1])
-    assert first_image(rows.images) == (encoded[0], "in row 0 of a.parquet")
+    some = rows.images.some(10)
+    assert some.fetch(0) == encoded[0] and {some.fetch(i) for i in range(len(some))} <= set(encoded)
     memory, stream = image_samples(rows.images, FORM), image_samples(rows.images, FORM, in_memory_bytes=1)
     assert isinstance(memory, ArraySamples) and (memory.array == pixels).all()
     assert isinstance(stream, StreamedImages)
     chosen = np.array([22, 3, 14])
-    inputs = stream.split(rows.labels, chosen).batch().inputs
+    inputs = stream.split(rows.labels.values, chosen).batch().inputs
     assert torch.equal(inputs, torch.from_numpy(pixels[chosen]).float() / 255)
 
 
@@ -100,12 +102,12 @@ def status(name):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if name in line)
 
 data = OwnData(Path(sys.argv[1]), SplitPlan(*[("", 0.25)] * 4))
-assert data.input_shape() == (3, 96, 96)
+assert data.described().input_shape == (3, 96, 96)
 warm = image_samples(read_parquet([Path(sys.argv[2])], None, "label").images, ImageFormat((3, 96, 96)))
 del warm
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-data.input_shape()
+data.described()
 shape = status("VmHWM") - before
 samples = image_samples(read_parquet([Path(sys.argv[1])], None, "label").images, ImageFormat((3, 96, 96)))
 print(shape, status("VmHWM") - before, samples.array.nbytes // 1024)
