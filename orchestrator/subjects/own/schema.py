@@ -67,7 +67,7 @@ class Sensitive(_Strict):
     groups: list[Value] | dict[str, list[Value]]
     """Two values, the second of which may be a mere name for all others; or values by name, group 0 first."""
 
-    @field_validator("groups", mode="before")
+    @field_validator("groups", mode="before", json_schema_input_type=list[Value] | dict[str, list[Value] | Value])
     @classmethod
     def _two(cls, given: object) -> object:
         if not isinstance(given, list | dict) or len(given) != 2:
@@ -152,7 +152,7 @@ class OwnSubject(_Strict):
     """At most this many samples over all four splits."""
     corruption: Corrupted | None = None
 
-    @field_validator("classes", mode="before")
+    @field_validator("classes", mode="before", json_schema_input_type=list[str | int | float | bool])
     @classmethod
     def _names(cls, given: object) -> object:
         if not isinstance(given, list):
