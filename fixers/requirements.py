@@ -112,7 +112,9 @@ class EditableWeights(Requirement):
     code: ClassVar[str] = "editable_weights"
 
     def unmet(self, facts: SubjectFacts) -> str | None:
-        """Look for a Linear or Conv2d layer in a forward pass."""
+        """Look for a Linear or Conv2d layer in a forward pass, and for weights that aren't parameters."""
+        if computed := _computed_weights(facts.model):
+            return f"it changes weights, and {computed}."
         if any(isinstance(layer.module, (nn.Linear, nn.Conv2d)) for layer in facts.layers):
             return None
         return "it changes weights of Linear or Conv2d layers, and none is reached in a forward pass."
@@ -153,7 +155,9 @@ class Traceable(Requirement):
     code: ClassVar[str] = "traceable"
 
     def unmet(self, facts: SubjectFacts) -> str | None:
-        """Trace the model."""
+        """Trace the model, and look for weights that aren't parameters of what it is cut into."""
+        if computed := _computed_weights(facts.model):
+            return f"it works on a part of the model, and {computed}."
         reason = network.why_untraceable(facts.model)
         return None if reason is None else f"it cuts the model at a layer, and the model can't be traced ({reason})."
 
@@ -166,10 +170,18 @@ class TwiceDifferentiable(Requirement):
 
     def unmet(self, facts: SubjectFacts) -> str | None:
         """Differentiate the outputs of one random input twice."""
+        if computed := _computed_weights(facts.model):
+            return f"it differentiates through gradient steps, and {computed}."
         reason = _why_not_twice(facts.model, facts.input_shape)
         if reason is None:
             return None
         return f"it differentiates through gradient steps, and the model can't be differentiated twice ({reason})."
+
+
+def _computed_weights(model: nn.Module) -> str | None:
+    """The end of a sentence on weights that a layer computes, as spectral_norm does; None without one."""
+    names = network.with_computed_weights(model)
+    return None if not names else f"'{names[0]}' computes its weight anew in each forward pass; make it a plain weight"
 
 
 def _why_not_twice(model: nn.Module, input_shape: tuple[int, ...]) -> str | None:

@@ -5,6 +5,7 @@ from fixers.network.fresh import not_reinitialisable, reinitialised, seeded
 from fixers.network.hooks import Calls, captured, eval_mode, frozen
 from fixers.network.layers import (
     ACTIVATIONS,
+    COMPUTING,
     PASS_THROUGH,
     Layer,
     example_calls,
@@ -13,10 +14,12 @@ from fixers.network.layers import (
     last_linear,
     layers,
     linear_runs,
+    with_computed_weights,
 )
 
 __all__ = [
     "ACTIVATIONS",
+    "COMPUTING",
     "PASS_THROUGH",
     "Calls",
     "Cut",
@@ -36,4 +39,5 @@ __all__ = [
     "reinitialised",
     "seeded",
     "why_untraceable",
+    "with_computed_weights",
 ]

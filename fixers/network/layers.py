@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fixers.network.hooks import Calls, captured, eval_mode
 
@@ -12,6 +15,8 @@ ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish,
     nn.PReLU, nn.RReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh,
 )  # fmt: skip
+COMPUTING = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+"""Hooks of torch that compute a weight of a layer before each forward pass."""
 PASS_THROUGH = (nn.ReLU, nn.Dropout, nn.Identity, nn.Flatten, *ACTIVATIONS)
 
 
@@ -51,6 +56,16 @@ def example_calls(
     with eval_mode(model), torch.no_grad(), captured(model, layers, inputs=inputs) as calls:
         model(example)
     return calls
+
+
+def with_computed_weights(model: nn.Module) -> list[str]:
+    """Names of modules that compute a weight anew in each forward pass, so that what is written to it is lost."""
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+        or any(isinstance(hook, COMPUTING) for hook in module._forward_pre_hooks.values())
+    ]
 
 
 def linear_runs(sequence: tuple[Layer, ...]) -> list[list[str]]:

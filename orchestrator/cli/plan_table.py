@@ -19,7 +19,7 @@ from orchestrator.study.schema import Study
 from orchestrator.study.search_space import space_of
 from orchestrator.study.subjects import definitions
 from orchestrator.subjects.loaded import LoadedSubject
-from orchestrator.subjects.originals import cache_file
+from orchestrator.subjects.originals import cache_file, check_answers
 from orchestrator.subjects.reading import roots
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.subject import SubjectData, SubjectDefinition
@@ -80,6 +80,7 @@ def _look(definition: SubjectDefinition, store: Store, data_root: DataRoot | Non
 
 
 def _untrained(definition: SubjectDefinition, data: SubjectData, history: bool) -> LoadedSubject:
+    check_answers(definition, definition.build_model(), data)
     facts = definition.facts(data=data, has_history=history)
     sizes = {f"n_{name}": len(split) for name, split in data.splits().items()}
     row = {**sizes, "n_parameters": sum(parameter.numel() for parameter in facts.model.parameters())}

@@ -14,7 +14,16 @@ from analysis.contract.errors import UserError
 from fixers import Split
 from orchestrator.subjects import weights
 from orchestrator.subjects.architectures import Normalise
-from orchestrator.subjects.own.references import Function
+from orchestrator.subjects.own.modules import (
+    PYTHON_MODULE,
+    Logits,
+    Part,
+    bare,
+    examined,
+    with_lazy_parts_made,
+    with_plain_weights,
+)
+from orchestrator.subjects.own.references import Function, told
 from orchestrator.subjects.subject import PARITY_INPUTS, ModelSource, Parity
 
 if TYPE_CHECKING:
@@ -100,12 +109,16 @@ class FactoryModel:
         arguments: of the function, as JSON.
         weights: file of the weights; the model is trained when not given.
         normalise: mean and standard deviation per channel, in front of the module.
+        input_shape: of a sample, which modules that wait for it are made for.
+        part: where the logits are in what the module returns; None for one that returns nothing but them.
     """
 
     function: Function
     arguments: str
     weights: Path | None = None
     normalise: NormaliseLayer | None = None
+    input_shape: tuple[int, ...] | None = None
+    part: Part | None = None
 
     @property
     def trains(self) -> bool:
@@ -118,10 +131,28 @@ class FactoryModel:
         Raises:
             UserError: the function is missing or returns no module, or the weights don't fit.
         """
-        model = self._fresh()
+        model = with_lazy_parts_made(self._fresh(), self.input_shape)
         if self.weights is not None:
             weights.load_state(model, weights.read_weights(self.weights, model), str(self.weights))
-        return _normalised(model, self.normalise)
+        model = with_plain_weights(model)
+        return _normalised(model if self.part is None else Logits(model, self.part), self.normalise)
+
+    def examined(self) -> "FactoryModel":
+        """The same, after a look at what the function returns.
+
+        Raises:
+            UserError: as :meth:`build`; or torch, Ray or the approaches can't work with the module.
+        """
+        assert self.input_shape is not None
+        with torch.random.fork_rng(devices=[]):
+            model = self.build()
+        part = examined(model, self.input_shape, str(self.function))
+        if self.trains and not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError(
+                f"{self.function} returns a module whose weights are all frozen, so it can't be trained; give its "
+                "'weights', or let some require a gradient."
+            )
+        return replace(self, part=part)
 
     def parity(self, split: Split) -> None:
         """The model was made for torch."""
@@ -148,7 +179,8 @@ class FactoryModel:
         model = self.function.call(json.loads(self.arguments))
         if not isinstance(model, nn.Module):
             raise UserError(f"{self.function} must return a torch.nn.Module, but returned {type(model).__name__}.")
-        return model
+        with told(f"{self.function} returns a module that can't be used", PYTHON_MODULE):
+            return bare(model)
 
 
 @dataclass(frozen=True)

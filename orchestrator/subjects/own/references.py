@@ -45,7 +45,7 @@ class Function:
             UserError: there is no such module or function, or the module fails, with its file and line.
         """
         make_importable(self.folder)
-        with _told(f"{self} can't be loaded"):
+        with told(f"{self} can't be loaded"):
             try:
                 module = importlib.import_module(self.module)
             except ModuleNotFoundError as error:
@@ -79,13 +79,18 @@ class Function:
             except TypeError as error:
                 takes = f"{self.function}{signature}"
                 raise UserError(f"{self} can't be called: {error}; check 'arguments' against {takes}.") from error
-        with _told(f"{self} fails"):
+        with told(f"{self} fails"):
             return function(**given)
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Whatever the user's code does in the block becomes one sentence with its file and line."""
+def told(what: str, advice: str = "") -> Iterator[None]:
+    """Whatever the user's code does in the block becomes one sentence with its file and line.
+
+    Args:
+        what: went wrong then.
+        advice: on what to do about it.
+    """
     try:
         yield
     except UserError:
@@ -94,12 +99,11 @@ def _told(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         from fixers.errors import cause
 
-        advice = ""
         if isinstance(error, ModuleNotFoundError) and error.name:
-            advice = f"; install {error.name.partition('.')[0]}, or put it beside the study file"
+            advice = f"install {error.name.partition('.')[0]}, or put it beside the study file"
         elif isinstance(error, FileNotFoundError) and not Path(str(error.filename or "/")).is_absolute():
-            advice = "; a relative path starts in the current folder, so build it from Path(__file__).parent"
-        raise UserError(f"{what}: {cause(error)}{advice}.") from error
+            advice = "a relative path starts in the current folder, so build it from Path(__file__).parent"
+        raise UserError(f"{what}: {cause(error, 'torch', 'copy', 'ray')}{advice and '; '}{advice}.") from error
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,8 @@ def _model_source(own: OwnSubject, base_dir: Path, shape: tuple[int, ...]) -> Mo
         if own.output is not None:
             raise UserError(f"The model of {own.name} is no ONNX file, whose outputs 'output' names; drop 'output'.")
         given = None if own.weights is None else _existing(base_dir, own.weights, own.name)
-        return FactoryModel(own.model.located(base_dir), json.dumps(own.arguments, sort_keys=True), given, normalise)
+        arguments = json.dumps(own.arguments, sort_keys=True)
+        return FactoryModel(own.model.located(base_dir), arguments, given, normalise, shape).examined()
     path = _existing(base_dir, own.model, own.name)
     if path.suffix.lower() != ".onnx":
         raise UserError(

@@ -33,7 +33,7 @@ from orchestrator.subjects.catalogue import resolve
             r"'labels' of factories:ragged can't be read as an array: .*; return",
         ),
         ({"data": "factories:failing"}, r"factories:failing fails: KeyError: 'x' \(factories\.py, line \d+\)\."),
-        ({"model": "factories:mlp"}, r"can't take the inputs of mine, of shape \(3, 12, 12\)"),
+        ({"model": "factories:mlp"}, r"factories:mlp can't take inputs of shape \(3, 12, 12\): "),
         ({"recipe": {"epoch": 3}}, "The recipe of mine has no 'epoch'; did you mean 'epochs'"),
         ({"recipe": {"augmentation": "flp"}}, "The recipe of mine, augmentation: Input should be 'none', 'flip'"),
         ({"recipe": {"learning_rate": "fast"}}, "The recipe of mine, learning_rate: Input should be a valid number"),
