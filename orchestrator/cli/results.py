@@ -128,24 +128,28 @@ def compare(results: tuple[str, ...], form: str) -> None:
 @click.option(
     "--trial", metavar="ID", help="In place of the views, the fixed model of a trial, by its id or the beginning of it."
 )
-def export(results: str, target: Path, trial: str | None) -> None:
+@click.option("--card", is_flag=True, help="With --trial: also the model card, beside the model.")
+def export(results: str, target: Path, trial: str | None, card: bool) -> None:
     """Write a DuckDB file of views on a study, for notebooks and BI tools; or a fixed model as ONNX.
 
     The model's metadata say which trial it is and what it reached: accuracy, RR, NFR, ASR, AAOD where they are known.
+    Its card says so to people, with intervals, data and limits, in the form of Hugging Face's model cards.
     """
     if trial is not None:
-        _export_model(results, trial, target)
+        _export_model(results, trial, target, card)
         return
+    if card:
+        raise UserError("A card is of one model: give the trial with --trial.")
     from analysis.terminal.commands import export_command
 
     export_command(results, target)
 
 
 @needs_torch
-def _export_model(results: str, trial: str, target: Path) -> None:
+def _export_model(results: str, trial: str, target: Path, card: bool) -> None:
     from orchestrator.cli.single_model import export_trial
 
-    export_trial(results, trial, target)
+    export_trial(results, trial, target, card=card)
 
 
 @click.command("import-published", short_help="The study's published tables as results.")

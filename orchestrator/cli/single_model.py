@@ -28,7 +28,8 @@ from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.doctor import errors_of_original
 from orchestrator.subjects.reading import roots
 from orchestrator.subjects.subject import Subject, SubjectDefinition
-from orchestrator.trial.loading import load_subject
+from orchestrator.trial.baseline import Baseline
+from orchestrator.trial.loading import load_subject, sample_columns
 from orchestrator.trial.trial import Bench, TrialRecord, TrialSettings, run_trial
 
 DEFAULT_SPLITS = {"train": 0.5, "valid": 0.1, "repair": 0.2, "test": 0.2}
@@ -46,16 +47,26 @@ def fix_command(
         UserError: an argument is off, the model can't be imported, the fix failed, or the file can't be written.
     """
     console = console or Console()
-    if out is not None and not os.access(out.absolute().parent, os.W_OK):
-        raise UserError(f"Nothing can be written into {out.absolute().parent}, where --out is to go; make the folder.")
+    if out is not None:
+        if not os.access(out.absolute().parent, os.W_OK):
+            raise UserError(
+                f"Nothing can be written into {out.absolute().parent}, where --out is to go; make the folder."
+            )
+        _ = _card_file(out)
     for plugin in approach.plugins:
         load_plugin(plugin)
     cls = fixers.get(approach.fixer)
     built = cls.build(_values(approach.parameters), approach.preset)
-    seconds = units.seconds(approach.time_limit)
+    settings = TrialSettings(
+        time_limit=units.seconds(approach.time_limit),
+        corrupted_drop=0.10,
+        attack=Attack().model_dump(exclude={"epsilon"}),
+        keep_models=True,
+    )
     definition = _definition(source, samples.limit)
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder)
+    # A study of one trial, so that its row, its figures and its card are those of any trial.
+    with tempfile.TemporaryDirectory() as results:
+        store = Store(results)
         store.create()
         (loaded, baseline), summary = load_subject(
             definition,
@@ -64,38 +75,49 @@ def fix_command(
             cache_dir=roots.usable_cache_dir() / "originals",
             keep_history=any(item.code == "training_history" for item in cls.requirements),
         )
-    console.print(Text(loaded.data.description, style="dim"))
-    for finding in errors_of_original(loaded):
-        console.print(Text(f"Figures may mean nothing: {finding.message}", style="yellow"))
-    for sentence in summary.cautions:
-        console.print(Text(sentence, style="yellow"))
-    unmet = cls.unmet(loaded.facts())
-    if unmet is not None:
-        raise UserError(unmet.reason)
-    params, version = built.canonical_parameters(), code_version(cls)
-    spec = TrialSpec(
-        trial_id(cls.name, params, loaded.fingerprint, approach.seed, version, "final"),
-        "fix", "final", definition.name, cls.name, params, approach.seed, loaded.fingerprint, version,
-    )  # fmt: skip
-    settings = TrialSettings(
-        time_limit=seconds,
-        corrupted_drop=0.10,
-        attack=Attack().model_dump(exclude={"epsilon"}),
-        keep_models=True,
-    )
+        console.print(Text(loaded.data.description, style="dim"))
+        for finding in errors_of_original(loaded):
+            console.print(Text(f"Figures may mean nothing: {finding.message}", style="yellow"))
+        for sentence in summary.cautions:
+            console.print(Text(sentence, style="yellow"))
+        unmet = cls.unmet(loaded.facts())
+        if unmet is not None:
+            raise UserError(unmet.reason)
+        params, version = built.canonical_parameters(), code_version(cls)
+        spec = TrialSpec(
+            trial_id(cls.name, params, loaded.fingerprint, approach.seed, version, "final"),
+            "fix", "final", definition.name, cls.name, params, approach.seed, loaded.fingerprint, version,
+        )  # fmt: skip
+        record = _followed(spec, loaded, baseline, settings, console)
+        _print(record, console)
+        if out is not None:
+            store.write_subject(summary.row)
+            store.write_test_samples(loaded.fingerprint, sample_columns(loaded))
+            store.write_trial(record.row, record.predictions)
+            _write(record, loaded, out, console)
+            _write_card(results, spec.trial_id, out, console)
+    return record
+
+
+def _followed(
+    spec: TrialSpec, loaded: Subject, baseline: Baseline, settings: TrialSettings, console: Console
+) -> TrialRecord:
+    """The trial, followed on the console.
+
+    Raises:
+        UserError: it failed.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with console.status(f"{cls.name} on {definition.name}") as live:
+    name = f"{spec.fixer} on {spec.subject}"
+    with console.status(name) as live:
 
         def on_progress(step: int, figures: Mapping[str, float]) -> None:
-            told = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            live.update(f"{cls.name} on {definition.name}: step {step}  {told}")
+            told = "  ".join(f"{figure} {value:.4g}" for figure, value in figures.items())
+            live.update(f"{name}: step {step}  {told}")
 
         record = run_trial(Bench(spec, loaded, baseline, settings, device), on_progress=on_progress)
     if record.row["outcome"] == "FAILURE":
-        raise UserError(f"{cls.name} failed: {record.row['reason']}")
-    _print(record, console)
-    if out is not None:
-        _write(record, loaded, out, console)
+        raise UserError(f"{spec.fixer} failed: {record.row['reason']}")
     return record
 
 
@@ -170,6 +192,30 @@ def _write(record: TrialRecord, subject: Subject, out: Path, console: Console) -
     console.print(f"wrote {out} (differs from the fixed model by at most {difference:.1e} in onnxruntime)")
 
 
+def _card_file(model: Path) -> Path:
+    """Where the card of a model goes: beside it.
+
+    Raises:
+        UserError: something else is there.
+    """
+    from analysis.report.card import is_card
+
+    file = model.with_suffix(".md")
+    if file.exists() and not is_card(file):
+        raise UserError(
+            f"The card of {model.name} would replace {file}, which is none; move it, or choose another name."
+        )
+    return file
+
+
+def _write_card(results: str, trial: str, model: Path, console: Console) -> None:
+    from analysis.report.card import model_card
+
+    file = _card_file(model)
+    file.write_text(model_card(results, trial, model.name), encoding="utf-8")
+    console.print(f"wrote {file}, its model card")
+
+
 _FACTS = (
     "trial_id", "subject", "fixer", "params", "seed", "outcome", "accuracy_original", "accuracy_fixed", "repair_rate",
     "negative_flip_rate", "asr_original", "asr_fixed", "aaod_original", "aaod_fixed", "n_test", "n_wrong", "n_repaired",
@@ -184,13 +230,14 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{value:.6f}" if isinstance(value, float) else str(value) for name, value in known.items()}
 
 
-def export_trial(results: str, given: str, target: Path, console: Console | None = None) -> None:
+def export_trial(results: str, given: str, target: Path, *, card: bool = False, console: Console | None = None) -> None:
     """Write the fixed model that a study kept as ONNX.
 
     Args:
         results: folder or URI of the study.
         given: id of the trial, or the beginning of it that no other trial shares.
         target: the file to write.
+        card: whether to write its model card beside it.
         console: where to say what was written.
 
     Raises:
@@ -202,6 +249,9 @@ def export_trial(results: str, given: str, target: Path, console: Console | None
     from orchestrator.study.reading import parse_study
     from orchestrator.subjects.onnx.exporting import export_onnx
 
+    console = console or Console()
+    if card:
+        _ = _card_file(target)
     store = Store(results)
     trial = choose(given, sorted(store.done()), results)
     row = store.row(trial, _FACTS[1:])
@@ -227,4 +277,6 @@ def export_trial(results: str, given: str, target: Path, console: Console | None
         )
     model.load_state_dict(state)
     difference = export_onnx(model, target, input_shape=definition.input_shape, metadata=_facts(row))
-    (console or Console()).print(f"wrote {target} (differs by at most {difference:.1e} in onnxruntime)")
+    console.print(f"wrote {target} (differs by at most {difference:.1e} in onnxruntime)")
+    if card:
+        _write_card(results, trial, target, console)

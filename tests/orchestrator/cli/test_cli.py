@@ -121,16 +121,21 @@ def test_fix_prints_before_and_after_and_writes_onnx(fixstudy, tmp_path):
     facts = {item.key: item.value for item in onnx.load(out).metadata_props}
     assert facts["fixer"] == "arachne"
     assert json.loads(facts["params"])["population"] > 0
+    card = (tmp_path / "fixed.md").read_text()
+    assert facts["trial_id"] in card and f"| {100 * float(facts['accuracy_fixed']):.2f} |" in card
     again = fixstudy("fix", "--model", out, "--data", "digits", "--fixer", "finetune", "--preset", "quick")
     assert again.returncode == 0, again.stderr
     assert f"{float(facts['accuracy_fixed']):.2%}" in again.stdout, "the written model is the fixed one"
 
 
-def test_fix_refuses_a_target_before_it_fixes(fixstudy, monkeypatch):
+def test_fix_refuses_a_target_before_it_fixes(fixstudy, monkeypatch, tmp_path):
     monkeypatch.setattr("orchestrator.cli.single_model.load_subject", lambda *args, **kwargs: pytest.fail("it began"))
     done = fixstudy("fix", "--model", "digits", "--fixer", "arachne", "--out", "nowhere/fixed.onnx")
     assert done.returncode == 2
     assert "nowhere, where --out is to go" in done.stderr
+    (tmp_path / "fixed.md").write_text("# Notes of mine")
+    done = fixstudy("fix", "--model", "digits", "--fixer", "arachne", "--out", tmp_path / "fixed.onnx")
+    assert done.returncode == 2 and "fixed.md, which is none" in done.stderr
 
 
 def test_ctrl_c_is_answered(fixstudy, monkeypatch):

@@ -130,8 +130,9 @@ def test_a_kept_model_is_exported_with_what_it_reached(
         [row] = con.sql("select * from trials").to_arrow_table().to_pylist()
         fixed = con.sql("select fixed from predictions order by sample_id").fetchnumpy()["fixed"]
     target = tmp_path / "fixed.onnx"
-    code, said = fixstudy("export", own / "results", target, "--trial", row["trial_id"][:5])
+    code, said = fixstudy("export", own / "results", target, "--trial", row["trial_id"][:5], "--card")
     assert code == 0 and f"wrote {target}" in said
+    assert f"RR: failures repaired, % |  | {100 * row['repair_rate']:.2f} |" in target.with_suffix(".md").read_text()
     facts = {item.key: item.value for item in onnx.load(target).metadata_props}
     assert (facts["trial_id"], facts["fixer"], facts["seed"]) == (row["trial_id"], "finetune", "0")
     assert facts["params"] == row["params"] and facts["outcome"] == row["outcome"]
