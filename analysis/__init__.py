@@ -6,6 +6,7 @@ Importing this is cheap; DuckDB, pyarrow and the rest are imported by the functi
 from analysis.contract import errors
 from analysis.contract.errors import QueryError, ResultsError, UserError
 from analysis.published.published import import_published
+from analysis.report.notebook import Results
 from analysis.warehouse.connection import export
 from analysis.warehouse.connection import open_results as open
 from analysis.warehouse.queries import NamedQuery, named_queries
@@ -15,6 +16,7 @@ from analysis.warehouse.sandbox import query
 __all__ = [
     "NamedQuery",
     "QueryError",
+    "Results",
     "ResultsError",
     "UserError",
     "errors",

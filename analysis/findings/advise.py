@@ -27,7 +27,7 @@ _LISTED: Final = 3
 _NO_ASR: Final = "ASR was not measured here (no attack, or data that attacks don't apply to), so nothing limits it."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Advice:
     """An answer for one subject.
 
@@ -84,6 +84,11 @@ class Advice:
                 *self._asked(),
             ]
         )
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
 
     def _asked(self) -> Iterable[str]:
         """The limits, where the answer depends on them."""

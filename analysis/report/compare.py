@@ -77,6 +77,9 @@ class StudyComparison:
                 lines += ["", f"## {md_text(subject)}", "", *self._figures(rows), "", *self._differences(rows)]
         return "\n".join(lines) + "\n"
 
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
     def _figures(self, rows: Sequence[Row]) -> list[str]:
         measures = [_MEASURES[0]]
         measures += [m for m in _MEASURES[1:] if any(m.of(cell) for row in rows for cell in row.cells)]

@@ -158,7 +158,10 @@ def _connect(memory_limit: str, threads: int | None) -> "duckdb.DuckDBPyConnecti
     if threads is not None:
         config["threads"] = threads
     con = duckdb.connect(":memory:", config=config)
-    con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+    con.execute("SET TimeZone = 'UTC'")
+    # In a notebook without ipywidgets there is none, and DuckDB refuses to hear of it.
+    if con.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+        con.execute("SET enable_progress_bar = false")
     return con
 
 
