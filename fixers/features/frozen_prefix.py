@@ -25,12 +25,20 @@ def prefix_batches(problem: RepairProblem, cut: network.Cut, split: Split) -> It
         yield values
 
 
+def example_values(problem: RepairProblem, cut: network.Cut, split: Split) -> tuple[Tensor, ...]:
+    """Values (1, ...) that enter a cut for the first sample of a split, or for zeros where it has none."""
+    rows = torch.arange(min(1, len(split)))
+    with torch.no_grad():
+        inputs = (
+            split.inputs(rows, problem.device) if len(rows) else torch.zeros(1, *split.shape, device=problem.device)
+        )
+        return cut.features(inputs)
+
+
 def prefix_values(problem: RepairProblem, cut: network.Cut, split: Split) -> tuple[Tensor, ...]:
     """Values (N, ...) that enter a cut, on the device, for all samples of a split; of the same shapes without any."""
     if len(split) == 0:
-        with torch.no_grad():
-            example = cut.features(torch.zeros(1, *split.shape, device=problem.device))
-        return tuple(value[:0] for value in example)
+        return tuple(value[:0] for value in example_values(problem, cut, split))
     return tuple(torch.cat(values) for values in zip(*prefix_batches(problem, cut, split), strict=True))
 
 
@@ -46,15 +54,16 @@ class FrozenPrefix:
     def __init__(self, problem: RepairProblem, cut: network.Cut, split: Split) -> None:
         self._problem, self._cut, self._split = problem, cut, split
         self._kept: tuple[Tensor, ...] | None = None
-        if len(split) == 0:
-            return
-        size = len(split) * sum(value.nbytes for value in self._compute(torch.arange(1)))
+        size = len(split) * sum(value.nbytes for value in example_values(problem, cut, split))
         if size <= _BYTES_KEPT_PER_SAMPLE * problem.micro_batch:
             self._kept = prefix_values(problem, cut, split)
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Values of some of the samples, (B, ...) each, yours to change."""
-        return self._compute(rows) if self._kept is None else tuple(value[rows] for value in self._kept)
+        """Values of some of the samples, (B, ...) each, yours to change; computed a micro-batch at a time."""
+        if self._kept is not None:
+            return tuple(value[rows] for value in self._kept)
+        parts = [self._compute(part) for part in rows.split(self._problem.micro_batch)]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
     def micro_batches(self) -> Iterator[Tensor]:
         """Positions of all samples, so many at a time."""

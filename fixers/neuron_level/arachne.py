@@ -54,11 +54,12 @@ class Arachne(Fixer):
     - The first version's forward impact is the mean over the failures (the public code looks at the first one only),
       and its passing samples are drawn without replacement.
     - Among the best individuals after each generation the one with the highest accuracy on valid is returned, the
-      fitter one in a tie; ``selection="fitness"`` returns the fittest as the original does.
+      fitter one in a tie, or the original where it is higher; ``selection="repairs"`` doesn't go back to the original,
+      and ``selection="fitness"`` returns the fittest as the published code does.
 
-    Peak memory: what enters the first patched layer, for failures, passes and valid; 16 bytes for each of at most 32
-    million weights while they are scored (more only if one layer is larger); candidates under evaluation in chunks of
-    0.5 MiB times the micro-batch.
+    Peak memory: what enters the first patched layer, for failures, passes and valid, where each takes at most 2 MiB
+    times the micro-batch; 16 bytes for each of at most 32 million weights while they are scored (more only if one layer
+    is larger); candidates under evaluation in chunks of 0.5 MiB times the micro-batch.
     """
 
     name: ClassVar[str] = "arachne"
@@ -70,7 +71,7 @@ class Arachne(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (EditableWeights(), Traceable())
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {"population": 50, "generations": 30, "layers": "last_fc"},
-        "study": {"population": 100, "generations": 100, "alpha": 10.0},
+        "study": {"population": 100, "generations": 100, "alpha": 10.0, "selection": "repairs"},
         "first_version": {"search": "pso", "population": 100, "generations": 100},
     }
 
@@ -96,8 +97,10 @@ class Arachne(Fixer):
     passes: int = parameter(
         0, low=0, help="passing samples in the fitness of de; 0: all of them; fewer for early layers of large models"
     )
-    selection: Literal["valid", "fitness"] = parameter(
-        "valid", help="what chooses among the generations' best: accuracy on valid, or the fitness itself"
+    selection: Literal["valid", "repairs", "fitness"] = parameter(
+        "valid",
+        help="what chooses among the generations' best: accuracy on valid, against the original; repairs: without it; "
+        "or the fitness itself",
     )
 
     def fix(self, problem: RepairProblem) -> nn.Module:
@@ -121,7 +124,10 @@ class Arachne(Fixer):
 
         run = self._evolve if self.search == "de" else self._swarm
         result = run(problem, places, failures, on_generation)
-        chosen = result.best if self.selection == "fitness" else most_accurate(problem, places, bests)
+        if self.selection == "fitness":
+            chosen = result.best
+        else:
+            chosen = most_accurate(problem, places, bests, original=self.selection == "valid")
         places.write(model, chosen)
         problem.note(
             localised_weights=len(places),

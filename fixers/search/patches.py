@@ -1,8 +1,9 @@
 """Trying many values for a few weights: what a model would put out with them, for a population at once.
 
-The layers in front of the first patched one run once and their outputs are kept. Behind it only the change that the
-patched weights make is computed for each candidate: when all of them are in a last Linear layer that is one matrix
-product for the whole population, otherwise the suffix runs under ``vmap`` with nothing stacked but the changes.
+The layers in front of the first patched one run once, and their outputs are kept where they fit. Behind it only the
+change that the patched weights make is computed for each candidate: when all of them are in a last Linear layer that is
+one matrix product for the whole population, otherwise the suffix runs under ``vmap`` with nothing stacked but the
+changes.
 """
 
 import copy
@@ -17,11 +18,12 @@ from torch.nn import functional
 
 from fixers import network
 from fixers.data import Split
-from fixers.features.frozen_prefix import prefix_values
+from fixers.features.frozen_prefix import FrozenPrefix, example_values, prefix_batches, prefix_values
 from fixers.network import convolutions
 from fixers.network.layers import weight_layer
 from fixers.network.places import Places
 from fixers.problem import RepairProblem
+from fixers.selection import Choice
 
 PerSample = Callable[[Tensor, Tensor], Tensor]
 """(outputs (p, n, K), positions (n,) in the split, int64 on the CPU) -> a tensor (p, n, ...) of what is wanted."""
@@ -38,9 +40,11 @@ class PatchEvaluator:
 
     Args:
         problem: device, micro-batch, deadline. Its micro-batch also bounds the memory unless ``memory`` is given.
-        model: the model whose weights are tried; neither changed nor, later, looked at again.
+        model: the model whose weights are tried, in eval mode. It isn't copied, and mustn't change while this is used.
         places: which weights vary, at least one.
-        split: samples. What enters the first patched layer is kept for all of them, on the problem's device.
+        split: samples. What enters the first patched layer is kept for all of them, on the problem's device, where it
+            takes at most 2 MiB times the micro-batch (of a last Linear layer the inputs of patched weights and the
+            outputs, whatever they take); else it is computed again for every population.
         memory: bytes that candidates under evaluation may take beside the kept features.
 
     Raises:
@@ -57,16 +61,16 @@ class PatchEvaluator:
         self._count = len(split)
         self._memory = _BYTES_PER_SAMPLE * problem.micro_batch if memory is None else memory
         self._original = places.read(model)
-        cut = network.cut(copy.deepcopy(model).eval(), places.layers[0])
-        self._features = prefix_values(problem, cut, split)
-        self._suffix = _without_in_place(cut.suffix)
+        cut = network.cut(model, places.layers[0])
         first = weight_layer(cut.suffix, cut.layer)
         self._is_last = False
         if isinstance(first, nn.Linear) and _is_only_call(cut.suffix):
             self._is_last = True
-            self._prepare_last(first)
+            self._prepare_last(first, cut, split)
         else:
-            self._prepare_suffix()
+            self._features = FrozenPrefix(problem, cut, split)
+            self._suffix = _without_in_place(cut.suffix)
+            self._prepare_suffix(cut, split)
 
     def map(self, values: Tensor, function: PerSample) -> Tensor:
         """Apply a function to the outputs under every candidate, a chunk of candidates and samples at a time.
@@ -82,63 +86,75 @@ class PatchEvaluator:
         samples = max(1, min(self._count, self._memory // self._bytes_per_output))
         candidates = max(1, min(len(values), self._memory // (self._bytes_per_output * samples)))
         results = []
-        for some in changes.split(candidates):
+        for start in range(0, max(self._count, 1), samples):
+            rows = torch.arange(start, min(start + samples, self._count))
             parts = []
-            for start in range(0, max(self._count, 1), samples):
-                self._problem.check_deadline()
-                rows = slice(start, min(start + samples, self._count))
-                with torch.no_grad():
-                    parts.append(function(self._outputs(some, rows), torch.arange(rows.start, rows.stop)))
-            results.append(torch.cat(parts, dim=1))
-        return torch.cat(results)
+            with torch.no_grad():
+                # Samples outside, so that what enters the patched layer is computed once where it isn't kept.
+                outputs_of = self._outputs_on(rows)
+                for some in changes.split(candidates):
+                    self._problem.check_deadline()
+                    parts.append(function(outputs_of(some), rows))
+            results.append(torch.cat(parts))
+        return torch.cat(results, dim=1)
 
     def outputs(self, values: Tensor) -> Tensor:
         """Outputs (P, N, K) of the model on the split for candidates (P, D)."""
         return self.map(values, lambda outputs, _: outputs)
 
-    def _outputs(self, changes: Tensor, rows: slice) -> Tensor:
+    def _outputs_on(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """Changes (p, D) -> outputs (p, n, K) on the samples at ``rows`` (n,), which are consecutive."""
         if self._is_last:
-            return self._last_outputs(changes, rows)
+            return self._last_outputs_on(slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0))
+        entering = self._features(rows)
 
         def run(change: tuple[Tensor, ...]) -> Tensor:
             # A suffix that works in place must not find its own traces in the next chunk.
-            features = tuple(feature[rows].clone() for feature in self._features)
+            features = tuple(feature.clone() for feature in entering)
             buffers = {f"{name}.change": part for name, part in zip(self._places.layers, change, strict=True)}
             outputs: Tensor = torch.func.functional_call(self._suffix, buffers, features)
             return outputs
 
-        result: Tensor = torch.func.vmap(run)(self._places.split(changes))
-        return result
+        def outputs(changes: Tensor) -> Tensor:
+            result: Tensor = torch.func.vmap(run)(self._places.split(changes))
+            return result
 
-    def _prepare_last(self, layer: nn.Linear) -> None:
+        return outputs
+
+    def _prepare_last(self, layer: nn.Linear, cut: network.Cut, split: Split) -> None:
         """Split the last layer's work: its outputs as they are, and the features that meet a patched weight."""
         index = self._places.indices[0].to(self._problem.device)
         self._row, column = _rows_and_columns(layer, index)
         columns, self._slot = column.unique(return_inverse=True)
-        inputs = self._features[0].detach()
-        bias_input = inputs.new_ones(*inputs.shape[:-1], 1)
+        problem, met, base = self._problem, [], []
         with torch.no_grad():
-            self._base = layer(inputs)
-        self._met = torch.cat([inputs, bias_input], dim=-1)[..., columns]
-        self._features = ()
+            batches = prefix_batches(problem, cut, split) if len(split) else [prefix_values(problem, cut, split)]
+            for inputs, *_ in batches:
+                bias_input = inputs.new_ones(*inputs.shape[:-1], 1)
+                met.append(torch.cat([inputs, bias_input], dim=-1)[..., columns])
+                base.append(layer(inputs))
+        self._met, self._base = torch.cat(met), torch.cat(base)
         # The outputs of a candidate and what a loss makes of them: about four tensors of their size.
         self._bytes_per_output = 16 * layer.out_features
 
-    def _last_outputs(self, changes: Tensor, rows: slice) -> Tensor:
+    def _last_outputs_on(self, rows: slice) -> Callable[[Tensor], Tensor]:
         met, base = self._met[rows], self._base[rows]
-        matrix = changes.new_zeros(len(changes), self._met.shape[-1], base.shape[-1])
-        matrix[:, self._slot, self._row] = changes
-        return torch.baddbmm(base.expand(len(changes), *base.shape), met.expand(len(changes), *met.shape), matrix)
 
-    def _prepare_suffix(self) -> None:
+        def outputs(changes: Tensor) -> Tensor:
+            matrix = changes.new_zeros(len(changes), met.shape[-1], base.shape[-1])
+            matrix[:, self._slot, self._row] = changes
+            return torch.baddbmm(base.expand(len(changes), *base.shape), met.expand(len(changes), *met.shape), matrix)
+
+        return outputs
+
+    def _prepare_suffix(self, cut: network.Cut, split: Split) -> None:
         """Put the patched layers into the suffix and see how much memory a sample takes in it."""
         for name, index in zip(self._places.layers, self._places.indices, strict=True):
             layer = weight_layer(self._suffix, name)
             self._suffix.set_submodule(name, _Patched(layer, index.to(self._problem.device)))
         sizes = _LargestValue(self._suffix)
         with torch.no_grad():
-            example = [f[:1].clone() if self._count else f.new_zeros(1, *f.shape[1:]) for f in self._features]
-            sizes.run(*example)
+            sizes.run(*(value.clone() for value in example_values(self._problem, cut, split)))
         patched = [module for module in self._suffix.modules() if isinstance(module, _Patched)]
         stacked = sum(module.stacked_bytes for module in patched)
         # Input, output and a temporary of the widest layer, what a loss makes of it, and each candidate's own matrices
@@ -151,22 +167,36 @@ def pair_up(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return outputs.flatten(0, 1), targets.repeat(len(outputs))
 
 
-def most_accurate(problem: RepairProblem, places: Places, candidates: Sequence[Tensor]) -> Tensor:
-    """The candidate (D,) with the most samples of valid right; the last one in a tie.
+def most_accurate(problem: RepairProblem, places: Places, candidates: Sequence[Tensor], *, original: bool) -> Tensor:
+    """The candidate (D,) with the most samples of valid right, the last one in a tie; see :class:`Choice`.
 
     Args:
-        problem: its original model is patched.
+        problem: its original model is patched; the note ``original_kept`` says whether no candidate was taken.
         places: where.
         candidates: at least one, (D,) each, the preferred one last.
+        original: whether the original is a candidate beside them.
     """
-    evaluator = PatchEvaluator(problem, problem.original, places, problem.valid)
-    targets = problem.valid.labels.to(problem.device)
+    before = places.read(problem.original)
+    values = torch.stack([before, *(candidate.to(before) for candidate in candidates)])
+    accuracy, *accuracies = _right(problem, places, values, problem.valid)
+    _, *fixed = _right(problem, places, values, problem.failures)
+    choice, chosen = Choice(accuracy, original=original), before
+    for number, candidate in enumerate(candidates):
+        if choice.offer(accuracies[number], fixed=fixed[number], tie=number):
+            chosen = candidate
+    problem.note(original_kept=choice.original_kept)
+    return chosen
+
+
+def _right(problem: RepairProblem, places: Places, values: Tensor, split: Split) -> list[int]:
+    """How many samples each candidate (P, D) gets right."""
+    targets = split.labels.to(problem.device)
 
     def right(outputs: Tensor, positions: Tensor) -> Tensor:
         return ~problem.task.is_wrong(*pair_up(outputs, targets[positions])).reshape(len(outputs), -1)
 
-    count = evaluator.map(torch.stack(list(candidates)), right).sum(1).tolist()
-    return candidates[max(range(len(candidates)), key=lambda i: (count[i], i))]
+    counts: list[int] = PatchEvaluator(problem, problem.original, places, split).map(values, right).sum(1).tolist()
+    return counts
 
 
 class _Patched(nn.Module):
@@ -279,8 +309,14 @@ def _without_in_place(graph_module: fx.GraphModule) -> fx.GraphModule:
             node.target = _IN_PLACE.get(node.target, node.target)
             if node.kwargs.get("inplace"):
                 node.kwargs = {**node.kwargs, "inplace": False}
-    for module in graph_module.modules():
-        if getattr(module, "inplace", False):
-            vars(module)["inplace"] = False
+        if node.op == "call_module":
+            module = graph_module.get_submodule(node.target)
+            if any(getattr(part, "inplace", False) for part in module.modules()):
+                # The model's own stays as it is.
+                module = copy.deepcopy(module)
+                for part in module.modules():
+                    if getattr(part, "inplace", False):
+                        vars(part)["inplace"] = False
+                graph_module.set_submodule(node.target, module)
     graph_module.recompile()
     return graph_module

@@ -150,6 +150,7 @@ class _Repair:
         problem = self._problem
         for scale in MARGIN_FACTORS:
             branches = self._branches(scale)
+            problem.check_deadline()
             margin = guarded(self._fixer.margin, float(np.abs(branches.outputs).max())) * scale
             branches, found = self._solve(branches, margin, scale)
             model = problem.new_model()
@@ -182,6 +183,7 @@ class _Repair:
             guard=BRANCH_GUARD * scale,
             micro_batch=self._problem.micro_batch,
             memory=int(self._fixer.memory_gib * 2**30),
+            check_deadline=self._problem.check_deadline,
         )
 
     def _solve(self, branches: FixedBranches, margin: float, scale: float) -> tuple[FixedBranches, Solution]:

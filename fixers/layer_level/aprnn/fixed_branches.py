@@ -9,7 +9,7 @@ Source: Tao, Nawas, Mitchell and Thakur, "Architecture-Preserving Provable Repai
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -90,6 +90,7 @@ class FixedBranches:
         guard: see :data:`BRANCH_GUARD`.
         micro_batch: samples that go through the layers before this one at once.
         memory: bytes that the program may take.
+        check_deadline: called before every call of the network that is looked at, and between two runs of the solver.
 
     Raises:
         UnadaptableError: an operator behind the layer has no linear branches.
@@ -107,6 +108,7 @@ class FixedBranches:
         guard: float = BRANCH_GUARD,
         micro_batch: int = 512,
         memory: int = DEFAULT_MEMORY,
+        check_deadline: Callable[[], None] = lambda: None,
     ) -> None:
         reason = why_unsupported(model, layer)
         if reason is not None:
@@ -114,6 +116,7 @@ class FixedBranches:
         cut = network.cut(copy.deepcopy(model).double().eval().requires_grad_(False), layer)
         self._graph, self._layer, self._points = cut.suffix, layer, len(inputs)
         self._later_biases, self._guard, self._memory = later_biases, guard, memory
+        self._check_deadline = check_deadline
         self._parameters: list[_Weights] = []
         self._columns = self._n_rows = self._nonzeros = 0
         self._definitions: list[Any] = []
@@ -211,6 +214,7 @@ class FixedBranches:
             normed[np.unique(self._change.matrix.indices)] = True
         program = ChangeProgram(-high, high, norm, normed=normed, memory=self._memory)
         for matrix in self._definitions:
+            self._check_deadline()
             zeros = np.zeros(matrix.shape[0])
             program.add_rows(_widened(matrix, self._columns), zeros, zeros)
         return program
@@ -223,12 +227,14 @@ class FixedBranches:
             seconds: for all runs.
             together: add all branches at once. Without a norm a solution leaves branches for no reason.
         """
+        self._check_deadline()
         bounds = [(_widened(matrix, self._columns), low, high) for matrix, low, high in self._bounds]
         matrix = sparse.csr_array(sparse.vstack([no_rows(self._columns), *(rows for rows, _, _ in bounds)]))
         low, high = (np.concatenate([np.empty(0), *(each[side] for each in bounds)]) for side in (1, 2))
         absent = np.ones(len(low), dtype=np.bool_)
         added = np.flatnonzero(absent & together)
         while True:
+            self._check_deadline()
             program.add_rows(matrix[added], low[added], high[added])
             absent[added] = False
             found = program.solve(seconds)
@@ -289,6 +295,7 @@ class FixedBranches:
             if node.op == "placeholder":
                 own[node], change[node] = next(given), None
                 continue
+            self._check_deadline()
             own[node] = call(self._graph, node, own.__getitem__)
             if node.target == self._layer:
                 change[node] = first

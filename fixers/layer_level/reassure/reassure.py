@@ -25,6 +25,7 @@ from fixers.layer_level.reassure.gated_patches import Correction, GatedPatches, 
 from fixers.layer_level.reassure.region_corrections import Found, minimal_correction, scaled_correction
 from fixers.problem import RepairProblem
 from fixers.requirements import ConsecutiveLinear, Requirement, Traceable
+from fixers.selection import Choice
 
 # Float32 rounds outputs at about 1e-7 of their size, times the square root of the terms.
 _MEDIAN_SAMPLES = 2000
@@ -146,9 +147,15 @@ class _Fix:
             return made.to(problem.device).eval()
 
         everything = patches(len(corrections))
-        scores = self._valid_scores(everything) if fixer.selection == "prefix" else []
-        # The largest prefix among equals: local patches leave the validation split alone, and repair more.
-        count = max(range(len(scores)), key=lambda n: (scores[n], n)) if scores else len(corrections)
+        scores, count = [], len(corrections)
+        if fixer.selection == "prefix":
+            scores, count = self._valid_scores(everything), 0
+            choice = Choice(scores[0], original=True)
+            for number, score in enumerate(scores[1:], start=1):
+                # The largest prefix among equals: local patches leave the validation split alone, and repair more.
+                if choice.offer(score, fixed=number, tie=number):
+                    count = number
+            problem.note(original_kept=choice.original_kept)
         model = problem.new_model()
         if count:
             model = extended(model, self._tail, patches(count)).eval()

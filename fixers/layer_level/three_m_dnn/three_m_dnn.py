@@ -38,6 +38,7 @@ from fixers.layer_level.three_m_dnn.separated_network import (
 )
 from fixers.problem import RepairProblem
 from fixers.requirements import LinearLayers, LinearOutput, Requirement, Traceable
+from fixers.selection import Choice
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ThreeMDNN(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (LinearLayers(1), Traceable(), LinearOutput())
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"evaluations": 40, "time_budget": 600.0},
-        "study": {"evaluations": 1_000_000, "time_budget": 20.0},
+        "study": {"evaluations": 1_000_000, "time_budget": 20.0, "selection": "repairs"},
     }
 
     separation: str = parameter(
@@ -88,6 +89,9 @@ class ThreeMDNN(Fixer):
         300.0, help="Seconds after which the search ends whatever the evaluations.", grid=(15.0, 60.0, 300.0), low=0.0
     )
     box: float = parameter(10.0, help="Largest change of a single weight.", low=1e-3)
+    selection: Literal["valid", "repairs"] = parameter(
+        "valid", help="What is the most accurate on valid: of all incumbents and the original, or without the original."
+    )
     faithful_dense: bool = parameter(
         False, help="Build every row of the last program at once, as published; fails where that doesn't fit."
     )
@@ -150,7 +154,7 @@ class ThreeMDNN(Fixer):
         )
         if len(layers) > 1:
             HEURISTICS[self.heuristic](search)
-        chosen, model, scores = exporter.select(search.incumbents)
+        chosen, model, scores = exporter.select(search.incumbents, original=self.selection == "valid")
         problem.note(
             mode="multi_layer" if len(layers) > 1 else "single_layer",
             separation_layers=layers[:-1],
@@ -265,8 +269,10 @@ class _Exporter:
                 return found
         return None
 
-    def select(self, incumbents: list[Modification]) -> tuple[Modification | None, nn.Module, list[float]]:
-        """The best on valid; ties go to the cheaper change, and to any change before the original, which fixes nothing.
+    def select(
+        self, incumbents: list[Modification], *, original: bool
+    ) -> tuple[Modification | None, nn.Module, list[float]]:
+        """The best on valid, of these and, where it is a candidate, the original; ties go to the cheaper change.
 
         Returns:
             The modification (None: the original), its model, the scores in the order original, incumbents.
@@ -281,8 +287,12 @@ class _Exporter:
                 for parts, suffix in zip(outputs, suffixes, strict=True):
                     parts.append(suffix(*features).cpu())
         scores = [problem.task.score(torch.cat(parts), problem.valid.labels) for parts in outputs]
-        costs = [math.inf, *(each.cost for each in incumbents)]
-        best = min(range(len(models)), key=lambda index: (-scores[index], costs[index]))
+        choice, best = Choice(scores[0], original=original), 0
+        for number, each in enumerate(incumbents, start=1):
+            # It was verified to fix its points.
+            if choice.offer(scores[number], fixed=len(self._labels), tie=-each.cost):
+                best = number
+        problem.note(original_kept=choice.original_kept)
         return (incumbents[best - 1] if best else None), models[best], scores
 
     def measured_cost(self, model: nn.Module, norm: str) -> float:

@@ -61,10 +61,13 @@ class CARE(Fixer):
       breaking 9 % of the passes.
     - It also stops when everything is fixed and nothing broken: no cost is lower.
     - Among the best particles after each move the one with the highest accuracy on valid is returned, the cheaper one
-      in a tie; ``selection="cost"`` returns the cheapest as the original does. The first swarm is the original model.
+      in a tie, or the original where it is higher; ``selection="repairs"`` doesn't go back to the original, and
+      ``selection="cost"`` returns the cheapest as the published code does. The first swarm is the original model.
+    - With ``cut="effect"`` convolutions are no candidates where there is a Linear layer.
 
-    Peak memory: activations of one micro-batch; what enters the layer that is changed, for failures, passes and valid;
-    candidates under evaluation in chunks of 0.5 MiB times the micro-batch.
+    Peak memory: activations of one micro-batch; what enters the layer that is changed, for failures, passes and valid,
+    where each takes at most 2 MiB times the micro-batch; candidates under evaluation in chunks of 0.5 MiB times the
+    micro-batch.
     """
 
     name: ClassVar[str] = "care"
@@ -76,8 +79,10 @@ class CARE(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (EditableWeights(), Traceable(), NeuronsOfOneLayer())
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {"particles": 20, "iterations": 50},
-        "study": {"particles": 20, "iterations": 100, "neurons": 5.0, "accuracy_weight": 0.2},
-    }
+        "study": {
+            "particles": 20, "iterations": 100, "neurons": 5.0, "accuracy_weight": 0.2, "selection": "repairs",
+        },
+    }  # fmt: skip
 
     cut: Literal["effect", "penultimate", "second_last", "last_block", "last_conv"] = parameter(
         "effect",
@@ -112,8 +117,10 @@ class CARE(Fixer):
     particles: int = parameter(20, grid=(20, 40), low=1, help="size of the swarm; cost is proportional")
     iterations: int = parameter(100, low=0, help="at most so many moves of the swarm")
     bound: float = parameter(10.0, grid=(2.0, 10.0), low=1.0, help="multipliers stay within plus and minus this")
-    selection: Literal["valid", "cost"] = parameter(
-        "valid", help="what chooses among the swarm's best: accuracy on valid, or the cost itself"
+    selection: Literal["valid", "repairs", "cost"] = parameter(
+        "valid",
+        help="what chooses among the swarm's best: accuracy on valid, against the original; repairs: without it; "
+        "or the cost itself",
     )
 
     def fix(self, problem: RepairProblem) -> nn.Module:
@@ -149,7 +156,10 @@ class CARE(Fixer):
             on_generation=on_generation,
         )
         candidates = [original * multipliers[owner] for multipliers in bests]
-        values = candidates[-1] if self.selection == "cost" else most_accurate(problem, places, candidates)
+        if self.selection == "cost":
+            values = candidates[-1]
+        else:
+            values = most_accurate(problem, places, candidates, original=self.selection == "valid")
         places.write(model, values)
         problem.note(
             layer=layer,

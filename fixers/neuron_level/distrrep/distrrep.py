@@ -52,10 +52,12 @@ class DistrRep(Fixer):
     - The original and each repair alone are particles of the merge (not with ``low_to_high``, where no coefficients
       stand for them), so that the result's score is no lower than theirs.
     - Of the original and the best mixture after each move the one with the highest accuracy on valid is returned, the
-      one with the better score in a tie; ``selection="score"`` returns the best score as the public code does.
+      one with the better score in a tie; ``selection="repairs"`` doesn't go back to the original, and
+      ``selection="score"`` returns the best score as the public code does.
 
-    Peak memory: two gradients and two scores of the last dense layer; what enters it, for valid, for the samples of
-    the repaired classes and for one kind's failures and passes; candidates in chunks of 0.5 MiB times the micro-batch.
+    Peak memory: two gradients and two scores of the last dense layer; what enters it at the changed weights, for
+    valid, for the samples of the repaired classes and for one kind's failures and passes; candidates in chunks of 0.5
+    MiB times the micro-batch.
     """
 
     name: ClassVar[str] = "distrrep"
@@ -71,7 +73,10 @@ class DistrRep(Fixer):
             "particles": 30, "iterations": 20, "merge_particles": 50, "merge_iterations": 30,
             "min_types": 1, "min_examples": 1, "merge_steps": "small",
         },
-        "study": {"particles": 100, "iterations": 100, "merge_particles": 100, "merge_iterations": 100},
+        "study": {
+            "particles": 100, "iterations": 100, "merge_particles": 100, "merge_iterations": 100,
+            "selection": "repairs",
+        },
     }  # fmt: skip
 
     repairs: int = parameter(8, grid=(4, 8, 12), low=1, help="at most so many repairs; cost is proportional")
@@ -104,8 +109,10 @@ class DistrRep(Fixer):
         "towards_repair",
         help="where a coefficient leads: from the original to the repair, or as the public code has it",
     )
-    selection: Literal["valid", "score"] = parameter(
-        "valid", help="what chooses among the merge's best: accuracy on valid, or the score itself"
+    selection: Literal["valid", "repairs", "score"] = parameter(
+        "valid",
+        help="what chooses among the merge's best: accuracy on valid, against the original; repairs: without it; "
+        "or the score itself",
     )
 
     def __post_init__(self) -> None:
@@ -229,11 +236,11 @@ class DistrRep(Fixer):
         result = particle_swarm(fitness, start, settings, generator=generator, on_generation=on_generation)
         original = mixture.places.read(problem.original)
         before = score(original[None]).item()
-        candidates = [original, *mixture.values(torch.stack(bests)).to(original)]
-        if self.selection == "valid":
-            chosen = most_accurate(problem, mixture.places, candidates)
-        else:
+        candidates = list(mixture.values(torch.stack(bests)).to(original))
+        if self.selection == "score":
             chosen = candidates[-1] if result.fitness >= before else original
+        else:
+            chosen = most_accurate(problem, mixture.places, candidates, original=self.selection == "valid")
         mixture.places.write(model, chosen)
         problem.note(
             score_original=before, score=score(chosen[None]).item(), generations=result.generation,

@@ -44,8 +44,9 @@ class GenMuNN(Fixer):
       ``no_improvement``: what the study saw on four of its five subjects.
 
     Peak memory: activations of one micro-batch; 16 bytes for each of at most 32 million weights while they are ranked;
-    40 bytes a weight of the pool; what enters the first mutated layer of a group, for the samples of the fitness;
-    mutants under evaluation in chunks of 0.5 MiB times the micro-batch.
+    40 bytes a weight of the pool; what enters the first mutated layer of a group, for the samples of the fitness,
+    where it takes at most 2 MiB times the micro-batch; mutants under evaluation in chunks of 0.5 MiB times the
+    micro-batch.
     """
 
     name: ClassVar[str] = "genmunn"
@@ -182,6 +183,7 @@ class GenMuNN(Fixer):
             right = worth.sum() - len(problem.failures)
             rankings = {}
             for i, name in enumerate(names):
+                problem.check_deadline()
                 by_unit = effects.pop(name).flatten(1)
                 if i in ablated and called_once(problem.original, name):
                     influence = score_without(problem, problem.original, name, sample, worth) - right

@@ -17,6 +17,7 @@ from fixers.neuron_level.inner.probes import Block, HiddenBlock, anomaly_scores,
 from fixers.neuron_level.inner.routing import Masking, count_votes, most_voted, route_masks
 from fixers.problem import RepairProblem
 from fixers.requirements import Requirement, Traceable
+from fixers.selection import Choice
 from fixers.training.best_weights import BestWeights
 from fixers.training.masked_steps import Loss, descend
 
@@ -41,11 +42,14 @@ class Inner(Fixer):
     - Probes are trained on what they see, computed once, and the paths of many inputs are searched together.
     - Failing inputs are paired with clean ones of their class, where there are any; ``pairing="order"`` takes any, as
       the authors do.
-    - How many of the weights with a vote are kept is a parameter; there all are, whatever was asked for.
+    - How many of the weights with a vote are kept is a parameter; there all are, whatever was asked for. With
+      ``keep="all"``, the default and what the authors' code does, the paths of 100 inputs together cover every weight:
+      whole layers are tuned, and the paths decide nothing. ``share_open`` in the notes says so; with
+      ``keep="top_10_percent"`` they decide.
     - The accuracy guard, by which it may stop, is 0.02 of accuracy on valid and not 0.1.
     - After each phase the weights are looked at, the original's among them, and those with the highest accuracy on
-      valid are returned, the ones with more failures fixed in a tie; ``selection="guard"`` returns those that fix most
-      and stay within the guard.
+      valid are returned, the ones with more failures fixed in a tie; ``selection="repairs"`` doesn't go back to the
+      original's, and ``selection="guard"`` returns those that fix most and stay within the guard.
 
     What the score of a layer can't see: it compares the mean of a probe's distributions on clean inputs with that on
     failing ones, so it finds faults that send failures to one class. Failures of all classes average out, and it is
@@ -113,8 +117,10 @@ class Inner(Fixer):
         help="it stops when no more than this share of the failures is left and the guard holds",
     )
     guard: float = parameter(0.02, low=0.0, high=1.0, help="accuracy on valid that may be lost; 0.1 in the original")
-    selection: Literal["valid", "guard"] = parameter(
-        "valid", help="what is returned: the most accurate on valid, or what fixes most within the guard"
+    selection: Literal["valid", "repairs", "guard"] = parameter(
+        "valid",
+        help="what is returned: the most accurate on valid, the original among them; repairs: without it; or "
+        "what fixes most within the guard",
     )
 
     def fix(self, problem: RepairProblem) -> nn.Module:
@@ -138,6 +144,7 @@ class Inner(Fixer):
             anomaly_scores=scores,
             faulty_layers=list(on_path),
             weights_on_path=[int(mask.sum()) for mask in on_path.values()],
+            share_open={layer: round(mask.float().mean().item(), 4) for layer, mask in on_path.items()},
             norm_parameters="kept",
         )
         repair = Repair(self, problem, model, [where[i] for i in faulty], probes, on_path, clean)
@@ -195,29 +202,29 @@ class Repair:
     def run(self) -> None:
         """Rounds until enough is fixed; the model then has the weights that were chosen."""
         fixer, problem = self.fixer, self.problem
-        before, left = self._look()
-        best = BestWeights(self.model, self._score(before, left, before))
+        before, _ = self._look()
+        best = BestWeights(self.model, before)
+        # Within the guard it is the share fixed that counts, and the original fixes nothing.
+        by_guard = fixer.selection == "guard"
+        choice = Choice(0.0 if by_guard else before, original=fixer.selection != "repairs")
         stopped, step = "epochs", 0
         for _ in range(fixer.epochs):
             for phase in (self._follow_probes, self._follow_output):
                 phase()
                 step += 1
                 accuracy, left = self._look()
-                best.offer(self.model, self._score(accuracy, left, before))
+                guarded = accuracy >= before - fixer.guard
+                score = 1 - left if by_guard else accuracy
+                if (guarded or not by_guard) and choice.offer(score, fixed=1 - left, tie=1 - left):
+                    best = BestWeights(self.model, score)
                 problem.report(step, valid_score=accuracy, left=left)
-                if left < fixer.enough and accuracy >= before - fixer.guard:
+                if left < fixer.enough and guarded:
                     stopped = "enough"
                     break
             if stopped == "enough":
                 break
         best.restore(self.model)
-        problem.note(stopped=stopped, phases=step)
-
-    def _score(self, accuracy: float, left: float, before: float) -> float:
-        if self.fixer.selection == "guard":
-            return 1 - left if accuracy >= before - self.fixer.guard else -1.0
-        # Failures fixed weigh less than one sample of valid.
-        return accuracy + 0.5 * (1 - left) / max(1, len(self.problem.valid))
+        problem.note(stopped=stopped, phases=step, original_kept=choice.original_kept)
 
     def _look(self) -> tuple[float, float]:
         """Accuracy on valid and share of the failures that are left."""

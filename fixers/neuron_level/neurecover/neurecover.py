@@ -40,14 +40,14 @@ class NeuRecover(Fixer):
     - Scores of zero are never among the highest, however few positive ones there are.
     - With fewer than 5 degraded inputs an earlier checkpoint is compared, and the note says which one it was.
     - The original is one of the particles. Of it and the best particle after each move the one with the highest
-      accuracy on valid is returned, the fitter one in a tie; ``selection="fitness"`` returns the fittest as the port
-      does.
+      accuracy on valid is returned, the fitter one in a tie; ``selection="repairs"`` doesn't go back to the original,
+      and ``selection="fitness"`` returns the fittest as the port does.
 
     Without weights to blame the model is returned unchanged with the note ``no_fault_found``.
 
     Peak memory: one checkpoint; 40 bytes for each of at most 32 million weights while they are scored (more only if
-    one layer is larger); what enters the first patched layer, for failures, passes and valid; candidates under
-    evaluation in chunks of 0.5 MiB times the micro-batch.
+    one layer is larger); what enters the first patched layer, for failures, passes and valid, where each takes at
+    most 2 MiB times the micro-batch; candidates under evaluation in chunks of 0.5 MiB times the micro-batch.
     """
 
     name: ClassVar[str] = "neurecover"
@@ -60,7 +60,7 @@ class NeuRecover(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (TrainingHistory(), EditableWeights(), Traceable())
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {"checkpoint": "three_back", "particles": 30, "iterations": 20, "max_weights": 64},
-        "study": {"particles": 100, "iterations": 100, "rate": 1.0, "alpha": 1.0},
+        "study": {"particles": 100, "iterations": 100, "rate": 1.0, "alpha": 1.0, "selection": "repairs"},
     }
 
     checkpoint: Literal["previous", "three_back", "best_valid"] = parameter(
@@ -87,8 +87,10 @@ class NeuRecover(Fixer):
         False,
         help="as the public port: dense layers only, and no layer with parameters but Linear and Conv2d with bias",
     )
-    selection: Literal["valid", "fitness"] = parameter(
-        "valid", help="what chooses among the swarm's best: accuracy on valid, or the fitness itself"
+    selection: Literal["valid", "repairs", "fitness"] = parameter(
+        "valid",
+        help="what chooses among the swarm's best: accuracy on valid, against the original; repairs: without it; "
+        "or the fitness itself",
     )
 
     def fix(self, problem: RepairProblem) -> nn.Module:
@@ -195,7 +197,7 @@ class NeuRecover(Fixer):
         problem.note(generations=result.generation, fitness=result.fitness, stopped=result.stopped)
         if self.selection == "fitness":
             return result.best
-        return most_accurate(problem, places, [places.read(problem.original), *bests])
+        return most_accurate(problem, places, bests, original=self.selection == "valid")
 
 
 def regression_fitness(problem: RepairProblem, places: Places, failures: Split, passes: Split, alpha: float) -> Fitness:

@@ -25,6 +25,7 @@ from fixers.neuron_level.nnrepair.layer_inequalities import comparisons, entered
 from fixers.neuron_level.nnrepair.soft_constraints import Constraints, Found, most_satisfied
 from fixers.problem import RepairProblem
 from fixers.requirements import LinearOutput, Requirement, Traceable
+from fixers.selection import Choice
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class NNrepair(Fixer):
     - ``full`` minimises the sum of violations, a linear program, instead of counting them.
     - Rules that let experts vote give an ``experts.ExpertNetwork``, which has not the original's
       architecture. ``weights``, the default, chooses on valid among what has: the original, average and full;
-      ``best`` chooses among all.
+      ``best`` chooses among all. What predicts as the original does is no repair and not chosen. The paper reports
+      every rule by itself, ``conf`` first, which is the preset ``study``.
+    - ``naive`` and ``votes`` can act only where an expert gives up inputs of its own class. With the smallest changes
+      none does, so they hardly ever change a prediction.
 
     Peak memory: what enters the changed layer for valid, and for train if a rule or filter asks for precision there;
     one constraint program at a time.
@@ -56,7 +60,7 @@ class NNrepair(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (LinearOutput(), Traceable())
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {"failing": 10, "passing": 100},
-        "study": {"failing": 10, "passing": 50, "edges": 5, "combination": "best"},
+        "study": {"failing": 10, "passing": 50, "edges": 5, "combination": "conf"},
         "intermediate": {"layer": "second_last", "edges": 50, "combination": "best"},
     }
 
@@ -154,13 +158,26 @@ class NNrepair(Fixer):
         for rule in rules:
             models[rule] = partial(ExpertNetwork, problem.original, experts, rule, precision, problem.task)
         if self._chooses:
-            scores = {name: problem.score(make(), problem.valid) for name, make in models.items()}
-            # The later in a tie: something that repairs, rather than nothing.
-            chosen = max(reversed(scores), key=lambda name: scores[name])
+            chosen, scores = self._most_accurate(problem, models)
         else:
             chosen = self.combination if self.combination in models else "original"
         problem.note(combination=chosen, valid_scores=scores)
         return models[chosen]()
+
+    def _most_accurate(
+        self, problem: RepairProblem, models: Mapping[str, Callable[[], nn.Module]]
+    ) -> tuple[str, dict[str, float]]:
+        """The name of the best on valid, the later in a tie, and everyone's accuracy there."""
+        chosen, scores = "original", {"original": problem.score(problem.original, problem.valid)}
+        choice = Choice(scores["original"], original=True)
+        for number, (name, make) in enumerate(models.items()):
+            if name != "original":
+                model = make()
+                scores[name] = problem.score(model, problem.valid)
+                if choice.offer(scores[name], fixed=problem.score(model, problem.failures), tie=number):
+                    chosen = name
+        problem.note(original_kept=choice.original_kept)
+        return chosen, scores
 
     @property
     def _chooses(self) -> bool:

@@ -21,6 +21,7 @@ from fixers.neuron_level.vere.bounds import Dense, HiddenDense, dense_chain, low
 from fixers.neuron_level.vere.refit import Neuron, interval_loss
 from fixers.problem import RepairProblem
 from fixers.requirements import Requirement, Traceable
+from fixers.selection import Choice
 from fixers.training.best_weights import BestWeights
 from fixers.views import JoinedSplit
 
@@ -46,8 +47,8 @@ class VeRe(Fixer):
     - Inputs that a round breaks are failures of the next one.
     - It also stops after some rounds without progress, and when no neuron gives a guaranteed gain.
     - Of the original and the models that had more right than any before, the one with the highest accuracy on valid
-      is returned, the later one in a tie; ``selection="score"`` returns the one with the most right as the original
-      does.
+      is returned, the later one in a tie; ``selection="repairs"`` doesn't go back to the original, and
+      ``selection="score"`` returns the one with the most right as the published code does.
 
     Peak memory: what enters the neurons' layer, for the failures, ``passing`` passes and valid; the bounds of as many
     neurons at once as fit into 0.5 MiB times the micro-batch, at least one.
@@ -64,7 +65,7 @@ class VeRe(Fixer):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {"rounds": 10},
         # The number of pieces is a required argument of the published code, 5 in one of its scripts; more bound closer.
-        "study": {"pieces": 10, "rounds": 20},
+        "study": {"pieces": 10, "rounds": 20, "selection": "repairs"},
         "scale": {"variant": "scale", "learning_rate": 0.001},
     }
 
@@ -91,8 +92,10 @@ class VeRe(Fixer):
     failing: int = parameter(128, grid=(128, 512), low=1, help="failures that a round looks at")
     passing: int = parameter(1000, low=0, help="passes that are to stay right; 0: all of them")
     ratio: int = parameter(10, low=0, help="passes in a refit for each failure, at most")
-    selection: Literal["valid", "score"] = parameter(
-        "valid", help="what chooses among the rounds' best: accuracy on valid, or the samples right themselves"
+    selection: Literal["valid", "repairs", "score"] = parameter(
+        "valid",
+        help="what chooses among the rounds' best: accuracy on valid, against the original; repairs: without it; "
+        "or the samples right themselves",
     )
 
     def fix(self, problem: RepairProblem) -> nn.Module:
@@ -102,8 +105,9 @@ class VeRe(Fixer):
         tail = self._tail(model)
         work = _Inputs(problem, model, tail, self._pool(problem, generator))
         valid = _Inputs(problem, model, tail, problem.valid)
-        most_right, since, stopped = work.right, 0, "rounds"
-        best = BestWeights(tail.edited, valid.right)
+        before, since, stopped = work.right, 0, "rounds"
+        most_right, best = before, BestWeights(tail.edited, valid.right)
+        choice = Choice(valid.right, original=self.selection == "valid")
         refitted: list[int] = []
         problem.report(0, right=float(most_right))
         for number in range(1, self.rounds + 1):
@@ -117,14 +121,17 @@ class VeRe(Fixer):
             since += 1
             if work.right > most_right:
                 most_right, since = work.right, 0
-                if self.selection == "score" or valid.right >= best.score:
-                    best = BestWeights(tail.edited, valid.right)
+                on_valid = valid.right
+                if choice.offer(on_valid, fixed=most_right - before, tie=most_right) or self.selection == "score":
+                    best = BestWeights(tail.edited, on_valid)
             problem.report(number, right=float(work.right), significance=aim.significance)
             if since >= PATIENCE:
                 stopped = "stagnation"
                 break
         best.restore(tail.edited)
-        problem.note(layer=tail.name, neurons=refitted, right=most_right, stopped=stopped)
+        problem.note(
+            layer=tail.name, neurons=refitted, right=most_right, stopped=stopped, original_kept=choice.original_kept
+        )
         return model
 
     def _tail(self, model: nn.Module) -> "_Tail":

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fixers import RepairProblem, TensorSplit, network
+from fixers.features import frozen_prefix
 from fixers.network.places import Places, places_in
 from fixers.search.patches import PatchEvaluator, most_accurate
 
@@ -73,6 +74,31 @@ def test_residual_networks_too(make_problem, resnet, layers, count):
 @pytest.mark.parametrize("layers", [["classifier.5"], ["features.3", "classifier.1"]], ids=" ".join)
 def test_a_small_memory_gives_the_same(make_problem, layers, memory):
     assert_equals_full_forward(make_problem(), layers, 4, memory=memory)
+
+
+def test_what_doesnt_fit_is_computed_again_a_micro_batch_at_a_time(make_problem, monkeypatch):
+    monkeypatch.setattr(frozen_prefix, "_BYTES_KEPT_PER_SAMPLE", 64)
+    problem = make_problem(micro_batch=16)
+    assert_equals_full_forward(problem, ["features.3"], 4)
+    places = random_places(problem.original, ["features.3"], 4, torch.Generator().manual_seed(0))
+    seen = []
+    problem.original.features[0].register_forward_hook(lambda layer, inputs, outputs: seen.append(len(outputs)))
+    for memory, most in ((None, 16), (1, 1)):
+        evaluator = PatchEvaluator(problem, problem.original, places, problem.failures, memory=memory)
+        for _ in range(2):
+            seen.clear()
+            # Once for all candidates, however many chunks of them there are.
+            evaluator.outputs(places.read(problem.original).repeat(3, 1))
+            assert sum(seen) == len(problem.failures)
+            assert max(seen) == most
+
+
+def test_the_model_is_shared_and_not_copied(make_problem):
+    problem = make_problem()
+    places = random_places(problem.original, ["features.3"], 4, torch.Generator().manual_seed(0))
+    evaluator = PatchEvaluator(problem, problem.original, places, problem.failures)
+    shared = {weight.data_ptr() for weight in problem.original.parameters()}
+    assert {weight.data_ptr() for weight in evaluator._suffix.parameters()} <= shared
 
 
 class Awkward(nn.Module):
@@ -179,4 +205,5 @@ def test_the_most_accurate_candidate_wins_and_the_last_of_equals():
     problem = RepairProblem(nn.Sequential(layer), train=split, valid=split, repair=split)
     places = Places(("0",), (torch.tensor([0, 3]),))
     wrong, right, also_right = torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.0])
-    assert torch.equal(most_accurate(problem, places, [right, also_right, wrong]), also_right)
+    assert torch.equal(most_accurate(problem, places, [right, also_right, wrong], original=True), also_right)
+    assert problem.notes["original_kept"] is False

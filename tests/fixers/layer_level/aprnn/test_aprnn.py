@@ -412,3 +412,13 @@ def test_changes_of_outputs_count_where_they_are_asked_to(everything, norm):
         assert found.objective == pytest.approx(norm.of(both if count_outputs else parameters), rel=1e-5)
         sizes.append(norm.of(both))
     assert sizes[1] < sizes[0]
+
+
+def test_the_deadline_is_looked_at_between_the_calls_of_the_network_and_before_solving(make_problem):
+    problem, checks = make_problem(), []
+    branches = FixedBranches(
+        problem.original, "classifier.3", problem.failures.batch().inputs[:3], check_deadline=lambda: checks.append(1)
+    )
+    assert len(checks) == 3  # the layer, the activation behind it, and the last layer
+    branches.minimal(problem.failures.labels[:3].numpy(), 1e-3, Norm(l1=1.0), box=3.0)
+    assert len(checks) > 4

@@ -475,10 +475,16 @@ def test_points_of_one_region_share_a_patch_and_the_more_frequent_label_wins():
     assert problem.notes["points_repaired"] == 3
 
 
-def test_the_minimal_correction_repairs_digits(make_problem):
-    problem = make_problem()
-    fix(Reassure(points=2, correction="minimal", selection="all"), problem)
-    assert problem.notes["points_repaired"] == 2
+def test_the_minimal_correction_repairs_digits_and_changes_less_than_the_scaled_one(make_problem):
+    change = {}
+    for correction in ("scaled", "minimal"):
+        problem = make_problem()
+        fixed = fix(Reassure(points=2, correction=correction, selection="all"), problem)
+        assert problem.notes["points_repaired"] == 2
+        points = problem.repair.select(torch.tensor(problem.notes["points"]))
+        moved = problem.outputs(fixed, points) - problem.outputs(problem.original, points)
+        change[correction] = moved.abs().amax(1)
+    assert (change["minimal"] < change["scaled"]).all()
 
 
 def test_layers_without_activations_have_one_region():

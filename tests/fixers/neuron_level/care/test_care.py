@@ -369,6 +369,21 @@ def test_selection_on_valid_is_never_less_accurate_there(make_problem):
     assert problem.score(by_valid, problem.valid) >= problem.score(problem.original, problem.valid)
 
 
+def test_without_the_original_the_best_particle_is_taken_though_it_costs_accuracy(make_problem):
+    # Valid images that the original gets right: no particle is more accurate there.
+    problem = make_problem()
+    right = problem.valid.select((~wrong(problem, problem.original, problem.valid)).nonzero().squeeze(1))
+    options = {"accuracy_weight": 0.1, "iterations": 10}
+    kept, taken = make_problem(valid=right), make_problem(valid=right)
+    model = apply.fix(CARE(**options), kept)
+    assert kept.notes["original_kept"]
+    assert all(torch.equal(own, kept.original.get_parameter(name)) for name, own in model.named_parameters())
+    model = apply.fix(CARE(**options, selection="repairs"), taken)
+    assert not taken.notes["original_kept"]
+    assert wrong(taken, model, taken.failures).float().mean() < 1
+    assert taken.score(model, taken.valid) < 1
+
+
 def test_accuracy_weight_trades_broken_for_fixed(make_problem):
     counts = {}
     for weight in (0.1, 0.9):

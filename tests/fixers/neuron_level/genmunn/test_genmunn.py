@@ -379,6 +379,17 @@ def test_the_deadline_is_honoured(make_problem):
         GenMuNN(**FAST).fix(make_problem(time_limit=-1.0))
 
 
+def test_the_deadline_is_looked_at_for_every_layer_that_is_ranked(make_problem, monkeypatch):
+    problem, checks = make_problem(), []
+    sample, worth = GenMuNN()._sample(problem)
+    names = ["features.0", "features.3", "classifier.5"]
+    effects = {name: torch.rand(problem.original.get_parameter(f"{name}.weight").shape) for name in names}
+    monkeypatch.setattr("fixers.neuron_level.genmunn.genmunn.removal_effects", lambda *_: dict(effects))
+    problem.check_deadline = lambda: checks.append(1)
+    GenMuNN()._rankings(problem, names, sample, worth)
+    assert len(checks) == len(names)
+
+
 def test_it_is_registered():
     assert get("GM") is GenMuNN
     assert get("genmunn").search_space()["mutations"] == (1, 5, 20)

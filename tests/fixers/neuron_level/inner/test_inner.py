@@ -506,6 +506,33 @@ def test_few_weights_of_few_layers(remembered, keep):
         assert name.startswith(layer) or torch.equal(own, problem.original.get_parameter(name))
 
 
+@pytest.mark.parametrize("scored", [[0.1, 0.9, 0.2, 0.5], [0.7, 0.1, 0.6, 0.2]])
+def test_the_most_suspicious_layers_are_repaired_and_of_their_weights_those_with_the_most_votes(
+    remembered, monkeypatch, scored
+):
+    monkeypatch.setattr(inner, "anomaly_scores", lambda *_: scored)
+    problem = remembered()
+    options = {"layers": 2, "keep": "top_10_percent", "epochs": 2, "learning_rate": 0.05, "selection": "repairs"}
+    fixed = fix(Inner(**FAST, **options), problem)
+    where = blocks(problem.original, (1, 8, 8))
+    first, second = sorted(where, key=lambda block: -scored[where.index(block)])[:2]
+    assert problem.notes["faulty_layers"] == [first.layer, second.layer]
+    probes = probes_of(problem, where)
+    inputs = inner._some(problem.failures, FAST["routing_inputs"], problem, "routed")
+    masking = Masking(FAST["routing_steps"], **ROUTING)
+    for block in where:
+        name = f"{block.layer}.weight"
+        changed = fixed.get_parameter(name) != problem.original.get_parameter(name)
+        if block not in (first, second):
+            assert not changed.any()
+            continue
+        votes = count_votes(route_masks(problem, problem.original, block, probes[block.layer], inputs, masking))
+        most = most_voted(votes, -(-votes.numel() // 10))
+        assert changed.any()
+        assert not (changed & ~most).any()
+        assert problem.notes["share_open"][block.layer] == pytest.approx(0.1, abs=0.02)
+
+
 def test_batch_norm_stays_as_it_is(remembered, resnet):
     problem = remembered(resnet)
     fixed = fix(Inner(**FAST, epochs=3, learning_rate=7e-3, selection="guard"), problem)

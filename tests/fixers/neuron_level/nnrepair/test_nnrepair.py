@@ -117,6 +117,29 @@ def test_no_grid_point_satisfies_more():
     assert gained > 0
 
 
+def test_every_expert_satisfies_as_many_comparisons_as_any_change_can(make_problem):
+    problem = make_problem()
+    fixer = NNrepair(edges=2, passing=300)
+    work = _Work(fixer, problem, LAST)
+    axis = torch.linspace(-0.499, 0.499, 80, dtype=torch.float64).numpy()
+    grid = np.array(list(itertools.product(axis, repeat=2)))
+    beaten = 0
+    for label, failing in work._failing.items():
+        edges = work._edges(label, failing.features)
+        (soft, least), hard = comparisons(failing, edges), comparisons(work._passing, edges)
+        status, index, change = work._from_labels(label)
+        assert status is Status.OPTIMAL
+        assert torch.equal(index, edges)
+        allowed = grid[(grid @ hard[0].T >= hard[1]).all(1)]
+        reachable = (allowed @ soft.T >= least).sum(1).max(initial=0)
+        satisfied = int((soft @ change.numpy() >= least - 1e-7).sum())
+        assert satisfied >= reachable
+        # What minimises the sum of violations may satisfy fewer.
+        relaxed = most_satisfied(Constraints(soft, least, *hard, fixer.bound), elastic=True).change
+        beaten += satisfied > int((soft @ relaxed >= least - 1e-7).sum())
+    assert beaten > 0
+
+
 def test_the_smallest_of_equally_good_changes_is_taken():
     found = most_satisfied(
         Constraints(np.array([[1.0, 1.0], [0.0, 3.0]]), np.array([0.2, 0.3]), np.empty((0, 2)), np.empty(0), 0.5)
@@ -314,6 +337,24 @@ def test_the_combination_is_the_best_on_valid_and_the_original_is_a_candidate(ma
     assert scores[problem.notes["combination"]] == max(scores.values())
     assert problem.score(model, problem.valid) == max(scores.values())
     assert scores["original"] == problem.score(problem.original, problem.valid)
+
+
+def test_what_predicts_as_the_original_does_is_not_chosen(make_problem, monkeypatch):
+    def disguised(rule, original, *rest):
+        return original
+
+    monkeypatch.setattr("fixers.neuron_level.nnrepair.experts.combined", disguised)
+    monkeypatch.setattr(_Work, "joint", lambda self, labels: None)
+    problem = make_problem()
+    fixer = NNrepair(combination="best", passing=100)
+    # Without its experts' average, which may be better on valid.
+    monkeypatch.setattr("fixers.neuron_level.nnrepair.nnrepair._written", lambda problem, *_: problem.new_model())
+    model = apply.fix(fixer, problem)
+    scores = problem.notes["valid_scores"]
+    assert set(scores.values()) == {scores["original"]}
+    assert problem.notes["combination"] == "original"
+    assert problem.notes["original_kept"]
+    assert not isinstance(model, ExpertNetwork)
 
 
 def test_confident_experts_without_passing_inputs_break_much(make_problem):
