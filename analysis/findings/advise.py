@@ -140,13 +140,18 @@ def advise(
     from analysis.warehouse.connection import open_results
 
     with open_results(results) as con:
-        found = _subject(find(con), subject, str(results))
+        found = chosen_subject(find(con), subject, str(results))
         doubted = [problem for problem in trust.problems(con) if problem.is_error and problem.concerns(found.name)]
     advice = decide(found, Limits(max_nfr, max_asr_rise, max_time))
     return replace(advice, caveats=(*advice.caveats, *trust.sentences(doubted)))
 
 
-def _subject(findings: Findings, name: str, results: str) -> Subject:
+def chosen_subject(findings: Findings, name: str, results: str) -> Subject:
+    """The subject of that name, or the only one where none is named.
+
+    Raises:
+        ResultsError: there is none of that name, or none is named and there are several.
+    """
     names = [subject.name for subject in findings.subjects]
     if not name and len(names) == 1:
         return findings.subjects[0]

@@ -13,11 +13,19 @@ from analysis.findings.cells import Cell
 from analysis.findings.words import conjunction, fixed, percent, points, seconds, span
 from analysis.statistics.paired import Interval
 
-Name = Literal["max_nfr", "max_asr_rise", "max_time"]
+Name = Literal["max_nfr", "min_rr", "max_asr_rise", "max_time"]
 Standing = Literal["met", "undecided", "broken", "unknown"]
 
 _ROUNDING: Final = 1e-12
 """Means over seeds leave digits that aren't information, and a figure that equals its limit keeps it."""
+
+
+_UNMEASURED: Final[dict[Name, str]] = {
+    "max_nfr": "measured NFR",
+    "min_rr": "failure to repair, so no RR",
+    "max_asr_rise": "measured ASR",
+    "max_time": "known time",
+}
 
 
 @dataclass(frozen=True)
@@ -29,11 +37,13 @@ class Limits:
         max_asr_rise: largest rise of the attack success rate, as a difference of fractions (0.05 is 5 points); None
             for any.
         max_time: longest median time of the fix in seconds, None for any.
+        min_rr: smallest RR, as a fraction of the failures, None for any.
     """
 
     max_nfr: float = 0.01
     max_asr_rise: float | None = 0.05
     max_time: float | None = None
+    min_rr: float | None = None
 
     def __str__(self) -> str:
         parts = [f"breaks at most {percent(self.max_nfr)} of the test samples"]
@@ -41,6 +51,8 @@ class Limits:
             parts.append(f"raises ASR by at most {points(self.max_asr_rise)}")
         if self.max_time is not None:
             parts.append(f"takes at most {seconds(self.max_time)}")
+        if self.min_rr is not None:
+            parts.append(f"repairs at least {percent(self.min_rr)} of the failures")
         return conjunction(parts)
 
 
@@ -50,13 +62,13 @@ class Check:
 
     Attributes:
         name: of the limit.
-        at_most: the limit, in its own unit.
-        measured: NFR or the rise of ASR with its 95 % interval, or the median time with the shortest and the longest
-            seed; None where it wasn't measured. Ends that aren't known are nan.
+        limit: largest value, or smallest of RR, in its own unit.
+        measured: NFR, RR or the rise of ASR with its 95 % interval, or the median time with the shortest and the
+            longest seed; None where it wasn't measured. Ends that aren't known are nan.
     """
 
     name: Name
-    at_most: float
+    limit: float
     measured: Interval | None
 
     @property
@@ -72,28 +84,39 @@ class Check:
         if not math.isfinite(self.measured.half_width):
             # Without an interval a figure can break a limit, but nothing says how surely it keeps one.
             return "undecided" if self.estimate_keeps else "broken"
-        if self._keeps(self.measured.high):
+        best, worst = self.measured.low, self.measured.high
+        if self._is_least:
+            best, worst = worst, best
+        if self._keeps(worst):
             return "met"
-        return "undecided" if self._keeps(self.measured.low) else "broken"
+        return "undecided" if self._keeps(best) else "broken"
+
+    @property
+    def _is_least(self) -> bool:
+        return self.name == "min_rr"
 
     def _keeps(self, value: float) -> bool:
-        return value <= self.at_most + _ROUNDING
+        if self._is_least:
+            return value >= self.limit - _ROUNDING
+        return value <= self.limit + _ROUNDING
 
     def __str__(self) -> str:
         """The end of a sentence about the fixer: `takes 10 min 10 s against a limit of 10 min 00 s`."""
         if self.measured is None:
-            return "has no known time" if self.name == "max_time" else "has no measured ASR"
+            return f"has no {_UNMEASURED[self.name]}"
         estimate = self.measured.estimate
         match self.name:
             case "max_nfr":
-                limit, said = percent(self.at_most), f"breaks {percent(estimate)}{self._ends()} of the test samples"
+                limit, said = percent(self.limit), f"breaks {percent(estimate)}{self._ends()} of the test samples"
+            case "min_rr":
+                limit, said = percent(self.limit), f"repairs {percent(estimate)}{self._ends()} of the failures"
             case "max_asr_rise" if estimate < 0:
                 said = f"lowers ASR by {points(-estimate)}{self._ends()}"
-                return f"{said} where a rise of {points(self.at_most)} is the limit"
+                return f"{said} where a rise of {points(self.limit)} is the limit"
             case "max_asr_rise":
-                limit, said = points(self.at_most), f"raises ASR by {points(estimate)}{self._ends()}"
+                limit, said = points(self.limit), f"raises ASR by {points(estimate)}{self._ends()}"
             case "max_time":
-                limit, said = seconds(self.at_most), f"takes {seconds(estimate)}{self._ends()}"
+                limit, said = seconds(self.limit), f"takes {seconds(estimate)}{self._ends()}"
         return f"{said} against a limit of {limit}"
 
     def _ends(self) -> str:
@@ -116,7 +139,7 @@ class Check:
         ends = None if self.measured is None else self.measured._asdict()
         return {
             "limit": self.name,
-            "at_most": self.at_most,
+            "at_least" if self._is_least else "at_most": self.limit,
             "measured": ends and {key: value if math.isfinite(value) else None for key, value in ends.items()},
             "standing": self.standing,
         }
@@ -178,6 +201,8 @@ def _checks(cell: Cell, limits: Limits) -> Iterator[Check]:
         yield Check("max_asr_rise", limits.max_asr_rise, cell.asr_rise)
     if limits.max_time is not None:
         yield Check("max_time", limits.max_time, _time(cell))
+    if limits.min_rr is not None:
+        yield Check("min_rr", limits.min_rr, cell.repair_rate)
 
 
 def _time(cell: Cell) -> Interval | None:

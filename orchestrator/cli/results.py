@@ -1,11 +1,15 @@
 """Commands over results."""
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import click
 
 from analysis.contract.errors import UserError
 from analysis.warehouse.answers import Format
+from orchestrator.base.units import seconds, share
 from orchestrator.cli.options import FORMATS, REPORT_FORMATS, Question, needs_torch, show, takes
 
 
@@ -94,21 +98,75 @@ def report(results: str, form: str, output: Path | None, subjects: tuple[str, ..
 @click.command()
 @click.argument("results")
 @click.option("--subject", default="", help="Name of the subject; not needed when there is one.")
-@click.option("--max-nfr", default="1%", show_default=True, metavar="SHARE", help="Most test samples broken.")
 @click.option(
-    "--max-asr-rise", default="5%", show_default=True, metavar="SHARE", help="Largest rise of ASR, in points."
+    "--max-nfr", default="1%", type=share, show_default=True, metavar="SHARE", help="Most test samples broken."
 )
-@click.option("--max-time", metavar="TIME", help="Longest fix, such as 10m.")
+@click.option(
+    "--max-asr-rise",
+    default="5%",
+    type=share,
+    show_default=True,
+    metavar="SHARE",
+    help="Largest rise of ASR, in points.",
+)
+@click.option("--max-time", type=seconds, metavar="TIME", help="Longest fix, such as 10m.")
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
-def advise(results: str, subject: str, max_nfr: str, max_asr_rise: str, max_time: str | None, form: str) -> None:
+def advise(results: str, subject: str, max_nfr: float, max_asr_rise: float, max_time: float | None, form: str) -> None:
     """Recommend a fixer for a subject within limits, and say why."""
     from analysis.findings.advise import advise as ask
     from analysis.warehouse.answers import printable
-    from orchestrator.base import units
 
-    limit = None if max_time is None else units.seconds(max_time)
-    advice = ask(results, subject, units.share(max_nfr), units.share(max_asr_rise), limit)
+    advice = ask(results, subject, max_nfr, max_asr_rise, max_time)
     show(printable(str(advice)), advice.to_json(), form)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a fixer is held against."""
+
+    max_nfr: Annotated[
+        float,
+        click.option(
+            "--max-nfr", default="1%", type=share, show_default=True, metavar="SHARE", help="Most test samples broken."
+        ),
+    ]
+    min_rr: Annotated[
+        float | None, click.option("--min-rr", type=share, metavar="SHARE", help="Fewest failures repaired.")
+    ]
+    max_asr_rise: Annotated[
+        float | None,
+        click.option("--max-asr-rise", type=share, metavar="SHARE", help="Largest rise of ASR, in points, such as 5%."),
+    ]
+    max_time: Annotated[
+        float | None, click.option("--max-time", type=seconds, metavar="TIME", help="Longest fix, such as 10m.")
+    ]
+
+
+@click.command(short_help="A gate: whether a fixer keeps its limits.")
+@click.argument("results")
+@click.option("--subject", default="", help="Name of the subject; not needed when there is one.")
+@click.option("--fixer", required=True, help="Name or abbreviation of the approach.")
+@takes(bounds=Bounds)
+@click.option(
+    "--undecided",
+    type=click.Choice(("pass", "fail")),
+    help="What it counts as when the data cannot decide; exit code 4 when not given.",
+)
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Also write JUnit's XML.")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+def check(
+    results: str, subject: str, fixer: str, bounds: Bounds, undecided: str | None, junit: Path | None, form: str
+) -> None:
+    """Hold a fixer against limits: exit code 0 where all are kept for sure, 3 where one is broken, 4 in between."""
+    from analysis.findings.gate import check as ask
+    from analysis.findings.limits import Limits
+    from analysis.warehouse.answers import printable
+
+    gate = ask(results, subject, fixer, Limits(**vars(bounds)))
+    if junit is not None:
+        junit.write_text(gate.to_junit(undecided_fails=undecided != "pass"), encoding="utf-8")
+    show(printable(str(gate)), gate.to_json(), form)
+    sys.exit({"met": 0, "broken": 3, "undecided": {None: 4, "pass": 0, "fail": 3}[undecided]}[gate.verdict])
 
 
 @click.command()

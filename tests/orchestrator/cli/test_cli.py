@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from synthetic_study import write_study
 
 import fixers
 from analysis.published.published import import_published
@@ -184,3 +185,17 @@ def test_fix_writes_a_model_that_the_fixer_extended(fixstudy, tmp_path):
     assert done.returncode == 0, done.stderr
     weights = {item.name for item in onnx.load(out).graph.initializer}
     assert any(name.startswith("patch.") for name in weights)
+
+
+def test_the_gate_ends_with_what_the_data_say(fixstudy, tmp_path):
+    study = write_study(tmp_path / "results", subjects=("digits",), fixers=("apricot",), outcomes={}).folder
+    asked = ("check", study, "--fixer", "apricot", "--max-nfr")
+    assert [fixstudy(*asked, limit).returncode for limit in ("100%", "0.01%")] == [0, 3]
+    rate = json.loads(fixstudy(*asked, "100%", "--format", "json").stdout)["checks"][0]["measured"]["estimate"]
+    between = [
+        fixstudy(*asked, str(rate), *more).returncode for more in ((), ("--undecided", "pass"), ("--undecided", "fail"))
+    ]
+    assert between == [4, 0, 3]
+    assert fixstudy(*asked, "100%", "--junit", tmp_path / "gate.xml").returncode == 0
+    assert 'failures="0"' in (tmp_path / "gate.xml").read_text()
+    assert fixstudy(*asked, "much").returncode == 2
