@@ -104,6 +104,14 @@ def groups(definition: SubjectDefinition, data: SubjectData) -> Iterator[Finding
         return
     names = definition.sensitive_groups or ("0", "1")
     labels = data.test.labels.numpy()
+    for group in (0, 1):
+        if not (data.test_groups == group).any():
+            yield Finding(
+                "error",
+                "empty_group",
+                f"The test split has no sample of group '{names[group]}', so there is no AAOD; give more samples.",
+            )
+            return
     sizes = {
         (group, label): int(((data.test_groups == group) & (labels == label)).sum())
         for group in (0, 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 from analysis.contract.errors import UserError
 from orchestrator.subjects.doctor.data import copies_across, fit, groups, value_range
 from orchestrator.subjects.doctor.findings import Finding, Severity
+from orchestrator.subjects.doctor.labels import label_errors
 from orchestrator.subjects.doctor.model import (
     accuracy,
     layers,
@@ -33,7 +34,8 @@ def examine(
 
     Returns:
         Findings, errors first. A subject without a flaw that every approach can be applied to has one note, on the
-        accuracy and failures of its original model, and one on how faithfully it was imported where it was.
+        accuracy and failures of its original model, one on failures that look like wrong labels where there are some,
+        and one on how faithfully it was imported where it was.
     """
     return sorted(_findings(definition, data_root, cache_dir), key=lambda finding: _ORDER.index(finding.severity))
 
@@ -95,6 +97,11 @@ def _findings(definition: SubjectDefinition, data_root: DataRoot | None, cache_d
     except UserError as error:
         yield Finding("error", "weights", str(error))
         return
-    yield from accuracy(subject)
+    means_something = True
+    for finding in accuracy(subject):
+        means_something = means_something and finding.severity != "error"
+        yield finding
+    if means_something:
+        yield from label_errors(subject)
     yield from probabilities(subject)
     yield from parity(subject)

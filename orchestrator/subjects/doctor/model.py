@@ -6,23 +6,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from fixers import Split, all_fixers
+from fixers import all_fixers
 from fixers.requirements import SubjectFacts
 from fixers.task import Classification
 from orchestrator.subjects import answers
-from orchestrator.subjects.architectures import Normalise
+from orchestrator.subjects.doctor.conventions import other_conventions
 from orchestrator.subjects.doctor.findings import Finding
-from orchestrator.subjects.doctor.samples import Judged, outputs, some
+from orchestrator.subjects.doctor.samples import Judged
 from orchestrator.subjects.subject import Subject, SubjectData, SubjectDefinition
 
 FEW_FAILURES = 60
 """A repair rate over fewer failures says little: its 95 % interval is wider than a quarter."""
-USUAL_NORMALISATIONS = {
-    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "[-1, 1]": ((0.5,), (0.5,)),
-    "MNIST": ((0.1307,), (0.3081,)),
-}
 REACHABLE = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm)
 """Layers whose weights approaches of the layer and neuron level change."""
 
@@ -95,7 +89,7 @@ def accuracy(subject: Subject) -> Iterator[Finding]:
             f"The original model is right on {rate:.1%} of the test split, where naming the most frequent class is "
             f"right on {share:.1%}; check weights, order of classes and normalisation.",
         )
-    yield from _missing_normalisation(model, data.valid, task)
+    yield from other_conventions(subject)
     for name, split in judged.items():
         if split.n_wrong == 0:
             yield Finding(
@@ -152,27 +146,3 @@ def parity(subject: Subject) -> Iterator[Finding]:
         )
         for sentence in held.notes:
             yield Finding("note", "import", sentence)
-
-
-def _missing_normalisation(model: nn.Module, valid: Split, task: Classification) -> Iterator[Finding]:
-    """Whether the model does much better behind one of the usual normalisations: then it was trained with one."""
-    if len(valid.shape) != 3 or any(isinstance(module, Normalise) for module in model.modules()):
-        return
-    inputs, labels = some(valid)
-    with torch.no_grad():
-        plain = task.score(outputs(model, inputs), labels)
-        scores = {
-            name: task.score(outputs(nn.Sequential(Normalise(*values), model), inputs), labels)
-            for name, values in USUAL_NORMALISATIONS.items()
-            if len(values[0]) in (1, valid.shape[0])
-        }
-    best = max(scores, key=lambda name: scores[name])
-    # Three standard errors of a difference between two rates near one half.
-    if scores[best] > plain + max(0.02, 3 * (0.5 / len(labels)) ** 0.5):
-        mean, std = USUAL_NORMALISATIONS[best]
-        yield Finding(
-            "error",
-            "normalisation",
-            f"The model is right on {plain:.1%} of valid samples as they are, but on {scores[best]:.1%} after the "
-            f"normalisation of {best}; give normalise: {{mean: {list(mean)}, std: {list(std)}}}.",
-        )

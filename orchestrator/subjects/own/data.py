@@ -180,7 +180,7 @@ class OwnData:
             rows: TableRows = read_csv(paths[0], self.image, self.label, columns=columns)
         else:
             rows = read_parquet(paths, self.image, self.label, columns=columns)
-        return _Part(rows.images, rows.labels, rows.columns, rows.images.name)
+        return _Part(rows.images, rows.labels, rows.columns, lambda row: rows.images.name(row).removeprefix("in "))
 
     def _of_arrays(self, content: Mapping[str, npt.NDArray[Any]], names: list[str]) -> dict[str, _Part]:
         where = str(self.location)

@@ -120,9 +120,12 @@ def examined(model: nn.Module, input_shape: tuple[int, ...], name: str) -> Part 
     with told(f"{name} returns a module that can't be sent to another process", PYTHON_MODULE):
         _pickled(with_new_parameters(twin, "meta"))
     example = torch.zeros(2, *input_shape)
+    advice = "give the data that belong to it"
+    if len(input_shape) == 3:
+        advice += "; channels: 1 or 3 converts images, 0 says that arrays are none"
     with torch.random.fork_rng(devices=[]):
         with (
-            told(f"{name} can't take inputs of shape {input_shape}", "give the data that belong to it"),
+            told(f"{name} can't take inputs of shape {input_shape}", advice),
             torch.no_grad(),
         ):
             returned = model(example)

@@ -190,10 +190,7 @@ def _n_outputs(own: OwnSubject, model: ModelSource, shape: tuple[int, ...]) -> i
             outputs = built(torch.zeros(2, *shape))
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        hint = "; channels: 1 or 3 converts images, 0 says that arrays are none" if len(shape) == 3 else ""
-        raise UserError(
-            f"{own.model} can't take the inputs of {own.name}, of shape {shape}: {reason}{hint}."
-        ) from error
+        raise UserError(f"{own.model} can't take the inputs of {own.name}, of shape {shape}: {reason}.") from error
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 2:
         raise UserError(f"{own.model} must return logits of shape (samples, classes) for inputs of shape {shape}.")
     return int(outputs.shape[1])

@@ -157,3 +157,7 @@ def log_probabilities() -> nn.Module:
 
 def mlp_of_sequences() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def one_layer() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(144, 11))

@@ -126,7 +126,9 @@ def test_a_grey_image_among_coloured_ones(tmp_path: Path) -> None:
         )
         definition = resolve(both, base_dir=tmp_path)
         assert definition.input_shape == (channels, 12, 12) and sum(sizes(definition)) == N
-    with pytest.raises(UserError, match=r"can't take .*, of shape \(3, 12, 12\): .*; channels: 1 or 3 converts images"):
+    with pytest.raises(
+        UserError, match=r"can't take inputs of shape \(3, 12, 12\): .*; channels: 1 or 3 converts images"
+    ):
         resolve(spec("d.parquet", **given), base_dir=tmp_path)
 
 
