@@ -27,7 +27,7 @@ from fixers.search.fitness import (
     counting_fitness,
     loss_fitness,
 )
-from fixers.search.localisation import Scored, front_places, impacts, in_groups
+from fixers.search.localisation import Scored, at_random, front_places, impacts, in_groups
 from fixers.search.patches import most_accurate
 from fixers.search.swarms import (
     EvolutionSettings,
@@ -97,6 +97,10 @@ class Arachne(Fixer):
     passes: int = parameter(
         0, low=0, help="passing samples in the fitness of de; 0: all of them; fewer for early layers of large models"
     )
+    localisation: Literal["own", "random"] = parameter(
+        "own",
+        help="what may change: what the approach finds, or (an ablation) as many weights of the same layers at random",
+    )
     selection: Literal["valid", "repairs", "fitness"] = parameter(
         "valid",
         help="what chooses among the generations' best: accuracy on valid, against the original; repairs: without it; "
@@ -115,6 +119,8 @@ class Arachne(Fixer):
                 "No weight matters for the failures: every gradient of the loss is zero or not a number; "
                 "look at the original model's outputs on the repair split."
             )
+        if self.localisation == "random":
+            places = at_random(problem, places, problem.generator("arachne random places"))
         bests: list[Tensor] = []
 
         def on_generation(state: SearchProgress) -> None:

@@ -173,6 +173,16 @@ def front_places(scored: Iterable[Scored], *, strongest: int | None = None) -> P
     return places_in(names, [everywhere[front[layer_of[front] == i]] for i in range(len(names))])
 
 
+def at_random(problem: RepairProblem, places: Places, generator: torch.Generator) -> Places:
+    """As many weights of the same layers, drawn at random: what a localisation is held against."""
+    sizes = [weight_layer(problem.original, name).weight.numel() for name in places.layers]
+    drawn = (torch.randperm(size, generator=generator) for size in sizes)
+    return Places(
+        places.layers,
+        tuple(order[: len(index)].sort().values for order, index in zip(drawn, places.indices, strict=True)),
+    )
+
+
 def _shortlist(first: Tensor, second: Tensor, strongest: int | None) -> Tensor:
     """What can still be on the front of all: the front, or the points with the largest first scores."""
     if strongest is None:

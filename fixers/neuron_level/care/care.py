@@ -117,6 +117,10 @@ class CARE(Fixer):
     particles: int = parameter(20, grid=(20, 40), low=1, help="size of the swarm; cost is proportional")
     iterations: int = parameter(100, low=0, help="at most so many moves of the swarm")
     bound: float = parameter(10.0, grid=(2.0, 10.0), low=1.0, help="multipliers stay within plus and minus this")
+    localisation: Literal["own", "random"] = parameter(
+        "own",
+        help="what may change: what the approach finds, or (an ablation) as many neurons of the same layer at random",
+    )
     selection: Literal["valid", "repairs", "cost"] = parameter(
         "valid",
         help="what chooses among the swarm's best: accuracy on valid, against the original; repairs: without it; "
@@ -127,6 +131,10 @@ class CARE(Fixer):
         """Force, rank, search, fold; see the class."""
         model = problem.new_model()
         layer, chosen, effects = self._most_causal(problem)
+        if self.localisation == "random":
+            neurons = interventions.neurons_of(weight_layer(problem.original, layer))
+            chosen = torch.randperm(neurons, generator=problem.generator("care random neurons"))[: len(chosen)]
+            effects = effects[:0]
         index, owner = interventions.outgoing(weight_layer(problem.original, layer), chosen)
         places = Places((layer,), (index,))
         original = places.read(problem.original)

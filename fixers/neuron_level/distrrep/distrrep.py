@@ -20,7 +20,7 @@ from fixers.neuron_level.distrrep.merged_repairs import Kind, Mixture, Repair, R
 from fixers.problem import RepairProblem
 from fixers.requirements import LinearLayers, Requirement, Traceable
 from fixers.search.fitness import CANDIDATES_PER_FAILURE, PASSES_IN_FITNESS, PATIENCE, PHI, loss_fitness
-from fixers.search.localisation import Scored, front_places, impacts
+from fixers.search.localisation import Scored, at_random, front_places, impacts
 from fixers.search.patches import most_accurate
 from fixers.search.swarms import SearchProgress, SwarmSettings, particle_swarm
 
@@ -109,6 +109,10 @@ class DistrRep(Fixer):
         "towards_repair",
         help="where a coefficient leads: from the original to the repair, or as the public code has it",
     )
+    localisation: Literal["own", "random"] = parameter(
+        "own",
+        help="what may change: what the approach finds, or (an ablation) as many weights of the same layers at random",
+    )
     selection: Literal["valid", "repairs", "score"] = parameter(
         "valid",
         help="what chooses among the merge's best: accuracy on valid, against the original; repairs: without it; "
@@ -190,6 +194,8 @@ class DistrRep(Fixer):
         places = _localise(problem, failures)
         if len(places) == 0:
             return None
+        if self.localisation == "random":
+            places = at_random(problem, places, problem.generator(f"distrrep random places {kind}"))
         order = torch.randperm(len(problem.passes), generator=generator)
         passes = problem.passes.select(order[:PASSES_IN_FITNESS])
         weight = problem.original.get_parameter(f"{places.layers[0]}.weight").detach().cpu()

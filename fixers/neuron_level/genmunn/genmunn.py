@@ -79,10 +79,11 @@ class GenMuNN(Fixer):
         "all", grid=("last_fc", "all"), help="where weights may change; last_fc: the last Linear layer"
     )
     passes: int = parameter(2000, low=0, help="passing samples in ranking and fitness; 0: all of them")
-    ranking: Literal["weight", "neuron"] = parameter(
+    ranking: Literal["weight", "neuron", "random"] = parameter(
         "weight",
         grid=("weight", "neuron"),
-        help="what comes first in a layer: the weights of most influence, or those of the neurons of most influence",
+        help="what comes first in a layer: the weights of most influence, those of the neurons of most influence, or "
+        "(an ablation) random ones",
     )
     ablations: int = parameter(
         1000,
@@ -175,7 +176,7 @@ class GenMuNN(Fixer):
         units = torch.tensor([len(module.get_parameter("weight")) for module in modules])
         smallest = units.argsort(stable=True)
         ablated = set(smallest[units[smallest].cumsum(0) <= self.ablations].tolist())
-        if self.ranking == "weight":
+        if self.ranking != "neuron":
             ablated = set()
 
         def compute() -> Tensors:
@@ -202,6 +203,10 @@ class GenMuNN(Fixer):
             "samples": len(sample),
             "seed": seed,
         }
+        if self.ranking == "random":
+            generator = problem.generator("genmunn random ranking")
+            sizes = [module.get_parameter("weight").numel() for module in modules]
+            return [torch.randperm(n, generator=generator)[: max(1, round(self.pool * n))] for n in sizes]
         rankings = problem.cached("genmunn ranking", determined_by, compute)
         return [rankings[name] for name in names]
 

@@ -92,6 +92,12 @@ class Inner(Fixer):
         grid=("all", "top_100", "top_1_percent", "top_10_percent"),
         help="which of a layer's weights with a vote may change: all, or those with the most votes",
     )
+    layers_by: Literal["score", "random"] = parameter(
+        "score", help="which layers are repaired: the most suspicious ones, or (an ablation) random ones"
+    )
+    paths: Literal["votes", "random"] = parameter(
+        "votes", help="which weights are kept: those with the most votes, or (an ablation) as many random ones"
+    )
     learning_rate: float = parameter(7e-4, grid=(7e-4, 7e-3), low=0.0, help="of plain SGD, in the repair")
     alpha: float = parameter(
         0.8,
@@ -137,6 +143,9 @@ class Inner(Fixer):
         compared = (_some(part, COMPARED, problem, "compared") for part in (clean, problem.failures))
         scores = anomaly_scores(problem, where, probes, *compared)
         faulty = sorted(range(len(where)), key=lambda i: -scores[i])[: self.layers]
+        if self.layers_by == "random":
+            drawn = torch.randperm(len(where), generator=problem.generator("inner random layers"))
+            faulty = drawn[: len(faulty)].tolist()
         problem.report(0, layers=float(len(faulty)))
         on_path = {where[i].layer: self._on_path(problem, where[i], probes[where[i].layer]) for i in faulty}
         problem.note(
@@ -157,6 +166,9 @@ class Inner(Fixer):
         masking = Masking(self.routing_steps, MASK_RATE, MASK_SHRINKAGE, self.scaled_gradient)
         votes = count_votes(route_masks(problem, problem.original, block, probe, inputs, masking))
         size = votes.numel()
+        if self.paths == "random":
+            order = torch.randperm(size, generator=problem.generator(f"inner random paths {block.layer}"))
+            votes = (order + 1).reshape(votes.shape).to(votes.device)
         shares = {"all": size, "top_100": 100, "top_1_percent": -(-size // 100), "top_10_percent": -(-size // 10)}
         return most_voted(votes, shares[self.keep])
 

@@ -19,7 +19,7 @@ from fixers.network.places import Places, places_in
 from fixers.neuron_level.neurecover.history import Comparison, compare
 from fixers.problem import RepairProblem
 from fixers.requirements import EditableWeights, Requirement, Traceable, TrainingHistory
-from fixers.search.localisation import impacts, in_groups
+from fixers.search.localisation import at_random, impacts, in_groups
 from fixers.search.patches import PatchEvaluator, most_accurate, pair_up
 from fixers.search.swarms import Fitness, SearchProgress, SwarmSettings, particle_swarm
 
@@ -87,6 +87,10 @@ class NeuRecover(Fixer):
         False,
         help="as the public port: dense layers only, and no layer with parameters but Linear and Conv2d with bias",
     )
+    localisation: Literal["own", "random"] = parameter(
+        "own",
+        help="what may change: what the approach finds, or (an ablation) as many weights of the same layers at random",
+    )
     selection: Literal["valid", "repairs", "fitness"] = parameter(
         "valid",
         help="what chooses among the swarm's best: accuracy on valid, against the original; repairs: without it; "
@@ -106,6 +110,8 @@ class NeuRecover(Fixer):
         comparison = compare(problem, self.checkpoint)
         problem.report(0, degraded=float(len(comparison.degraded)), improved=float(len(comparison.improved)))
         places = self._localise(problem, comparison)
+        if self.localisation == "random":
+            places = at_random(problem, places, problem.generator("neurecover random places"))
         problem.note(
             checkpoint=comparison.checkpoint,
             degraded=len(comparison.degraded),

@@ -83,6 +83,9 @@ class NNrepair(Fixer):
     experts: Literal["all", "f1"] = parameter(
         "all", grid=("all", "f1"), help="f1: only experts with a larger F1 on train than the original's for that class"
     )
+    localisation: Literal["own", "random"] = parameter(
+        "own", help="which weights of a neuron may change: those of most influence, or (an ablation) random ones"
+    )
     solver_seconds: float = parameter(60.0, low=0.0, help="seconds for one constraint program")
     max_classes: int = parameter(100, low=2, help="with more classes than this the approach is not applied")
 
@@ -303,6 +306,9 @@ class _Work:
     def _edges(self, unit: int, features: Tensor) -> Tensor:
         """The incoming weights of a unit with the largest mean |weight x activation|: positions in the weight."""
         score = self._weight[unit].abs() * features.abs().mean(0)
+        if self._fixer.localisation == "random":
+            # The same ones whenever the unit is asked for.
+            score = torch.rand(self._inputs, generator=self._problem.generator(f"nnrepair random weights {unit}"))
         strongest = score.argsort(descending=True, stable=True)[: self._fixer.edges]
         return (unit * self._inputs + strongest).sort().values
 

@@ -92,6 +92,9 @@ class VeRe(Fixer):
     failing: int = parameter(128, grid=(128, 512), low=1, help="failures that a round looks at")
     passing: int = parameter(1000, low=0, help="passes that are to stay right; 0: all of them")
     ratio: int = parameter(10, low=0, help="passes in a refit for each failure, at most")
+    localisation: Literal["own", "random"] = parameter(
+        "own", help="which neuron is refitted: the one of most significance, or (an ablation) a random one"
+    )
     selection: Literal["valid", "repairs", "score"] = parameter(
         "valid",
         help="what chooses among the rounds' best: accuracy on valid, against the original; repairs: without it; "
@@ -112,7 +115,7 @@ class VeRe(Fixer):
         problem.report(0, right=float(most_right))
         for number in range(1, self.rounds + 1):
             failing = work.wrong.nonzero().squeeze(1)[: self.failing]
-            aim = self._aim(problem, tail, work, failing) if len(failing) else None
+            aim = self._aim(problem, tail, work, failing, generator) if len(failing) else None
             if aim is None:
                 stopped = "no gain" if len(failing) else "goal"
                 break
@@ -150,7 +153,9 @@ class VeRe(Fixer):
             passes = passes.select(torch.arange(min(self.passing, len(passes))))
         return JoinedSplit((failures, passes))
 
-    def _aim(self, problem: RepairProblem, tail: "_Tail", work: "_Inputs", failing: Tensor) -> "_Aim | None":
+    def _aim(
+        self, problem: RepairProblem, tail: "_Tail", work: "_Inputs", failing: Tensor, generator: torch.Generator
+    ) -> "_Aim | None":
         """The neuron with the largest repair significance, and where each failure wants it; None without any gain."""
         everybody = tail.values(work.entering)
         values = everybody[failing]
@@ -179,6 +184,9 @@ class VeRe(Fixer):
         highest, neuron = significance.max(0)
         if not highest > 0:
             return None
+        if self.localisation == "random":
+            neuron = torch.randint(len(significance), (), generator=generator).to(neuron.device)
+            highest = significance[neuron]
         low, high = wanted(bounds(neuron[None])[:, 0], margin, edges[neuron], values[:, neuron])
         return _Aim(int(neuron), low, high, highest.item())
 

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fixers import RepairProblem, TensorSplit
+from fixers import RepairProblem, TensorSplit, fix, get
 from fixers.data import stratified
 from fixers.network.layers import weight_layers
-from fixers.search.localisation import Scored, front_places, impacts, in_groups, pareto_front
+from fixers.network.places import Places
+from fixers.search.localisation import Scored, at_random, front_places, impacts, in_groups, pareto_front
 
 
 def problem_of(model, inputs, labels, **options):
@@ -196,3 +197,41 @@ def test_stratified_samples_keep_the_shares_and_every_class():
     sample = stratified(split, 10, torch.Generator().manual_seed(0))
     assert torch.bincount(sample.labels).tolist() == [8, 2, 1]
     assert stratified(split, 100, torch.Generator()) is split
+
+
+def test_at_random_draws_as_many_other_weights_of_the_same_layers(make_problem):
+    problem = make_problem()
+    places = Places(("features.3", "classifier.5"), (torch.arange(20), torch.arange(30)))
+    drawn = [at_random(problem, places, problem.generator(str(i))) for i in range(2)]
+    for other in drawn:
+        assert other.layers == places.layers
+        assert [len(index.unique()) for index in other.indices] == [20, 30]
+        assert other.indices[1].max() < problem.original.classifier[5].weight.numel()
+    assert not torch.equal(drawn[0].indices[1], drawn[1].indices[1])
+
+
+@pytest.mark.parametrize(
+    ("approach", "options", "ablation"),
+    [
+        ("arachne", {"population": 8, "generations": 2, "layers": "last_fc", "selection": "fitness"}, {}),
+        ("care", {"iterations": 3, "selection": "cost", "accuracy_weight": 0.1}, {}),
+        (
+            "distrrep",
+            {"particles": 8, "iterations": 2, "merge_iterations": 2, "min_types": 1, "selection": "score"},
+            {},
+        ),
+        ("nnrepair", {"combination": "average"}, {}),
+        ("vere", {"rounds": 1, "selection": "score"}, {}),
+        ("genmunn", {"population": 10, "generations": 5, "layers": "last_fc"}, {"ranking": "random"}),
+    ],
+)
+def test_the_ablation_changes_other_weights_than_the_approach(make_problem, approach, options, ablation):
+    changed = []
+    for extra in ({}, ablation or {"localisation": "random"}):
+        problem = make_problem()
+        fixed = fix(get(approach).build({**options, **extra}), problem)
+        before = problem.original.state_dict()
+        changed.append(torch.cat([(value != before[name]).flatten() for name, value in fixed.state_dict().items()]))
+    own, random = changed
+    assert random.any()
+    assert not torch.equal(own, random)
