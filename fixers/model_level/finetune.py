@@ -16,6 +16,9 @@ class Finetune(FailureTuning):
     strict alternation of one optimiser step on each. To repair one failure type, put only its failures into the
     repair split.
 
+    An epoch is one pass over the failures. The paper's has 1,000 steps whatever their number; the preset ``study``
+    bounds an epoch by that and reaches it with 1,000 failures only, so with fewer it trains less than the paper does.
+
     Peak memory: six copies of the parameters (weights, gradients, two moments, best and original) and activations of
     one micro-batch.
     """

@@ -51,6 +51,7 @@ class Arachne(Fixer):
     - The original weights are one of the individuals, so the fitness never ends below the original model's.
     - Differential evolution replaces a generation at once instead of within it, so that a generation is one batch.
     - It also stops when everything is fixed and nothing broken: no fitness is higher.
+    - All failures are to be fixed (``target``); the authors repair the most frequent kind, or a random tenth.
     - The first version's forward impact is the mean over the failures (the public code looks at the first one only),
       and its passing samples are drawn without replacement.
     - Among the best individuals after each generation the one with the highest accuracy on valid is returned, the

@@ -157,3 +157,18 @@ def test_an_installed_package_that_fails_is_one_sentence(installed, module, valu
     message = str(caught.value)
     assert message.startswith("The fixer 'theirs' of the package repairs-of-others, installed here, can't be loaded: ")
     assert said in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("fsgmix", {"epochs": 1}),
+        ("mode", {"rounds": 1}),
+        ("three_m_dnn", {"evaluations": 0}),
+        ("genmunn", {"generations": 0}),
+    ],
+)
+def test_results_of_reconstructions_say_so(make_problem, name, parameters):
+    problem = make_problem()
+    fixers.fix(fixers.get(name).build(parameters, "quick"), problem)
+    assert problem.notes["fidelity"] == "reconstruction"

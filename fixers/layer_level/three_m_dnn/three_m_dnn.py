@@ -2,7 +2,8 @@
 
 The paper's tables and code are not public. From its abstract and the predecessor's paper come the separation layers,
 the independent parts, the minimal single-layer changes and the names of the search heuristics; how a heuristic moves
-is this implementation's own, and so is the selection on the validation split.
+is this implementation's own (results carry ``fidelity: reconstruction``), and so is the selection on the validation
+split.
 
 Departures: linear programs in place of a verification engine (the parts that change are affine, so both find the same
 minimum); moves are guided by the duals of the last layer's program; a number of evaluations bounds the search, so that
@@ -43,7 +44,10 @@ from fixers.selection import Choice
 
 @dataclass(frozen=True)
 class ThreeMDNN(Fixer):
-    """Prescribe outputs of separation layers, repair each part minimally, keep the cheapest total change.
+    """Prescribe outputs of separation layers, repair each part minimally, keep what is best on valid.
+
+    The moves of the search are a reconstruction. The preset ``study`` is bounded by 20 seconds of the clock, so its
+    result depends on the machine.
 
     Peak memory: the linear program of the last layer (150 bytes a non-zero, at most 8 GiB or it is refused) plus the
     features of the validation split at the first changed layer.
@@ -112,6 +116,7 @@ class ThreeMDNN(Fixer):
             FixFailedError: no change of the last layer gives the labels, or its program is too large.
             DeadlineExceededError: the time limit has passed.
         """
+        problem.note(fidelity="reconstruction")
         started = time.monotonic()
         # An anytime search: leave time for the selection before the problem's own deadline.
         budget = min(self.time_budget, 0.8 * problem.seconds_left)

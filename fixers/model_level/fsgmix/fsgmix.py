@@ -28,9 +28,10 @@ class FSGMix(Fixer):
     """Fine-tuning on training images, each with AugMix views that the failures guide.
 
     There is no public code of the approach and the paper's text wasn't to be had, so this is a reconstruction from
-    what is known of it: an AugMix harness, augmentation of the training data guided by a handful of failures, and
-    fine-tuning. Guidance comes in two kinds, of which an adaptation takes the better: a failure of the same class
-    is an ingredient of a view (``mix``), or of several views the one that looks most like a failure is taken
+    what is known of it (results carry ``fidelity: reconstruction``): an AugMix harness, augmentation of the training
+    data guided by a handful of failures, and fine-tuning. Guidance comes in two kinds, of which an adaptation takes the
+    better: a failure of the same class is an ingredient of a view (``mix``), or of several views the one that looks
+    most like a failure is taken
     (``selection``); ``none`` is AugMix without guidance, for comparison.
 
     What guidance is worth isn't certain. With at most ten failures a class of noisy, blurred or pale digits, and no
@@ -97,6 +98,7 @@ class FSGMix(Fixer):
             DeadlineExceededError: the time limit has passed.
             FixFailedError: resemblance of features is asked for, and the model has no fully connected layer.
         """
+        problem.note(fidelity="reconstruction")
         model = problem.new_model()
         failures = at_most_per_class(problem.failures, self.failures_per_class, problem.generator("failures"))
         problem.note(

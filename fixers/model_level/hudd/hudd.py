@@ -61,6 +61,11 @@ class HUDD(Fixer):
     images are taken from. The paper has a separate improvement set; with ``reuse`` the whole split has both roles, and
     the failures themselves come first, each being its own nearest neighbour.
 
+    Relevance is activation times gradient for every network; the public code has layer-wise relevance propagation, for
+    chains of layers only. Layers that the same values enter are candidates each. With fewer than four failures they are
+    one cluster, where the public code can't go on. All images chosen are in the bag once, then drawn again to equal
+    sizes.
+
     The best epoch by accuracy on valid is returned; the original isn't among the candidates, as in the paper. (The
     public code chooses by accuracy on the training data and looks at the test set while it trains.)
 

@@ -111,8 +111,9 @@ class HybridRepair(Fixer):
     requirements: ClassVar[tuple[Requirement, ...]] = (ImageInput(), LinearLayers(), TrainingSamples())
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # The cheapest epochs and views of the grids; of the learning rates 1e-3 and 1e-2 and the consistency factors
-        # the pair with the highest mean accuracy on valid of digits, seeds 0 to 2: 0.904, the original's is 0.843.
-        "quick": {"budget": 100.0, "epochs": 5, "views": 4, "learning_rate": 1e-2, "consistency": 100.0},
+        # the pair with the highest mean accuracy on valid of digits, seeds 0 to 2, with all labels: 0.904, the
+        # original's is 0.843. A tenth of the labels is what the approach is made for.
+        "quick": {"budget": 10.0, "epochs": 5, "views": 4, "learning_rate": 1e-2, "consistency": 100.0},
         "study": {"epochs": 10, "views": 8, "budget": 10.0},
     }
 

@@ -43,10 +43,10 @@ class Round(NamedTuple):
 class MODE(Fixer):
     """Retraining on data that show what badly learned classes lack, mixed with random data.
 
-    The paper's text and code weren't to be had; this follows a public replication and what is known of the paper. The
-    replication takes pixels for features and approximates the search for the layer of an over-fitted class; here
-    features are those before the layer found, weighted by what they count for the class in its probe, and that search
-    is the mirror image of the one for under-fitted classes.
+    The paper's text and code weren't to be had; this follows a public replication and what is known of the paper, and
+    results carry ``fidelity: reconstruction``. The replication takes pixels for features and approximates the search
+    for the layer of an over-fitted class; here features are those before the layer found, weighted by what they count
+    for the class in its probe, and that search is the mirror image of the one for under-fitted classes.
 
     The pool is the repair split. Each round treats the worst under-fitted class, or the worst over-fitted one when
     none is under-fitted; where its images run out the next one follows. Classes are judged on the training set and on
@@ -116,6 +116,7 @@ class MODE(Fixer):
         Raises:
             DeadlineExceededError: the time limit has passed.
         """
+        problem.note(fidelity="reconstruction")
         model = problem.new_model()
         theta = self.theta or problem.score(model, problem.valid) - self.margin
         size = max(1, round(self.pool_share * len(problem.repair)))

@@ -34,12 +34,12 @@ _BYTES_PER_SAMPLE = 2**19
 class VeRe(Fixer):
     """Verification-guided neuron repair.
 
-    The study found its LeNet5 and FaceNet unadaptable for a reason that is not known. What the method needs is a hidden
-    dense neuron and relaxations of all that follows it (in the public code dense layers and ReLUs). Both models,
-    FaceNet as far as it is known, end so, as does the VGG16 that the study did adapt. So it runs on them here, which
-    departs from the study. Models that end in one dense layer, such as ResNet18 and DenseNet121, have no hidden dense
-    neuron and are UNADAPTABLE, as in the study; so they are for ``variant="scale"``, which needs none and could run on
-    them: requirements are an approach's and not a setting's.
+    The study found its LeNet5 and FaceNet unadaptable and could adapt VGG16. The public code has networks split by hand
+    for VGG16 only. What the method itself needs is a hidden dense neuron and relaxations of all that follows it (in the
+    public code dense layers and ReLUs). LeNet5, and FaceNet as far as it is known, end so, too, and it runs on them
+    here, which departs from the study. Models that end in one dense layer, such as ResNet18 and DenseNet121, have no
+    hidden dense neuron and are UNADAPTABLE, as in the study; so they are for ``variant="scale"``, which needs none and
+    could run on them: requirements are an approach's and not a setting's.
 
     Departures from the published code:
 

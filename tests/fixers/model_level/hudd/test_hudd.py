@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import fx, nn
 
-from fixers import DeadlineExceededError, TensorSplit, fix, get
+from fixers import DeadlineExceededError, TensorSplit, fix, get, network
 from fixers import training as training_module
 from fixers.features.heatmaps import heatmaps
 from fixers.model_level.hudd.hudd import HUDD, RootCauses
@@ -68,6 +68,31 @@ def test_the_layer_has_the_lowest_wicd_and_k_is_in_range(make_problem):
     assert problem.notes["layer"] == causes.layer and problem.notes["root_cause_clusters"] == k
     few = dataclasses.replace(QUICK, most_clusters=3)._root_causes(problem.failures, problem)
     assert few.clusters.max() + 1 <= 3
+
+
+def test_failures_are_compared_by_the_relevance_of_what_was_predicted(make_problem):
+    problem = make_problem()
+    causes = QUICK._root_causes(problem.failures, problem)
+    cut = network.cut(problem.original, causes.layer)
+    entering = cut.features(problem.failures.batch().inputs)[0].detach().requires_grad_(True)
+    outputs = cut.suffix(entering)
+    (gradient,) = torch.autograd.grad(outputs.amax(1).sum(), entering)
+    torch.testing.assert_close(causes.maps, (entering * gradient).detach().flatten(1))
+
+
+def test_the_wicd_of_the_chosen_layer_is_its_definition(make_problem):
+    problem = make_problem()
+    causes = QUICK._root_causes(problem.failures, problem)
+    clusters, n = torch.from_numpy(causes.clusters), len(causes.clusters)
+    apart = torch.cdist(causes.maps.double(), causes.maps.double())
+    apart /= apart.amax(1, keepdim=True)
+    total = 0.0
+    for cluster in clusters.unique():
+        own = clusters == cluster
+        if own.sum() > 1:
+            inside = apart[own][:, own].sum() / (own.sum() * (own.sum() - 1))
+            total += (inside * own.sum() / n).item()
+    assert causes.wicd[causes.layer] == pytest.approx(total / len(clusters.unique()), rel=1e-4)
 
 
 def test_random_causes_keep_the_sizes_and_nothing_else(make_problem):

@@ -30,7 +30,7 @@ def first_aim(fixer, problem):
     tail = fixer._tail(model)
     work = _Inputs(problem, model, tail, fixer._pool(problem, problem.generator("vere")))
     failing = work.wrong.nonzero().squeeze(1)[: fixer.failing]
-    return fixer._aim(problem, tail, work, failing), tail, work, failing
+    return fixer._aim(problem, tail, work, failing, problem.generator("vere")), tail, work, failing
 
 
 def significances(fixer, problem, monkeypatch):
