@@ -188,3 +188,41 @@ class Demanding(nn.Module):
 
 def demanding() -> nn.Module:
     return Demanding()
+
+
+class Tied(nn.Module):
+    """Two layers share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(432, 432), nn.Linear(432, 432), nn.Linear(432, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.second(torch.relu(self.first(x.flatten(1))))))
+
+
+def tied() -> nn.Module:
+    return Tied()
+
+
+class Counting(nn.Module):
+    """Keeps something beside its weights that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+        self.facts: dict[str, Any] = {"made": "by hand"}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.facts
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.facts = state
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def counting() -> nn.Module:
+    return Counting()

@@ -16,6 +16,7 @@ from fixers.network.layers import (
     linear_runs,
     with_computed_weights,
 )
+from fixers.network.state import load_state, state_of
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,9 +36,11 @@ __all__ = [
     "last_linear",
     "layers",
     "linear_runs",
+    "load_state",
     "not_reinitialisable",
     "reinitialised",
     "seeded",
+    "state_of",
     "why_untraceable",
     "with_computed_weights",
 ]

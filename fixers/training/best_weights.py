@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from fixers import network
+
 
 class BestWeights:
     """The best weights seen so far, parameters and buffers: clones, so that training on doesn't change them.
@@ -24,8 +26,8 @@ class BestWeights:
 
     def restore(self, model: nn.Module) -> None:
         """Copy the best weights into ``model``, bit for bit."""
-        model.load_state_dict(self._state)
+        network.load_state(model, self._state)
 
 
 def _clone(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.clone() for name, value in network.state_of(model).items()}

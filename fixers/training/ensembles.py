@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fixers import training
+from fixers import network, training
 from fixers.cache import Tensors
 from fixers.data import Split
 from fixers.errors import FixFailedError, is_of_the_machine
@@ -149,7 +149,7 @@ def train_together(
             else:
                 subsets = [index_sets[k] for k in members]
                 _train_stack(models, split, subsets, problem, orders, recipe, count)
-        states += [{name: value.detach().cpu() for name, value in model.state_dict().items()} for model in models]
+        states += [{name: value.cpu() for name, value in network.state_of(model).items()} for model in models]
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
@@ -215,6 +215,6 @@ def wrong_matrix(stacked: Tensors, split: Split, problem: RepairProblem) -> Tens
     model = problem.new_model()
     rows = []
     for k in range(len(next(iter(stacked.values())))):
-        model.load_state_dict({name: values[k] for name, values in stacked.items()})
+        network.load_state(model, {name: values[k] for name, values in stacked.items()})
         rows.append(problem.wrong_on(model, split))
     return torch.stack(rows)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 import fixers
 from analysis.contract.errors import UserError
+from fixers import network
 from fixers.code_version import code_version
 from fixers.registry import load as load_plugin
 from orchestrator.base import units
@@ -24,6 +25,7 @@ from orchestrator.storage.store import Store
 from orchestrator.study import subjects, yaml_text
 from orchestrator.study.schema import Attack
 from orchestrator.study.trials import TrialSpec, trial_id
+from orchestrator.subjects import weights
 from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.doctor import errors_of_original
 from orchestrator.subjects.reading import roots
@@ -122,9 +124,9 @@ def _followed(
 
 
 def _definition(source: Source, limit: int | None) -> SubjectDefinition:
-    model, data, weights = source.model, source.data, source.weights
+    model, data = source.model, source.data
     if source.subject is not None:
-        if model or data or weights:
+        if model or data or source.weights:
             raise UserError("Give either --subject or --model with --data, not both.")
         return subject_from(source.subject, limit)
     if model is None:
@@ -135,8 +137,8 @@ def _definition(source: Source, limit: int | None) -> SubjectDefinition:
             raise UserError(f"--data is missing: what data does {model} fail on? Give files or the name of a subject.")
         return resolve(model, limit=limit)
     spec: dict[str, Any] = {"name": Path(model).stem if model.endswith(".onnx") else "model", "model": model}
-    if weights is not None:
-        spec["weights"] = weights
+    if source.weights is not None:
+        spec["weights"] = source.weights
     if data in named:
         spec["dataset"] = data
     else:
@@ -243,8 +245,6 @@ def export_trial(results: str, given: str, target: Path, *, card: bool = False, 
     Raises:
         UserError: the study has no such trial or several, or didn't keep its model.
     """
-    from safetensors.torch import load as load_tensors
-
     from analysis.terminal.trial_story import choose
     from orchestrator.study.reading import parse_study
     from orchestrator.subjects.onnx.exporting import export_onnx
@@ -255,8 +255,8 @@ def export_trial(results: str, given: str, target: Path, *, card: bool = False, 
     store = Store(results)
     trial = choose(given, sorted(store.done()), results)
     row = store.row(trial, _FACTS[1:])
-    weights = store.read_bytes(f"models/{trial}.safetensors")
-    if row is None or weights is None:
+    kept_file = store.read_bytes(f"models/{trial}.safetensors")
+    if row is None or kept_file is None:
         kept = sorted(store.model_ids())
         others = f" (kept are those of {', '.join(kept[:5])}{', ...' if len(kept) > 5 else ''})" if kept else ""
         raise UserError(
@@ -269,13 +269,17 @@ def export_trial(results: str, given: str, target: Path, *, card: bool = False, 
     definition = subjects.definitions(study, folder).get(row["subject"])
     if definition is None:
         raise UserError(f"The study file in {results} no longer has {row['subject']}, which trial {trial} is of.")
-    model, state = definition.build_model(), load_tensors(weights)
-    if state.keys() != model.state_dict().keys():
+    model, state = definition.build_model(), weights.of_content(kept_file)
+    fits = state.keys() == network.state_of(model).keys()
+    if fits:
+        network.load_state(model, state)
+        # A weight that two layers share takes the last of two values.
+        fits = all(torch.equal(value, state[name].to(value)) for name, value in network.state_of(model).items())
+    if not fits:
         raise UserError(
             f"{row['fixer']} adds to the architecture, so the kept weights of trial {trial} don't load into "
             f"{row['subject']}; run fixstudy fix with its parameters and --out."
         )
-    model.load_state_dict(state)
     difference = export_onnx(model, target, input_shape=definition.input_shape, metadata=_facts(row))
     console.print(f"wrote {target} (differs by at most {difference:.1e} in onnxruntime)")
     if card:

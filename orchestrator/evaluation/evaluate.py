@@ -120,7 +120,5 @@ def predictions(
 
 def has_nonfinite(model: nn.Module) -> str | None:
     """The name of the first parameter or buffer with a NaN or an infinity; None when all are finite."""
-    tensors = model.state_dict(keep_vars=True)
-    return next(
-        (name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()), None
-    )
+    tensors = network.state_of(model).items()
+    return next((name for name, value in tensors if value.is_floating_point() and not value.isfinite().all()), None)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.contract.errors import UserError
-from fixers import Batch, RepairProblem
+from fixers import Batch, RepairProblem, network
 from fixers.training.loop import train
 from orchestrator.base.kernels import make_repeatable
 from orchestrator.subjects import answers, weights
@@ -186,11 +186,11 @@ class _Training:
             "recipe": json.dumps(asdict(self.recipe)),
             "subject": self.definition.name,
         }
-        weights.write_state(self.result, model.state_dict(), facts)
+        weights.write_state(self.result, network.state_of(model), facts)
         self.checkpoint.unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
-        state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        state = {f"model.{name}": tensor for name, tensor in network.state_of(model).items()}
         for index, values in optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{key}": value for key, value in values.items() if value is not None}
         facts = {"epoch": str(epoch), "seconds": str(seconds), "history": str(self.keep_history)}
@@ -204,7 +204,8 @@ class _Training:
             return 0, 0.0
         if self.keep_history and facts["history"] != "True":
             return 0, 0.0
-        model.load_state_dict({name.removeprefix("model."): t for name, t in state.items() if name[:6] == "model."})
+        own = {name.removeprefix("model."): t for name, t in state.items() if name.startswith("model.")}
+        network.load_state(model, own)
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in state.items():
             if name.startswith("optimizer."):
@@ -290,7 +291,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _check_weights(definition: SubjectDefinition, model: nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
+    for name, tensor in network.state_of(model).items():
         if not torch.isfinite(tensor).all():
             raise UserError(
                 f"The model of {definition.name} has a value that isn't finite in '{name}', before anything was fixed; "

@@ -10,13 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fixers import network
+
 State = dict[str, npt.NDArray[Any]]
 """Weights and buffers by their names."""
 
 
 def arrays(model: nn.Module) -> State:
     """Weights and buffers (a copy) as NumPy arrays."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+    return {name: tensor.cpu().numpy().copy() for name, tensor in network.state_of(model).items()}
 
 
 def tensors(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.contract.errors import UserError
-from fixers import Classification, Split, Task, TrainingRecipe
+from fixers import Classification, Split, Task, TrainingRecipe, network
 from fixers.requirements import SubjectFacts
 from orchestrator.subjects.reading.roots import DataRoot
 from orchestrator.subjects.reading.splits import SPLIT_NAMES, Pool, SplitName, SplitPlan, divide, split_hash
@@ -319,7 +319,7 @@ class Subject:
     def model(self) -> nn.Module:
         """A new module with the original weights, in eval mode, on the CPU."""
         model = with_new_parameters(self.template, "cpu")
-        model.load_state_dict(tensors(self.state))
+        network.load_state(model, tensors(self.state))
         return model
 
     @cached_property

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fixers
+from fixers import network
 from fixers.cache import Cache, NoCache
 from orchestrator.evaluation import metrics
 from orchestrator.evaluation.evaluate import Original, evaluate, has_nonfinite, predictions
@@ -145,7 +146,7 @@ def run_trial(
             row["evaluate_seconds"] = time.monotonic() - started
             if bench.settings.keep_models and bench.is_final:
                 record.fixed = fixed
-                record.state = {name: value.detach().cpu().contiguous() for name, value in fixed.state_dict().items()}
+                record.state = network.state_of(fixed)
     except Exception as error:
         # The one place that catches broadly: whatever a fixer raises becomes a row, and the study goes on.
         verdict = outcomes.judge_exception(error, phase)

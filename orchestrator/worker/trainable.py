@@ -17,7 +17,6 @@ from typing import Any
 import ray
 import torch
 from ray import tune
-from safetensors.torch import save
 
 from fixers import registry
 from fixers.cache import Cache, DirectoryCache
@@ -31,6 +30,7 @@ from orchestrator.cluster.presence import check_images
 from orchestrator.storage.store import Store
 from orchestrator.study.objectives import COLUMNS
 from orchestrator.study.trials import TrialSpec
+from orchestrator.subjects import weights
 from orchestrator.subjects.reading.roots import DataRoot, use_cache_dir
 from orchestrator.subjects.subject import Subject, SubjectDefinition
 from orchestrator.trial import outcomes
@@ -169,7 +169,7 @@ class TrialWorker(tune.Trainable):
         store, trial_id = self._context.store, self._spec.trial_id
         files = {}
         if record.state is not None:
-            files[f"models/{trial_id}.safetensors"] = save(record.state, metadata={"trial_id": trial_id})
+            files[f"models/{trial_id}.safetensors"] = weights.content(record.state, {"trial_id": trial_id})
         store.write_trial(record.row, record.predictions, record.curves, files)
 
     def _enter(self, phase: Phase) -> None:

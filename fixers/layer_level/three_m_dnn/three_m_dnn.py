@@ -312,10 +312,8 @@ class _Exporter:
         return [layer for layer in self._layers if layer in moved]
 
     def _differences(self, model: nn.Module) -> dict[str, FloatArray]:
-        before = self._problem.original.state_dict()
-        return {
-            name: (value.double() - before[name].double()).cpu().numpy() for name, value in model.state_dict().items()
-        }
+        before, after = network.state_of(self._problem.original), network.state_of(model)
+        return {name: (value.double() - before[name].double()).cpu().numpy() for name, value in after.items()}
 
 
 def _add(target: Tensor, change: FloatArray) -> None:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from fixers import network
 from fixers.data import Split
 from fixers.errors import UnadaptableError
 from fixers.problem import RepairProblem, StateDict
@@ -50,13 +51,13 @@ def compare(problem: RepairProblem, checkpoint: Literal["previous", "three_back"
         case "best_valid":
             scores = []
             for epoch in range(end):
-                scratch.load_state_dict(history[epoch])
+                network.load_state(scratch, history[epoch])
                 scores.append(problem.score(scratch, problem.valid))
             start = max(range(end), key=lambda epoch: (scores[epoch], epoch))
     best: Comparison | None = None
     for epoch in range(start, -1, -1):
         earlier = history[epoch]
-        scratch.load_state_dict(earlier)
+        network.load_state(scratch, earlier)
         was_wrong = problem.wrong_on(scratch, problem.repair)
         degraded = problem.repair.select((problem.wrong & ~was_wrong).nonzero().squeeze(1))
         if best is None or len(degraded) > len(best.degraded):
@@ -74,7 +75,7 @@ def epoch_of_original(problem: RepairProblem) -> int:
     Raises:
         UnadaptableError: nothing is before it, or a checkpoint that was looked at has other weights than the model.
     """
-    now = problem.original.state_dict()
+    now = network.state_of(problem.original)
     end = len(problem.history)
     for epoch in range(len(problem.history) - 1, -1, -1):
         then = problem.history[epoch]

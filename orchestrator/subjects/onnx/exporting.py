@@ -67,7 +67,7 @@ def export_onnx(
     twin = copy.deepcopy(model).cpu().eval()
     try:
         proto = _trace(twin, input_shape, opset)
-        _use_own_initialisers(proto)
+        _use_own_initialisers(proto, _ties(twin))
         _silence_dropout(proto)
         onnx.helper.set_model_props(proto, dict(metadata or {}))
         content = proto.SerializeToString()
@@ -130,20 +130,35 @@ def _pair(size: int | tuple[int | None, int | None] | None) -> tuple[int | None,
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _use_own_initialisers(proto: ModelProto) -> None:
-    """Give every weight its own initialiser under its own name.
+def _ties(model: nn.Module) -> dict[str, str]:
+    """The first name of every parameter, by each of its names."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(parameter), name) for name, parameter in named}
+
+
+def _use_own_initialisers(proto: ModelProto, ties: Mapping[str, str]) -> None:
+    """Give every weight its own initialiser under its own name, and one that layers share a single one.
 
     The exporter stores equal weights once and hands them out through Identity, which other importers (and their
     users' optimisers) take for one shared weight.
     """
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    shared: dict[str, str] = {}
     for node in list(proto.graph.node):
         if node.op_type == "Identity" and node.input[0] in stored:
+            given, name = node.input[0], node.output[0]
+            if name in ties and ties[name] == ties.get(given):
+                shared[name] = given
+                proto.graph.node.remove(node)
+                continue
             twin = proto.graph.initializer.add()
             twin.CopyFrom(stored[node.input[0]])
             twin.name = node.output[0]
             stored[twin.name] = twin
             proto.graph.node.remove(node)
+    for node in proto.graph.node:
+        node.input[:] = [shared.get(name, name) for name in node.input]
 
 
 def _silence_dropout(proto: ModelProto) -> None:

@@ -2,14 +2,18 @@
 
 import json
 import os
+import pickle  # noqa: TID251 (Ray sends subjects that way)
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from own_subjects import spec, write_folder
 
 import fixers
 from fixers import registry
 from orchestrator.study.trials import TrialSpec
+from orchestrator.subjects import weights
 from orchestrator.subjects.catalogue import resolve
 from orchestrator.subjects.originals import prepare
 from orchestrator.trial import trial
@@ -83,3 +87,28 @@ def test_the_row_adds_up(run):
     assert row["accuracy_fixed"] == pytest.approx(expected)
     assert row["peak_host_bytes"] > row["peak_own_bytes"] > 0
     assert row["fix_seconds"] > 0
+
+
+@pytest.mark.parametrize("factory", ["tied", "counting"])
+@pytest.mark.parametrize("fixer", ["finetune", "arachne"])
+def test_models_that_share_weights_or_keep_more_than_tensors_are_trained_fixed_and_stored(factory, fixer, tmp_path):
+    write_folder(tmp_path / "d")
+    given = spec("d", model=f"unusual_modules:{factory}", recipe={"epochs": 1}, limit=60)
+    subject = prepare(resolve(given, base_dir=tmp_path), data_root=None, cache_dir=tmp_path)
+    subject = pickle.loads(pickle.dumps(subject, protocol=5))  # noqa: S301 (our own)
+    params = fixers.get(fixer).build({}, preset=None if fixer == "finetune" else "quick").canonical_parameters()
+    trial_spec = TrialSpec("id", "study", "final", "mine", fixer, params, 0, subject.fingerprint, "version")
+    record = run_trial(Bench(trial_spec, subject, make_baseline(subject), SETTINGS))
+    assert record.row["outcome"] in ("OK", "CORRUPTED"), record.row["reason"]
+    content = weights.content(record.state, {"trial_id": "id"})
+    state = weights.of_content(content)
+    assert state.keys() == record.state.keys()
+    assert all(torch.equal(state[name], value) for name, value in record.state.items())
+    if factory == "tied":
+        (tmp_path / "m.safetensors").write_bytes(content)
+        stored, metadata = weights.read_state(tmp_path / "m.safetensors")
+        assert json.loads(metadata["shared_tensors"]) == {"second.weight": "first.weight"}
+        assert stored.keys() == state.keys()
+        assert len(content) < 1.5 * 4 * 432 * 432  # the larger weight is there once
+    else:
+        assert subject.model().facts == {"made": "by hand"} == record.fixed.facts

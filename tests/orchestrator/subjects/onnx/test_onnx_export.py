@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from unusual_modules import tied
 
 from analysis.contract.errors import UserError
 from fixers.network.places import Places
@@ -251,3 +252,18 @@ def test_experts_that_vote_are_written_as_one_network(rule, tmp_path):
     torch.testing.assert_close(torch.from_numpy(outputs), wanted, rtol=1e-4, atol=1e-5)
     decided_by_experts = (wanted != model(pixels)).any(dim=1).float().mean()
     assert 0.05 < decided_by_experts < 0.95
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_weight_that_layers_share_is_written_once_and_equal_ones_twice(is_tied: bool, tmp_path: Path) -> None:
+    model = tied().eval()
+    if not is_tied:
+        model.second.weight = nn.Parameter(model.first.weight.detach().clone())
+    export_onnx(model, tmp_path / "m.onnx", input_shape=(432,))
+    graph = onnx.load(str(tmp_path / "m.onnx")).graph
+    names = {tensor.name for tensor in graph.initializer}
+    assert {"first.weight", "first.bias", "second.bias", "last.weight", "last.bias"} == names - {"second.weight"}
+    assert ("second.weight" in names) is not is_tied
+    inputs = torch.rand(4, 432)
+    with torch.no_grad():
+        torch.testing.assert_close(load_onnx(tmp_path / "m.onnx").model(inputs), model(inputs))
