@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypedDict, Unpack
 
 import click
-import yaml
 
 from analysis.contract.errors import UserError
+from orchestrator.study import yaml_text
 from orchestrator.study.reading import load_study
 from orchestrator.study.subject_files import with_subjects
 from orchestrator.subjects.own.local_files import PACKAGES, external_data, module_files
@@ -128,7 +128,7 @@ def local_files(text: str, study: Path) -> Iterator[tuple[str, Path]]:
     Raises:
         UserError: one isn't there, or it is data, which don't travel; or a subject can't be understood.
     """
-    folder, said = study.parent, yaml.safe_load(text)
+    folder, (said, _) = study.parent, yaml_text.read(text, str(study))
     named = [plugin for plugin in said.get("plugins", []) if plugin.endswith(".py")]
     for subject in said["subjects"]:
         if not isinstance(subject, Mapping):

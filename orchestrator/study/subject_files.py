@@ -58,9 +58,7 @@ def with_subjects(text: str, source: str, folder: Path) -> str:
             spec = _as_of(folder, node.value)
         except UserError as error:
             raise UserError(f"{source}, line {node.start_mark.line + 1}: {error}") from error
-        flow = yaml.safe_dump(
-            spec, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True
-        ).strip()
+        flow = yaml_text.written(spec, flow=True).strip()
         text = text[: node.start_mark.index] + flow + text[node.end_mark.index :]
     return text
 

@@ -56,6 +56,14 @@ for _kind, _pattern, _firsts in _CORE_SCHEMA:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list(_firsts))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts texts into quotes that would be read as something else, by either version."""
+
+
+for _kind, _pattern, _firsts in _CORE_SCHEMA:
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list(_firsts))
+
+
 def read_file(path: Path, what: str) -> str:
     """The text of a file that a user wrote.
 
@@ -103,6 +111,15 @@ def read(text: str, source: str) -> tuple[Any, yaml.Node | None]:
             f"{source}, line {line}: this isn't valid YAML (the character {error.character:#04x} may not be in it; "
             "delete it)."
         ) from error
+
+
+def written(content: object, *, flow: bool = False) -> str:
+    """Values as YAML, which :func:`read` reads as the same; in one line if ``flow``."""
+    width = float("inf") if flow else None
+    text: str = yaml.dump(
+        content, Dumper=_Dumper, default_flow_style=flow, width=width, sort_keys=False, allow_unicode=True
+    )
+    return text
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:

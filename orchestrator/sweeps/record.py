@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import fixers
 from analysis.contract.errors import UserError
 from fixers.fixer import suggest
 from orchestrator.storage.store import Store
+from orchestrator.study import yaml_text
 from orchestrator.study.objectives import COLUMNS, Figures
 from orchestrator.study.reading import parse_study
 from orchestrator.study.schema import Adaptation, FixerEntry, Study, subject_name
@@ -151,7 +150,8 @@ def write_study(source: str | Path, target: str | Path, found: Mapping[str, Any]
     """
     check_target(source, target)
     source = Path(source)
-    data = yaml.safe_load(with_subjects(source.read_text(encoding="utf-8"), str(source), source.parent))
+    text = with_subjects(yaml_text.read_file(source, "study file"), str(source), source.parent)
+    data, _ = yaml_text.read(text, str(source))
     data["subjects"] = [spec for spec in data["subjects"] if subject_name(spec) == found["subject"]]
     # Results of its own: those of the source have the sweep's trials and the other fixers'.
     data["study"] = re.sub(r"[^A-Za-z0-9_.-]", "-", f"{data['study']}-{found['fixer']}-{found['subject']}")
@@ -163,7 +163,7 @@ def write_study(source: str | Path, target: str | Path, found: Mapping[str, Any]
         data["attack"]["epsilon"] = {name: value for name, value in epsilon.items() if name == found["subject"]}
     text = (
         f"# {found['fixer']} adapted to {found['subject']} by fixstudy adapt {source.name}\n"
-        f"# Why: {found['reason']}.\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        f"# Why: {found['reason']}.\n" + yaml_text.written(data)
     )
     parse_study(text, str(target), Path(target).parent)
     Path(target).write_text(text, encoding="utf-8")

@@ -123,10 +123,12 @@ class LocalFile:
     def located(self, folder: Path) -> Path:
         """Where it is for a study file in a folder; a variable that isn't set is left as it is.
 
-        A link keeps its name: the files of a cache are links to contents whose names say nothing of what they are.
+        A link stands for what it leads to, whose neighbours may belong to it, but keeps its name where that has another
+        suffix: the files of a cache are links to contents whose names say nothing of what they are.
         """
         path = folder / Path(os.path.expandvars(self.given)).expanduser()
-        return path.parent.resolve() / path.name
+        target = path.resolve()
+        return target if target.suffix == path.suffix else path.parent.resolve() / path.name
 
 
 Reference = Function | LocalFile

@@ -164,7 +164,7 @@ class UtkFace(DatasetFolder):
         wanted = "the aligned face images named age_gender_race_date.jpg, or Parquet files with the columns image, "
         wanted += "age, gender and race,"
         folder = dataset_folder(data_root, self.folder, wanted)
-        parquet = sorted(folder.glob("*.parquet"))
+        parquet = sorted(folder.glob("[!.]*.parquet"))
         if parquet:
             rows = read_parquet(parquet, None, "gender", columns=("age", "race"))
             samples = image_samples(rows.images, self.form)
@@ -247,7 +247,7 @@ class ImageNet(DatasetFolder):
             check_dataset(data_root, self.sample_folder)
 
     def _of_parquet(self, folder: Path, limit: int | None, wanted: str) -> SubjectData:
-        paths = sorted(folder.glob("*.parquet"))
+        paths = sorted(folder.glob("[!.]*.parquet"))
         if not paths:
             raise UserError(f"There is neither a folder train nor a Parquet file in {folder}; put {wanted} there.")
         rows = read_parquet(paths, None, "label")

@@ -97,3 +97,13 @@ def test_aliases_that_stand_for_billions_and_brackets_without_end_are_refused_at
     with pytest.raises(UserError, match="too deep inside each other"):
         yaml_text.read("[" * 5000 + "]" * 5000, "a.yaml")
     assert yaml_text.read("a: &a [1, *a]", "a.yaml")[0]["a"][0] == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["1e-3", "0o17", "no", "0", "1:30", "010", "true", "null", "~", "8/255", "0x1F", "ä: b"]
+)
+def test_texts_stay_texts_where_they_are_written_again(text):
+    for flow in (False, True):
+        assert yaml_text.read(yaml_text.written({"classes": [text, 1e-05, 3]}, flow=flow), "x")[0] == {
+            "classes": [text, 1e-05, 3]
+        }
