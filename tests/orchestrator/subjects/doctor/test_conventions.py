@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from own_subjects import HERE, images, png, spec
+from own_subjects import images, png, spec
 from torch import nn
 
 from orchestrator.subjects import weights
@@ -17,11 +16,6 @@ from orchestrator.subjects.doctor.findings import Finding
 torch.set_num_threads(1)
 N_CLASSES = 11
 TEXT_ORDER = sorted(map(str, range(N_CLASSES)))
-
-
-@pytest.fixture(autouse=True)
-def modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(HERE)
 
 
 def write_folders(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from own_subjects import HERE, spec
+from own_subjects import spec
 
 from fixers import TensorSplit
 from orchestrator.subjects import weights
@@ -57,8 +57,7 @@ def test_few_honest_failures_look_like_wrong_labels(digits: Subject) -> None:
     assert "repair sample " in finding.message
 
 
-def test_names_of_files_and_classes_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(HERE)
+def test_names_of_files_and_classes_are_said(tmp_path: Path) -> None:
     from factories import convnet
 
     generator = np.random.default_rng(0)
