@@ -66,9 +66,10 @@ class RepairProblem:
     ) -> None:
         self.device = torch.device(device)
         self.original = copy.deepcopy(model).to(self.device).eval()
-        self.train = train
-        self.valid = valid
-        self.repair = repair
+        # Labels are tensors, and a fix that changes them in place must change nobody else's; pixels aren't copied.
+        self.train, self.valid, self.repair = (
+            split.select(torch.arange(len(split))) for split in (train, valid, repair)
+        )
         self.seed = seed
         self.recipe = recipe or TrainingRecipe()
         self.history = history

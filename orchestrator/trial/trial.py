@@ -29,6 +29,7 @@ from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import peak_memory, reset_peak_memory, surroundings
 from orchestrator.trial.outcomes import Verdict
+from orchestrator.trial.process_state import ProcessState
 
 MOST_CURVE_POINTS = 20_000
 CPU = torch.device("cpu")
@@ -92,8 +93,8 @@ class TrialRecord:
     """Weights of the fixed model."""
     fixed: nn.Module | None = None
     """The fixed model itself, which may have more than the original's architecture; not stored."""
-    device_broken: bool = False
-    """Whether the process must not take another trial."""
+    spoilt: str | None = None
+    """Why the process must not take another trial; None where it may."""
 
 
 def run_trial(
@@ -121,7 +122,7 @@ def run_trial(
         "accuracy_original": bench.baseline.accuracy["test"] if bench.is_final else None,
         "accuracy_valid_original": bench.baseline.accuracy["valid"],
     }
-    record = TrialRecord(row)
+    record, process = TrialRecord(row), ProcessState()
     phase: Phase = "fix"
 
     def report(step: int, figures: Mapping[str, float]) -> None:
@@ -132,7 +133,9 @@ def run_trial(
         on_phase(phase)
         reset_peak_memory(device)
         started, busy = time.monotonic(), time.process_time()
-        fixed, problem, seconds = _fix(bench, report)
+        # Before the evaluation too, whose figures it would change.
+        with process.kept():
+            fixed, problem, seconds = _fix(bench, report)
         cores = (time.process_time() - busy) / max(time.monotonic() - started, 1e-9)
         row |= {"fix_seconds": seconds, "cores": cores, "notes": _json(problem.notes), **peak_memory(device)}
         nonfinite = has_nonfinite(fixed)
@@ -142,7 +145,8 @@ def run_trial(
             phase = "evaluate"
             on_phase(phase)
             started = time.monotonic()
-            verdict = _evaluate(bench, fixed, record)
+            with process.kept():
+                verdict = _evaluate(bench, fixed, record)
             row["evaluate_seconds"] = time.monotonic() - started
             if bench.settings.keep_models and bench.is_final:
                 record.fixed = fixed
@@ -155,13 +159,16 @@ def run_trial(
         record.predictions = None
         row |= {"phase": phase, **peak_memory(device)}
         row.setdefault("fix_seconds", time.monotonic() - begin if phase == "fix" else None)
-        record.device_broken = outcomes.is_device_broken(error)
+        if outcomes.is_device_broken(error):
+            record.spoilt = "the device failed"
     row |= verdict_columns(verdict)
     row |= {
         "attempts": sum(item["phase"] == "fix" for item in bench.attempts.log),
         "attempt_log": _json(bench.attempts.log),
     }
     record.curves = curves.columns
+    if process.lasting:
+        record.spoilt = f"the trial left {', '.join(dict.fromkeys(process.lasting))} changed"
     return record
 
 

@@ -75,8 +75,8 @@ class WorkerContext:
     """Host memory that a trial's process may take."""
 
 
-class DeviceBrokenError(Exception):
-    """Raised after a trial whose row is stored, so that Tune discards the process: its GPU context is unusable."""
+class ProcessSpoiltError(Exception):
+    """Raised after a trial whose row is stored, so that Tune discards the process, which must not take another."""
 
 
 class TrialWorker(tune.Trainable):
@@ -134,8 +134,8 @@ class TrialWorker(tune.Trainable):
             # Whoever judges what is raised here asks where that was.
             ray.get(self._tell("store"))
             raise
-        if record.device_broken:
-            raise DeviceBrokenError(f"The device failed in trial {self._spec.trial_id}; its row is stored.")
+        if record.spoilt is not None:
+            raise ProcessSpoiltError(f"Trial {self._spec.trial_id} has its row, and {record.spoilt}.")
         return {
             "done": True,
             "outcome": record.row["outcome"],

@@ -11,7 +11,7 @@ import fixers.errors
 from orchestrator.evaluation.robustness import AttackError
 from orchestrator.trial import outcomes
 from orchestrator.trial.outcomes import ReasonCode
-from orchestrator.worker.trainable import DeviceBrokenError
+from orchestrator.worker.trainable import ProcessSpoiltError
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_only_out_of_memory_is_worth_a_smaller_micro_batch():
 
 
 def _own_exceptions():
-    classes = {AttackError, DeviceBrokenError}
+    classes = {AttackError, ProcessSpoiltError}
     for module in (analysis.errors, fixers.errors):
         classes |= {item for _, item in inspect.getmembers(module, inspect.isclass) if issubclass(item, Exception)}
     return sorted(classes, key=lambda cls: cls.__name__)
