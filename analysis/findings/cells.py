@@ -10,8 +10,7 @@ import numpy as np
 
 from analysis import statistics
 from analysis.contract.schema import LEVELS, Outcome
-from analysis.findings.samples import Samples
-from analysis.statistics import bootstrap
+from analysis.findings.samples import METRICS, Metric, Samples
 from analysis.statistics.paired import Interval
 
 TradeOff = Literal["a", "b", "c", "d"]
@@ -163,7 +162,7 @@ class Comparison:
         p_holm: adjusted for the other comparisons of this subject.
         only_first: images that only the first gets right, mean over the pairs of runs.
         only_second: images that only the second gets right.
-        accuracy: difference of accuracy, with its bootstrap interval.
+        accuracy: difference of accuracy, with its 95 % interval.
         repair_rate: difference of RR.
         negative_flip_rate: difference of NFR.
     """
@@ -205,12 +204,12 @@ class Subject:
         """The cell of one fixer, None when it wasn't run here."""
         return next((cell for cell in self.cells if cell.fixer == fixer), None)
 
-    def difference(self, first: Cell, second: Cell) -> dict[bootstrap.Metric, Interval]:
+    def difference(self, first: Cell, second: Cell) -> dict[Metric, Interval]:
         """The first minus the second, with 95 % intervals: paired by image where predictions are kept."""
         if self.samples is not None and {first.fixer, second.fixer} <= set(self.samples.fixers):
             return self.samples.difference(first.fixer, second.fixer)
         nothing = Interval(math.nan, math.nan, math.nan)
-        result: dict[bootstrap.Metric, Interval] = dict.fromkeys(bootstrap.METRICS, nothing)
+        result: dict[Metric, Interval] = dict.fromkeys(METRICS, nothing)
         if first.repair_rate and second.repair_rate:
             result["repair_rate"] = statistics.newcombe(first.repair_rate, second.repair_rate)
         if first.negative_flip_rate and second.negative_flip_rate:

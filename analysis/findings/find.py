@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from analysis import statistics
 from analysis.contract.schema import OUTCOMES
 from analysis.findings.cells import Cell, Findings, Run, Subject, TradeOff, level_order, value_of
-from analysis.findings.samples import Samples
-from analysis.statistics import bootstrap, fairness
-from analysis.statistics.bootstrap import Flips
+from analysis.findings.samples import Metric, Samples
+from analysis.statistics import fairness
+from analysis.statistics.bootstrap import in_threads
+from analysis.statistics.crossed import Flips, with_seeds
 from analysis.statistics.paired import Interval
 from analysis.warehouse.queries import answer, integers
 
@@ -98,17 +99,16 @@ def _cell(
     )
     if cell.outcome != "OK" or row["negative_flip_rate"] is None:
         return cell
-    rates: dict[bootstrap.Metric, Interval] = {"negative_flip_rate": _rate(row["negative_flip_rate"], row["n_test"])}
+    rates: dict[Metric, Interval] = {"negative_flip_rate": _rate(row["negative_flip_rate"], row["n_test"])}
     if row["repair_rate"] is not None:
         rates["repair_rate"] = _rate(row["repair_rate"], row["n_wrong"])
     elif cell.n_wrong != 0:
         return cell
     if row["accuracy_fixed"] is not None:
         rates["accuracy"] = _rate(row["accuracy_fixed"], row["n_test"])
-    if samples is not None and cell.fixer in samples.fixers and len(cell.ok_runs) > 1:
-        drawn = samples.intervals[cell.fixer]
-        # A rate that is the same in every seed and 0 or 1 leaves the bootstrap nothing to draw; Wilson knows better.
-        rates |= {metric: drawn[metric] for metric in rates if drawn[metric].half_width > 0}
+    if samples is not None and cell.fixer in samples.fixers:
+        known = samples.intervals[cell.fixer]
+        rates |= {metric: known[metric] for metric in rates}
     accuracy_rise = None
     if "accuracy" in rates and cell.accuracy_original is not None:
         accuracy_rise = _accuracy_rise(cell, rates["accuracy"], samples)
@@ -145,9 +145,7 @@ def _accuracy_rise(cell: Cell, fixed: Interval, samples: Samples | None) -> Inte
     """Paired by image where predictions are kept; else as if both accuracies were of different images."""
     assert cell.accuracy_original is not None
     if samples is not None and cell.fixer in samples.fixers:
-        drawn = samples.difference(cell.fixer, None)["accuracy"]
-        # A model that changed no image leaves the bootstrap nothing to draw but what rounding leaves.
-        return drawn if drawn.half_width > 1e-9 else Interval(math.nan, drawn.estimate, math.nan)
+        return samples.difference(cell.fixer, None)["accuracy"]
     return statistics.newcombe(fixed, _rate(cell.accuracy_original, cell.n_test))
 
 
@@ -158,7 +156,7 @@ def _robustness(
     if fixed is None:
         return None, None
     of_images = _rate(fixed, attacked)
-    asr = bootstrap.with_seeds(of_images, cell.values("asr_fixed"))
+    asr = with_seeds(of_images, cell.values("asr_fixed"))
     asr = asr._replace(low=max(0.0, asr.low), high=min(1.0, asr.high))
     if original is None:
         return asr, None
@@ -168,7 +166,7 @@ def _robustness(
         if run.asr_fixed is not None and run.asr_original is not None
     ]
     rise = statistics.newcombe(of_images, _rate(original, attacked))
-    return asr, bootstrap.with_seeds(rise, rises)
+    return asr, with_seeds(rise, rises)
 
 
 def _beyond(estimate: float, half_width: float) -> bool:
@@ -266,7 +264,7 @@ def _samples(
         if min(rest_wrong, rest_right) >= 0:
             seeds = {fixer: [runs[index].seed for index in indices] for fixer, indices in chosen.items()}
             found[subject] = flips, rest_wrong, rest_right, seeds
-    return dict(zip(found, bootstrap.in_threads(lambda one: Samples(*one), found.values()), strict=True))
+    return dict(zip(found, in_threads(lambda one: Samples(*one), found.values()), strict=True))
 
 
 def _among(every: NDArray[np.int32], some: NDArray[np.int32]) -> NDArray[np.bool_]:

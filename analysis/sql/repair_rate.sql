@@ -8,7 +8,7 @@
 -- column n_wrong: test samples the original gets wrong, the denominator [samples]
 -- column n_repaired: repaired failures, mean over seeds; higher is better [samples]
 -- column repair_rate: RR, repaired failures / failures, mean over seeds; higher is better [fraction]
--- column low: lower end of Wilson's interval of the mean over the n_wrong failures; of several seeds the report has a bootstrap over seeds and images instead [fraction]
+-- column low: lower end of Wilson's interval of the mean over the n_wrong failures; of several seeds the report's interval covers what they differ as well [fraction]
 -- column high: upper end [fraction]
 -- column lowest_seed: RR of the worst seed [fraction]
 -- column highest_seed: RR of the best seed [fraction]

@@ -1,7 +1,7 @@
 """Intervals of AAOD: how far the fairness of a fixed model, and its change by the fix, are known from the test images.
 
 AAOD is a mean of absolute gaps between two groups and no proportion, so no closed form gives its error. What is drawn
-are images, the same for every seed and for the original, and the seeds outside of them, as in `bootstrap`.
+are images, the same for every seed and for the original, as in `bootstrap`; what the seeds differ is added to that.
 
 The intervals are reflected ("basic") bootstrap intervals and not percentile ones. Noise widens small gaps: the AAOD of
 a fair model is measured too large, and a replicate, which adds the noise once more, is larger still. Its percentiles
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.statistics.bootstrap import REPLICATES, Weights, in_threads, percentiles, resampled, resampled_seeds
+from analysis.statistics.bootstrap import REPLICATES, Weights, in_threads, percentiles, resampled
+from analysis.statistics.crossed import with_seeds
 from analysis.statistics.paired import CONFIDENCE, Floats, Interval
 from analysis.warehouse.queries import integers
 
@@ -68,11 +69,10 @@ def bootstrap(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> dict[str, tuple[Interval, Interval]]:
-    """Reflected bootstrap intervals of AAOD(fixed) and of AAOD(fixed) - AAOD(original), with seeds as the outer level.
+    """Reflected bootstrap intervals of AAOD(fixed) and of AAOD(fixed) - AAOD(original), widened by what seeds differ.
 
-    A replicate draws the seeds of every fixer with replacement and one set of images for all of them and for the
-    original. Both models' denominators are drawn with the images. Where every replicate lies on one side of the
-    estimate, the interval ends at the estimate.
+    A replicate is one set of images for all fixers and seeds and for the original. Both models' denominators are drawn
+    with the images. Where every replicate lies on one side of the estimate, only the seeds can widen that side.
 
     AAOD is half the mean over classes of the two groups' gaps in TPR and in FPR, one-vs-rest. A rate with an empty
     denominator is 0, as in the trials' rows.
@@ -85,9 +85,9 @@ def bootstrap(
         confidence: coverage of the intervals.
     """
     groups, labels, k = images.groups, images.labels, images.n_classes
-    generator = np.random.default_rng(seed)
-    seeds = {name: resampled_seeds(len(models), replicates, generator) for name, models in changes.items()}
-    level, rise = ({name: np.zeros(1 + replicates) for name in changes} for _ in range(2))
+    level, rise = (
+        {name: np.zeros((len(models), 1 + replicates)) for name, models in changes.items()} for _ in range(2)
+    )
     positive = _indicator(groups * k + labels, 2 * k)
     before = _predicted(images, images.original)
     differences = {
@@ -103,11 +103,11 @@ def bootstrap(
         counts = before @ weights
         original = _aaod(counts, positives, negatives)
         for name, models in differences.items():
-            for (positions, difference), weight in zip(models, seeds[name][own].T, strict=True):
+            for index, (positions, difference) in enumerate(models):
                 fixed = _aaod(counts + difference @ weights[positions], positives, negatives)
-                level[name][own] += weight * fixed
+                level[name][index, own] = fixed
                 # Differences before means: two equal models then differ by 0 and not by a rounding error.
-                rise[name][own] += weight * (fixed - original)
+                rise[name][index, own] = fixed - original
     result = {}
     for name in changes:
         fixed_level = _reflected(level[name], confidence)
@@ -139,10 +139,12 @@ def _aaod(counts: NDArray[np.floating], positives: Floats, negatives: Floats) ->
 
 
 def _reflected(values: Floats, confidence: float) -> Interval:
-    """Interval of the first value, from the replicates after it."""
-    estimate = float(values[0])
-    low, high = percentiles(values[1:], confidence)
-    return Interval(min(2 * estimate - float(high), estimate), estimate, max(2 * estimate - float(low), estimate))
+    """Interval of the mean over seeds of the first values, from the replicates after it; (seeds, 1 + replicates)."""
+    means = values.mean(axis=0)
+    estimate = float(means[0])
+    low, high = percentiles(means[1:], confidence)
+    of_images = Interval(min(2 * estimate - float(high), estimate), estimate, max(2 * estimate - float(low), estimate))
+    return with_seeds(of_images, values[:, 0].tolist(), confidence=confidence)
 
 
 def intervals(original: float | None, fixed: float | None, drawn: Fairness | None) -> Fairness:

@@ -35,7 +35,7 @@ class Interval(NamedTuple):
         return (self.high - self.low) / 2
 
 
-def wilson(rate: float, n: float, confidence: float = CONFIDENCE) -> Interval:
+def wilson(rate: float, n: float, confidence: float = CONFIDENCE, *, freedom: float = float("inf")) -> Interval:
     """Wilson's score interval of a rate that was measured on `n` cases.
 
     Keeps its coverage for rates near 0 and 1 and for few cases, where the textbook interval collapses; with no case
@@ -45,33 +45,42 @@ def wilson(rate: float, n: float, confidence: float = CONFIDENCE) -> Interval:
         rate: cases with the property / n, in [0, 1].
         n: number of cases, the denominator.
         confidence: coverage of the interval.
+        freedom: degrees of freedom of Student's quantile, at least 1; the normal one when infinite.
 
     Raises:
         ValueError: the rate is outside [0, 1] or n is negative.
     """
-    from scipy.special import ndtri
+    from scipy.special import ndtri, stdtrit
 
     if n < 0 or (n > 0 and not 0 <= rate <= 1):
         raise ValueError(f"A rate must lie in [0, 1] and be measured on n >= 0 cases, but got {rate} of n = {n}.")
     if n == 0:
         return Interval(0.0, float("nan"), 1.0)
-    z2 = float(ndtri(0.5 + confidence / 2)) ** 2
+    share = 0.5 + confidence / 2
+    z2 = float(stdtrit(max(freedom, 1.0), share) if np.isfinite(freedom) else ndtri(share)) ** 2
     centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
     half = float(np.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n)))) / (1 + z2 / n)
     # At 0 and 1 the ends coincide with the estimate up to rounding; the interval must contain it exactly.
     return Interval(min(max(0.0, centre - half), rate), rate, max(min(1.0, centre + half), rate))
 
 
-def newcombe(after: Interval, before: Interval) -> Interval:
+def newcombe(after: Interval, before: Interval, correlation: float = 0.0) -> Interval:
     """Newcombe's interval of the difference of two rates, from the Wilson interval of each.
 
-    Treats the two as independent. ASR before and after are measured on the same images, and only the two rates are
-    stored; pairing could only narrow the interval, so this one errs on the careful side.
+    Args:
+        after: minuend.
+        before: subtrahend.
+        correlation: of the two estimates. Where it isn't known, as for ASR before and after, which are measured on the
+            same images and of which only the rates are stored, 0 errs on the careful side.
     """
     difference = after.estimate - before.estimate
-    low = difference - float(np.hypot(after.estimate - after.low, before.high - before.estimate))
-    high = difference + float(np.hypot(after.high - after.estimate, before.estimate - before.low))
-    return Interval(low, difference, high)
+    ends = []
+    for one, other in (
+        (after.estimate - after.low, before.high - before.estimate),
+        (after.high - after.estimate, before.estimate - before.low),
+    ):
+        ends.append(float(np.sqrt(max(one**2 + other**2 - 2 * correlation * one * other, 0.0))))
+    return Interval(difference - ends[0], difference, difference + ends[1])
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

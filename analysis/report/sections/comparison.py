@@ -12,7 +12,6 @@ from analysis.findings.cells import Findings, Subject
 from analysis.report import plots
 from analysis.report.document import Block, Fold, Paragraph, Plot, Plots, Section, Table, TableColumn, Value
 from analysis.report.sections.cells import MISSING, fixer_value, identifier, signed
-from analysis.statistics import bootstrap
 from analysis.statistics.paired import Interval
 
 _METRICS: Final[tuple[tuple[str, str, bool], ...]] = (
@@ -200,8 +199,8 @@ def _tests(findings: Findings) -> Iterable[Block]:
         "Within a subject the unit is the test image, and there are enough of them to test. p is McNemar's exact test "
         "on the images that only one of the two models gets right, the largest over the seeds (over all pairs of runs, "
         "where two fixers do not have the same seeds), so that a claim holds for each of them; Holm adjusts for the "
-        f"other fixers of the table. Differences have 95 % intervals from {bootstrap.REPLICATES} bootstrap replicates "
-        "that draw seeds first, then images."
+        "other fixers of the table. Differences have 95 % intervals over the images, which both models see, and over "
+        "the seeds."
     )
     for index, subject in enumerate(subjects):
         blocks: list[Block] = [_test_table(subject, "original")]

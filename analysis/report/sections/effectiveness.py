@@ -19,12 +19,12 @@ def effectiveness(findings: Findings) -> Section:
             "RR is the share of the failures (test samples that the original gets wrong) that the fixed model gets "
             "right. ACC and NFR are shares of all test samples: those that the fixed model gets right, and those that "
             "only the original gets right. ASR is the share of the attacked images, which both models get right, on "
-            "which the attack on the fixed model succeeds. In small print: the 95 % interval. With one seed it is "
-            "Wilson's; with more it is bootstrapped over seeds and images, but for ASR, whose attacks are not kept one "
-            "by one: there, Wilson's is widened by a bootstrap over the seeds. Relative changes are "
-            f"100 (fixed {words.MINUS} original) / original, signed so + is better; the interval is that of the "
-            "difference, bootstrapped over images that both models see (for ASR, and without predictions: as if they "
-            "saw different ones, which is wider). Darker is a better "
+            "which the attack on the fixed model succeeds. In small print: the 95 % interval, Wilson's. With one "
+            "seed it is of the images alone; with more, of as many cases as the variance over images and seeds comes "
+            "to, with Student's quantile for how few the seeds are: two or three that differ say little. Relative "
+            f"changes are 100 (fixed {words.MINUS} original) / original, signed so + is better; the interval is that "
+            "of the difference on the images that both models see (for ASR, whose attacks are not kept one by one, and "
+            "without predictions: as if they saw different ones, which is wider). Darker is a better "
             "rank within the column; the best is bold. AAOD measures gaps, and noise looks like one: read an AAOD "
             "whose interval begins near 0 as an upper bound.",
             fine=True,

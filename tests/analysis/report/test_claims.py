@@ -159,7 +159,7 @@ def test_where_the_original_fails_nowhere_there_is_nothing_to_repair_and_the_res
     assert "no RR (NFR 0.10 %)" in text and "only 0 failures" not in text and "nan" not in text
     # The first figure of the difference of RR has no value, those beside it have.
     assert _row(text, "perfect: each fixer against the original model", "AR")[5:7] == [
-        "\u22120.10 (\u22120.3 to 0.0)",
+        "\u22120.10 (\u22120.6 to 0.3)",
         "\u2013",
     ]
     for form in report.FORMATS:

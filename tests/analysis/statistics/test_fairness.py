@@ -10,6 +10,8 @@ import analysis
 from analysis.findings.find import find
 from analysis.report.report import write_report
 from analysis.statistics import bootstrap, fairness
+from analysis.statistics.crossed import with_seeds
+from analysis.statistics.paired import Interval
 
 
 def _images(rng, n, k, seeds, change=0.15, gap=0.15):
@@ -51,7 +53,7 @@ def test_estimates_are_those_of_a_walk_over_the_images(seed, n, k, seeds):
     assert rise.low <= rise.estimate <= rise.high
 
 
-def test_it_is_a_bootstrap_over_images_with_seeds_outside():
+def test_it_is_a_bootstrap_over_images_widened_by_the_seeds():
     rng = np.random.default_rng(3)
     # The seeds differ, so an interval that forgot them, or drew images for each anew, would be another.
     images = np.concatenate([_images(rng, 150, 3, 2), _images(rng, 150, 3, 1, change=0.9)[3:]])
@@ -59,20 +61,24 @@ def test_it_is_a_bootstrap_over_images_with_seeds_outside():
     for _ in range(800):
         group, label, original, *fixed = images[:, rng.integers(0, 150, 150)]
         before = slow_aaod(label, original, group, 3)
-        drawn = [slow_aaod(label, one, group, 3) for one in fixed]
-        after = np.mean([drawn[index] for index in rng.integers(0, 3, 3)])
+        after = np.mean([slow_aaod(label, one, group, 3) for one in fixed])
         levels.append(after)
         rises.append(after - before)
+    group, label, original, *fixed = images
+    values = [slow_aaod(label, one, group, 3) for one in fixed]
     level, rise = _drawn(images, 3, replicates=6000)
-    for interval, walked, least in ((level, levels, 0), (rise, rises, -1)):
-        low, high = 2 * interval.estimate - np.quantile(walked, [0.975, 0.025])
+    for found, walked, least in ((level, levels, 0), (rise, rises, -1)):
+        low, high = 2 * found.estimate - np.quantile(walked, [0.975, 0.025])
+        of_images = Interval(low, found.estimate, high)
+        expected = with_seeds(of_images, values)
+        assert expected.half_width > 1.3 * of_images.half_width
         # A quantile at 2.5 % of 800 replicates has an error of about 0.09 deviations of the replicates.
         error = 0.25 * np.std(walked)
-        assert interval.low == pytest.approx(max(low, least), abs=error)
-        assert interval.high == pytest.approx(high, abs=error)
+        assert found.low == pytest.approx(max(expected.low, least), abs=error)
+        assert found.high == pytest.approx(expected.high, abs=error)
 
 
-def test_one_seed_drawn_again_says_no_more_than_one():
+def test_one_seed_repeated_says_no_more_than_one():
     rng = np.random.default_rng(4)
     images = _images(rng, 400, 4, 1)
     once, thrice = (_drawn(np.concatenate([images, *[images[3:]] * n]), 4) for n in (0, 2))
@@ -254,7 +260,6 @@ def test_a_rise_within_its_error_is_no_harm(subject):
     from dataclasses import replace
 
     from analysis.findings.find import _harms
-    from analysis.statistics.paired import Interval
 
     cell = subject.cell("apricot")
     spread = cell.values("aaod_fixed")
