@@ -11,8 +11,10 @@ Everything here works on names and footers. No row is read to find out which row
 """
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -83,7 +85,13 @@ class Folder:
     def names(self, dataset: DatasetName) -> list[str]:
         """Sorted names of the data files of a dataset."""
         found = self._entries(dataset)
-        return sorted(name for name in found if name.endswith(".parquet") and not name.startswith((".", "_")))
+        names = sorted(name for name in found if name.endswith(".parquet") and not name.startswith((".", "_")))
+        if self.filesystem is None:
+            for name in names:
+                # A pipe would be waited for, for ever.
+                if not Path(self.path(dataset, name)).is_file() and os.path.lexists(self.path(dataset, name)):
+                    raise ResultsError(f"{self.path(dataset, name)} is no file; move it away.")
+        return names
 
     def path(self, dataset: DatasetName, name: str) -> str:
         """Path of a data file: absolute, or inside `filesystem`."""
@@ -93,20 +101,20 @@ class Folder:
         """Content of a JSON file of the folder; None when there is none.
 
         Raises:
-            ResultsError: it isn't JSON.
+            ResultsError: it isn't JSON, or no file.
         """
         try:
             if self.filesystem is None:
-                content = Path(self.root, name).read_bytes()
+                content = _content(Path(self.root, name))
             else:
                 with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
                     content = stream.read()
             return json.loads(content)
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ResultsError(
-                f"{self.name}/{name} is not JSON ({error}); delete it or run the study again."
+                f"{self.name}/{name} is not JSON ({first_line(error)}); delete it or run the study again."
             ) from error
 
     def footers(self, con: "duckdb.DuckDBPyConnection", paths: Sequence[str]) -> dict[str, dict[bytes, bytes]]:
@@ -199,6 +207,24 @@ def _without_duplicates(
     return DatasetFiles(tuple(whole), tuple(partial))
 
 
+def _content(path: Path) -> bytes:
+    """Of a plain file: a link may lead to anything on this machine, and a pipe is waited for.
+
+    Raises:
+        ResultsError: it is something else.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ResultsError(f"{path} is no plain file; delete it or run the study again.")
+    return path.read_bytes()
+
+
+def is_text_list(value: object) -> bool:
+    """Whether a JSON value is a list of texts that UTF-8 can hold."""
+    return isinstance(value, list) and all(
+        isinstance(each, str) and not any("\ud800" <= c <= "\udfff" for c in each) for each in value
+    )
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's text, without a final full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -226,12 +252,11 @@ def _check_version(path: str, metadata: Mapping[bytes, bytes]) -> None:
 
 
 def _listed_ids(path: str, metadata: Mapping[bytes, bytes]) -> frozenset[str]:
-    try:
-        return frozenset(json.loads(metadata[TRIAL_IDS_KEY]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise ResultsError(
-            f"The compacted file {path} doesn't say which trials it holds; restore it or delete it."
-        ) from error
+    with suppress(KeyError, ValueError, RecursionError):
+        ids = json.loads(metadata[TRIAL_IDS_KEY])
+        if is_text_list(ids):
+            return frozenset(ids)
+    raise ResultsError(f"The compacted file {path} doesn't say which trials it holds; restore it or delete it.")
 
 
 def _local_footers(con: "duckdb.DuckDBPyConnection", paths: Sequence[str]) -> dict[str, dict[bytes, bytes]]:
@@ -244,12 +269,21 @@ def _local_footers(con: "duckdb.DuckDBPyConnection", paths: Sequence[str]) -> di
         # A listed file that is gone was compacted a moment ago: the caller lists again.
         if gone := [path for path in paths if not Path(path).exists()]:
             raise FileNotFoundError(gone[0]) from error
-        raise ResultsError(
-            f"A results file is damaged, delete it and run the study again: {first_line(error)}."
-        ) from error
+        damaged = next((path for path in paths if len(paths) > 1 and not _has_footer(con, path)), paths[0])
+        raise ResultsError(f"{damaged} is damaged, delete it and run the study again: {first_line(error)}.") from error
     for path, key, value in rows:
         footers[path][key] = value
     return footers
+
+
+def _has_footer(con: "duckdb.DuckDBPyConnection", path: str) -> bool:
+    import duckdb
+
+    try:
+        con.execute(f"SELECT count(*) FROM parquet_kv_metadata({sql_paths([path])})").fetchall()
+    except duckdb.Error:
+        return False
+    return True
 
 
 def _remote_footers(filesystem: "pyarrow.fs.FileSystem", paths: Sequence[str]) -> dict[str, dict[bytes, bytes]]:

@@ -1,11 +1,12 @@
 """What a report says, whatever its format."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from analysis.contract.errors import UserError
+from analysis.contract.folder import Folder
 from analysis.contract.schema import SCHEMA_VERSION
 from analysis.findings import advise, words
 from analysis.findings.cells import UNFOLDED, Findings
@@ -174,13 +175,15 @@ def _plain(value: object) -> str:
 def _study_file(folder: Path) -> str | None:
     """The study as run, when the folder has it."""
     path = folder / "study.yaml"
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    # A link may lead to anything on this machine, and a report is passed on.
+    is_plain = path.is_file() and not path.is_symlink()
+    return path.read_text(encoding="utf-8", errors="replace") if is_plain else None
 
 
 def _commit(folder: Path) -> str | None:
     """The git commit of the study file, when the driver knew it."""
     try:
-        found = json.loads((folder / "origin.json").read_text(encoding="utf-8"))["commit"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = Folder(folder).read_json("origin.json")["commit"]
+    except (OSError, UserError, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None

@@ -54,7 +54,8 @@ def choose(given: str, ids: list[str], where: str) -> str:
 
 def describe(row: Mapping[str, Any]) -> str:
     """A trial's story as plain text: what it was, how it ended, its attempts, notes, traceback and last words."""
-    head = [f"Trial {row['trial_id']}: {row['fixer']} on {row['subject']}, seed {row['seed']}, stage {row['stage']}"]
+    title = f"Trial {row['trial_id']}: {row['fixer']} on {row['subject']}, seed {row['seed']}, stage {row['stage']}"
+    head = [printable(title)]
     outcome = row["outcome"] if row["reason_code"] is None else f"{row['outcome']} ({row['reason_code']})"
     facts = {
         "outcome": outcome,
@@ -73,7 +74,7 @@ def describe(row: Mapping[str, Any]) -> str:
     attempts = json.loads(row["attempt_log"] or "[]")
     if attempts:
         lines = [
-            f"  {number}. {item['phase']}, micro-batch {item['micro_batch']}, {item['seconds']:.1f} s: "
+            f"  {number}. {printable(str(item['phase']))}, micro-batch {item['micro_batch']}, {item['seconds']:.1f} s: "
             f"{printable(item['error'] or 'done')}"
             for number, item in enumerate(attempts, 1)
         ]

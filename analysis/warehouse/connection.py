@@ -9,13 +9,15 @@ whatever the files hold and even when there are none; `views.sql` adds what most
 opened.
 """
 
+import re
 from collections.abc import Collection
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from analysis.contract.errors import ResultsError
-from analysis.contract.folder import DatasetFiles, Folder, find_files, first_line, sql_list, sql_paths
+from analysis.contract.folder import DatasetFiles, Folder, find_files, first_line, is_text_list, sql_list, sql_paths
 from analysis.contract.schema import COLUMNS, DATASETS, DatasetName
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ IN_MEMORY_ROWS: Final = 1_000_000
 
 _ALWAYS_IN_MEMORY: Final[tuple[DatasetName, ...]] = ("trials", "subjects")
 _ATTEMPTS: Final = 5
+STORAGE_VERSION: Final = "v1.0.0"
+"""Of exported files; what is in them works in DuckDB 1.1 and later."""
 
 
 def open_results(
@@ -90,6 +94,16 @@ def datasets_of(tables: Collection[str]) -> tuple[DatasetName, ...]:
     return tuple(dataset for dataset in DATASETS if dataset in named)
 
 
+@cache
+def study_tables() -> frozenset[str]:
+    """Names of all tables and views of a study."""
+    return frozenset({*DATASETS, "plan", *re.findall(r"CREATE OR REPLACE VIEW (\w+)", _views())})
+
+
+def _views() -> str:
+    return resources.files(__package__).joinpath("views.sql").read_text(encoding="utf-8")
+
+
 def lock(con: "duckdb.DuckDBPyConnection", readable: Collection[str] = ()) -> None:
     """Take from a connection, for good, every way to the world outside its memory, but to some files."""
     con.execute("SET python_enable_replacements = false")
@@ -124,7 +138,10 @@ def export(results: str | Path, target: str | Path) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        con = duckdb.connect(str(temporary))
+        con = duckdb.connect()
+        # Of the oldest format that this DuckDB writes, because notebooks and BI tools bring DuckDBs of their own.
+        con.execute(f"ATTACH {sql_list([str(temporary)])[1:-1]} AS exported (STORAGE_VERSION '{STORAGE_VERSION}')")
+        con.execute("USE exported")
     except (OSError, duckdb.Error) as error:
         raise ResultsError(f"{path} can't be written: {first_line(error)}.") from error
     with con:
@@ -133,7 +150,8 @@ def export(results: str | Path, target: str | Path) -> None:
             kind = "TABLE" if dataset in _ALWAYS_IN_MEMORY else "VIEW"
             con.execute(f'CREATE {kind} "{dataset}" AS {_scan(con, dataset, files[dataset])}')
         _create_plan(con, folder)
-        con.execute(resources.files(__package__).joinpath("views.sql").read_text(encoding="utf-8"))
+        con.execute(_views())
+        con.execute("USE memory; DETACH exported")
     temporary.replace(path)
 
 
@@ -177,7 +195,7 @@ def _fill(
             # A compaction replaced the file between listing and reading; list again.
             if attempt == _ATTEMPTS - 1:
                 raise ResultsError(f"The files of {folder.name} keep changing ({error}); try again.") from error
-    con.execute(resources.files(__package__).joinpath("views.sql").read_text(encoding="utf-8"))
+    con.execute(_views())
     return scanned
 
 
@@ -200,9 +218,22 @@ def _load(
         except duckdb.Error as error:
             if gone := [path for path in files[dataset].paths if not folder.is_remote and not Path(path).exists()]:
                 raise FileNotFoundError(gone[0]) from error
-            raise ResultsError(f"The {dataset} of {folder.name} can't be read: {first_line(error)}.") from error
+            damaged = [] if folder.is_remote else [path for path in files[dataset].paths if not _is_readable(con, path)]
+            which = f" in {', '.join(damaged[:3])}" if damaged else ""
+            raise ResultsError(f"The {dataset} of {folder.name} can't be read{which}: {first_line(error)}.") from error
     _create_plan(con, folder)
     return scanned
+
+
+def _is_readable(con: "duckdb.DuckDBPyConnection", path: str) -> bool:
+    """Whether every value of a file can be read; slow, for when something can't."""
+    import duckdb
+
+    try:
+        con.execute(f"SELECT max(hash(COLUMNS(*))) FROM read_parquet({sql_paths([path])})").fetchall()
+    except duckdb.Error:
+        return False
+    return True
 
 
 def _is_small(con: "duckdb.DuckDBPyConnection", files: DatasetFiles) -> bool:
@@ -289,9 +320,10 @@ def _create_plan(con: "duckdb.DuckDBPyConnection", folder: Folder) -> None:
     plan = folder.read_json("plan.json")
     planned, ids = None, None
     if plan is not None:
-        try:
-            planned, ids = int(plan["planned"]), plan.get("trial_ids")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultsError(f"{folder.name}/plan.json has no number 'planned'; run the study again.") from error
+        planned, ids = (plan.get("planned"), plan.get("trial_ids")) if isinstance(plan, dict) else (None, None)
+        if not isinstance(planned, int) or not 0 <= planned < 2**63:
+            raise ResultsError(f"{folder.name}/plan.json has no number 'planned'; run the study again.")
+        if ids is not None and not is_text_list(ids):
+            raise ResultsError(f"{folder.name}/plan.json has 'trial_ids' that are no ids; run the study again.")
     con.execute("CREATE OR REPLACE TABLE plan (planned BIGINT, trial_ids VARCHAR[])")
     con.execute("INSERT INTO plan VALUES (?, ?)", [planned, ids])

@@ -24,6 +24,7 @@ from analysis.contract.errors import QueryError, ResultsError
 from analysis.contract.folder import first_line
 from analysis.warehouse.answers import Rows, fetch, with_text_keys
 from analysis.warehouse.confinement import forbid_file_content, forbid_writing, limit_memory
+from analysis.warehouse.connection import study_tables
 
 if TYPE_CHECKING:
     import duckdb
@@ -49,6 +50,8 @@ _FORBIDDEN_FUNCTIONS: Final = {
     "getenv",
     "getvariable",
     "json_execute_serialized_sql",
+    # It answers with the plan, in which the optimizer has put the values of settings.
+    "json_serialize_plan",
     "nextval",
     "pg_sleep",
     "sleep_ms",
@@ -276,6 +279,9 @@ def _check_tree(tree: dict[str, Any]) -> frozenset[str]:
             raise QueryError(f"The schema {node['schema_name']} is not part of a study.")
         elif kind in ("BASE_TABLE", "SHOW_REF"):
             name = str(node.get("table_name") or "")
+            # SHOW tells settings as well, such as paths of the machine.
+            if node.get("show_type") == "SHOW" and name.strip('"').lower() not in study_tables():
+                raise QueryError(f"SHOW {name} is not allowed on results; DESCRIBE shows the columns of a view.")
             if name and not name.strip('"').replace("_", "").isalnum():
                 raise QueryError(f"There is no table {name}; SQL on results can't read other files.")
             if name.strip('"').lower().startswith(_CATALOG_TABLES):

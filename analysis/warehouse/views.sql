@@ -163,14 +163,14 @@ SELECT
     -- That none is there twice shows where trials of a subject are compared, in the query `baseline_drift`.
     first_sample = 0 AND last_sample = n_test - 1 AS is_complete
 FROM (
-    -- Three times countif takes three quarters of the time of the four filters that say the same. A prediction that is
+    -- Three times count_if takes three quarters of the time of the four filters that say the same. A prediction that is
     -- missing isn't right.
     SELECT
         trial_id,
         count(*) AS n_test,
-        count(*) - coalesce(countif(original = label), 0)::BIGINT AS n_wrong,
-        coalesce(countif(fixed = label), 0)::BIGINT AS n_right_after,
-        coalesce(countif(original <> label AND fixed = label), 0)::BIGINT AS n_repaired,
+        count(*) - coalesce(count_if(original = label), 0)::BIGINT AS n_wrong,
+        coalesce(count_if(fixed = label), 0)::BIGINT AS n_right_after,
+        coalesce(count_if(original <> label AND fixed = label), 0)::BIGINT AS n_repaired,
         min(sample_id) AS first_sample,
         max(sample_id) AS last_sample
     FROM predictions

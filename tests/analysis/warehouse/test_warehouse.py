@@ -1,6 +1,7 @@
 """A results folder becomes views: every trap of FORMATS.md section 4 is a test here."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -271,7 +272,46 @@ def test_files_that_vanish_while_opening_are_listed_again(small, monkeypatch):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("text", ["{", '{"planned": "many"}', "[]"])
+def test_a_pipe_or_a_folder_in_the_place_of_a_file_is_one_sentence(small):
+    for dataset, make in (("trials", os.mkfifo), ("predictions", os.mkdir)):
+        path = small.folder / dataset / "other.parquet"
+        make(path)
+        with pytest.raises(ResultsError, match=r"other\.parquet is no file; move it away"):
+            analysis.open(small.folder)
+        path.unlink() if path.is_fifo() else path.rmdir()
+    (small.folder / "plan.json").unlink(missing_ok=True)
+    (small.folder / "plan.json").mkdir()
+    with pytest.raises(ResultsError, match=r"plan\.json is no plain file"):
+        analysis.open(small.folder)
+
+
+def test_a_damaged_file_among_others_is_named(small):
+    path = sorted((small.folder / "trials").glob("*.parquet"))[1]
+    content = bytearray(path.read_bytes())
+    content[-40:-12] = b"\xff" * 28
+    path.write_bytes(content)
+    with pytest.raises(ResultsError, match=path.name):
+        analysis.open(small.folder)
+
+
+@pytest.mark.parametrize("ids", ["[1, 2]", '[{"a": 1}]', "7", "[" * 100_000])
+def test_a_compacted_file_that_lists_no_ids_is_named(small, ids):
+    path = next((small.folder / "trials").glob("*.parquet"))
+    table = pq.read_table(path)
+    metadata = {**table.schema.metadata, b"fixstudy_trial_ids": ids.encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), path.with_name("compact-x.parquet"))
+    with pytest.raises(ResultsError, match=r"compact-x\.parquet doesn't say which trials"):
+        analysis.open(small.folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", '{"planned": "many"}', "[]", '{"planned": 1e400}', '{"planned": 100000000000000000000000}',
+        '{"planned": -1}', '{"planned": 1, "trial_ids": [{"a": 1}]}', '{"planned": 1, "trial_ids": ["\\ud800"]}',
+        "[" * 100_000,
+    ],
+)  # fmt: skip
 def test_a_damaged_plan_is_one_sentence(small, text):
     (small.folder / "plan.json").write_text(text)
     with pytest.raises(ResultsError, match=r"plan\.json"):
@@ -424,6 +464,17 @@ def test_export_is_readable_by_plain_duckdb(small, tmp_path):
 def test_an_export_that_cant_be_written_is_a_sentence(small, tmp_path):
     with pytest.raises(ResultsError, match=r"x\.duckdb can't be written: "):
         analysis.export(small.folder, tmp_path / "nowhere" / "x.duckdb")
+
+
+def test_an_exported_file_is_of_the_format_that_older_duckdbs_read(small, tmp_path):
+    """DuckDB 1.1 reads version 64; and a database of that format has no view with a function that it lacks."""
+    target = tmp_path / "study.duckdb"
+    analysis.export(small.folder, target)
+    header = target.read_bytes()[:20]
+    assert header[8:12] == b"DUCK" and int.from_bytes(header[12:20], "little") == 64
+    with duckdb.connect(str(target), read_only=True) as con:
+        views = con.sql("SELECT sql FROM duckdb_views() WHERE NOT internal").fetchall()
+    assert len(views) > 6 and not any("countif(" in sql for (sql,) in views)
 
 
 def test_export_doesnt_overwrite_other_files(small, tmp_path):
