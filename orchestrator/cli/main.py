@@ -4,13 +4,20 @@ A mistake of the user's ends with one sentence and exit code 2, an interrupted r
 imported by the commands that need them.
 """
 
+import errno
 import io
 import os
+import signal
 import sys
+import threading
+from types import FrameType
+from typing import Final
 
 import click
 
 from analysis.contract.errors import UserError
+from analysis.warehouse.answers import printable
+from orchestrator.base import last_resort
 from orchestrator.cli import authoring, catalogue, models, results, studies
 from orchestrator.cli.group import cli
 
@@ -24,8 +31,22 @@ for command in (
     cli.add_command(command)
 
 
+_TROUBLE: Final = (
+    errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
+)  # fmt: skip
+"""Of the machine's."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does, and surely."""
+    last_resort.end_unless_called_off("stopped.")
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point of the installed command."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _stop)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows no more than ASCII gets question marks.
         if isinstance(stream, io.TextIOWrapper):
@@ -40,9 +61,16 @@ def main() -> None:
         click.echo(f"fixstudy: {error.format_message()}", err=True)
         sys.exit(2)
     except UserError as error:
-        click.echo(f"fixstudy: {error}", err=True)
-        sys.exit(2)
+        # What it quotes may come from data.
+        click.echo(f"fixstudy: {printable(str(error))}", err=True)
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of a pipe had enough. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in _TROUBLE:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        click.echo(f"fixstudy: This machine couldn't do it: {error.strerror}{where}; see to that and repeat.", err=True)
+        sys.exit(1)

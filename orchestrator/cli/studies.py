@@ -162,7 +162,7 @@ def _run(
 ) -> "Summary":
     """Run a study with a display; end with a sentence and code 130 when somebody stops it."""
     from orchestrator.cli.live_display import StudyDisplay
-    from orchestrator.driver.control import StudyStoppedError
+    from orchestrator.driver.control import STOPPED, StudyStoppedError
     from orchestrator.driver.run import run_study
 
     display = StudyDisplay(Path(study).stem)
@@ -178,7 +178,7 @@ def _run(
                 show_in=show_in,
             )
     except StudyStoppedError:
-        click.echo("fixstudy: stopped as asked; the same command goes on where this one ended.", err=True)
+        click.echo(f"fixstudy: {STOPPED}", err=True)
         sys.exit(130)
 
 

@@ -154,6 +154,10 @@ class SubjectLoader:
         )
 
 
+def _not_loaded(sentence: str, definition: SubjectDefinition) -> NotLoadedError:
+    return NotLoadedError(sentence, definition.name, ray.get_runtime_context().get_node_id(), this_node())
+
+
 def _load_task(
     definition: SubjectDefinition,
     luggage: Luggage,
@@ -178,8 +182,14 @@ def _load_task(
     except StorageError:
         raise
     except UserError as error:
-        node_id = ray.get_runtime_context().get_node_id()
-        raise NotLoadedError(str(error), definition.name, node_id, this_node()) from error
+        raise _not_loaded(str(error), definition) from error
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise _not_loaded(
+            f"{definition.name} can't be loaded: {error.strerror or error}{where}; originals and what belongs to them "
+            f"are kept in {cache_dir}, which FIXSTUDY_CACHE names.",
+            definition,
+        ) from error
     # Here, so that the driver needs no sample; and before it writes the subject's row.
     store.write_test_samples(summary.fingerprint, sample_columns(loaded[0]))
     # What is said of a subject doesn't depend on where it was loaded.

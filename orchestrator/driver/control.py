@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Final, Protocol
 
 from analysis.contract.errors import UserError
+from orchestrator.base import last_resort
 from orchestrator.storage import sole_driver
 from orchestrator.storage.store import Store
 from orchestrator.worker.monitor import RunningTrial
@@ -30,6 +31,9 @@ PATIENCE: Final = 60.0
 """Seconds that `fixstudy stop` waits for an answer."""
 _INTERRUPT: Final = signal.SIGUSR1
 """Interrupts the driver as Ctrl-C does. Not its SIGINT: what a script starts in the background ignores that."""
+
+
+STOPPED: Final = "stopped as asked; the same command goes on where this one ended."
 
 
 class StudyStoppedError(Exception):
@@ -101,6 +105,7 @@ class Stopping:
         self._interval = interval or (SECONDS_BETWEEN_REMOTE_LOOKS if remote else SECONDS_BETWEEN_LOOKS)
         self._study: RunningStudy | None = None
         self._can_interrupt = False
+        self._last_resort: threading.Timer | None = None
         self.stopped = False
         """Whether the whole study is to stop."""
         self.cancelled: set[str] = set()
@@ -133,7 +138,8 @@ class Stopping:
     def heeding_signals(self) -> Iterator[None]:
         """Take Ctrl-C and SIGTERM, with which Slurm, systemd and Kubernetes end a process, for a wish to stop.
 
-        A second one ends the driver at once. To be entered when Ray runs: it handles SIGTERM by printing a stack.
+        A second one ends the driver at once, and so does the last resort after some seconds: a machine that is starved
+        may not let Ray end in time. To be entered again when Ray runs, which handles SIGTERM by printing a stack.
         """
         if not self._can_interrupt:
             yield
@@ -146,11 +152,14 @@ class Stopping:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
+            if self._last_resort is not None and signal.getsignal(signal.SIGTERM) != self._heed:
+                self._last_resort.cancel()
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = True
+        self._last_resort = last_resort.end_unless_called_off(STOPPED)
         if self._study is None:
             self._interrupt()
 

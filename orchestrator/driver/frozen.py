@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,12 @@ from orchestrator.subjects.subject import SubjectDefinition
 FROZEN_SETTINGS = "settings.json"
 ORIGIN = "origin.json"
 SECONDS_FOR_GIT = 5.0
+
+
+class ResultsVanishedError(UserError):
+    """Results were deleted under a run; no mistake in what was asked for."""
+
+    exit_code = 1
 
 
 def freeze(study: Study, definitions: Mapping[str, SubjectDefinition], path: Path, store: Store) -> None:
@@ -52,6 +58,26 @@ def freeze(study: Study, definitions: Mapping[str, SubjectDefinition], path: Pat
     # Paths inside the file are relative to where it was.
     folder = path.resolve().parent
     store.write_bytes(ORIGIN, json.dumps({"folder": str(folder), "commit": commit_of(folder)}).encode())
+
+
+def check_that_nothing_vanished(store: Store, written: Collection[str]) -> None:
+    """See that the results still have what this run wrote.
+
+    Args:
+        store: the results.
+        written: ids of the trials that got their row.
+
+    Raises:
+        ResultsVanishedError: somebody deleted some of it.
+    """
+    lost = len(set(written) - store.done())
+    files = [name for name in (FROZEN_SETTINGS, "study.yaml") if store.read_bytes(name) is None]
+    if lost or files:
+        what = [f"the rows of {lost} of {len(written)} trials"] * bool(lost) + files
+        raise ResultsVanishedError(
+            f"Somebody deleted results while the study ran: {store.where} has no more {', '.join(what)}; "
+            "run the same command again for what is missing."
+        )
 
 
 def commit_of(folder: Path) -> str | None:

@@ -20,6 +20,7 @@ from orchestrator.trial.outcomes import ReasonCode, Verdict
 from orchestrator.worker.logtail import read_streams
 from orchestrator.worker.memory import oom_kills
 from orchestrator.worker.monitor import RunningTrial
+from orchestrator.worker.watchdog import LIMIT_OF_OTHER_PHASES
 
 MOST_RUNS_ON_LOST_NODES: Final = 3
 """A trial whose node is lost runs again, until it has taken this many nodes with it."""
@@ -110,7 +111,8 @@ def _verdict(trial: LostTrial, time_limit: float) -> Verdict:
         # Raised outside run_trial: storing the row failed, or the subject couldn't be mapped.
         return outcomes.judge_exception(cause, seen.phase if seen else "load")
     by_ray = isinstance(error, ray.exceptions.OutOfMemoryError)
-    if seen is not None and seen.seconds > time_limit and seen.phase == "fix" and not by_ray:
+    limit = time_limit if seen is not None and seen.phase == "fix" else max(time_limit, LIMIT_OF_OTHER_PHASES)
+    if seen is not None and seen.seconds > limit and not by_ray:
         return outcomes.judge_killed_by_watchdog(seen.phase, seen.seconds)
     return outcomes.judge_dead_worker(error, seen.phase if seen else None, trial.oom_kills)
 

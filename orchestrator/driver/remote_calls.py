@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import ray
 import ray.exceptions
@@ -11,7 +11,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.driver.control import end_process
 from orchestrator.planning.queue import TrialQueue
+from orchestrator.trial.attempts import Phase
 from orchestrator.worker.monitor import Monitor, RunningTrial
+from orchestrator.worker.watchdog import SECONDS_FOR_THE_PROCESS, SECONDS_FOR_THE_THREAD, seconds_allowed
 
 SECONDS_TO_END = 30.0
 SECONDS_TO_RESTART = 20.0
@@ -71,6 +73,18 @@ class TrialsOnRay:
             found: list[RunningTrial] = ray.get(self._monitor.running.remote(), timeout=SECONDS_TO_END)
             return found
         return []
+
+    def overdue(self, time_limit: float) -> Sequence[RunningTrial]:
+        """Trials in flight whose process should have ended itself by now, and can't: it is stopped."""
+        allowed = {
+            phase: seconds_allowed(phase, time_limit) + SECONDS_FOR_THE_THREAD + SECONDS_FOR_THE_PROCESS
+            for phase in get_args(Phase)
+        }
+        found: list[RunningTrial] = []
+        with suppress(ray.exceptions.RayError):
+            found = ray.get(self._monitor.overdue.remote(allowed), timeout=SECONDS_TO_END)
+        flying = set(self.in_flight())
+        return [trial for trial in found if trial.trial_id in flying]
 
     def end(self, trials: Sequence[RunningTrial]) -> None:
         """Kill the processes of some trials, each from a task on its node.

@@ -63,6 +63,7 @@ def run_study(
     Raises:
         UserError: the study file, the data or the results folder are not as they must be.
         StudyStoppedError: somebody stopped it.
+        ResultsVanishedError: somebody deleted results while it ran.
     """
     began, observer = time.monotonic(), display or StudyObserver()
     whole = load_study(path)
@@ -81,7 +82,7 @@ def run_study(
     if display is not None:
         store.wait_when_full(observer.event, lambda: observer.event("there is space again; the study goes on"))
     stopping = Stopping(store, on_event=observer.event)
-    with sole_driver(store, on_wait=observer.event), stopping.listening():
+    with sole_driver(store, on_wait=observer.event), stopping.listening(), stopping.heeding_signals():
         frozen.freeze(study, definitions, Path(path), store)
         store.tidy()
         observer.event("starting Ray" if address is None else f"joining Ray at {address}")
@@ -118,6 +119,7 @@ def run_study(
         # Workers of a driver that was killed may have written on for a moment after this one began.
         store.tidy()
         store.compact()
+        frozen.check_that_nothing_vanished(store, run.rows)
     return Summary(store.uri, ready.planned, len(run.rows), count_outcomes(store), time.monotonic() - began, loads)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from analysis.contract.errors import UserError
+from orchestrator.base.background import repeating
 from orchestrator.cluster import capacity, packing, plugins
 from orchestrator.cluster.packing import GpuParts, MemoryParts, Packing
 from orchestrator.driver import pictures
@@ -27,6 +28,9 @@ from orchestrator.trial.trial import TrialSettings
 from orchestrator.worker.monitor import RunningTrial
 from orchestrator.worker.shared_cache import forget
 from orchestrator.worker.trainable import WorkerContext
+
+SECONDS_BETWEEN_LOOKS = 5.0
+"""For trials whose process is stopped."""
 
 
 class StudyRun:
@@ -71,7 +75,9 @@ class StudyRun:
             self._store_unadaptable()
             if not queue.exhausted:
                 self._observer.event(f"running {queue.left} trials")
-                with self._stopping.of(TrialsOnRay(queue, self._monitor)):
+                trials = TrialsOnRay(queue, self._monitor)
+                ending = repeating(lambda: self._end_overdue(trials), SECONDS_BETWEEN_LOOKS, "overdue")
+                with self._stopping.of(trials), ending:
                     self._run_trials()
             forget(self._store)
             self._note_plan()
@@ -139,6 +145,10 @@ class StudyRun:
     def drained(self, spec: TrialSpec) -> None:
         """The node of a trial was drained, and Tune runs the trial again."""
         self._observer.event(f"{spec.fixer} on {spec.subject} lost its node, which was drained, and runs again")
+
+    def _end_overdue(self, trials: TrialsOnRay) -> None:
+        if overdue := trials.overdue(self._study.time_limit):
+            trials.end(overdue)
 
     def _run_trials(self) -> None:
         loader = self._loaded.loader

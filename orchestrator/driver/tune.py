@@ -14,8 +14,10 @@ from typing import Any, Final, Protocol
 
 import ray.exceptions
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
+from analysis.contract.errors import UserError
 from orchestrator.driver.control import handlers_kept
 from orchestrator.driver.trial_order import InOrder
 from orchestrator.study.trials import TrialSpec
@@ -28,6 +30,8 @@ the end of a wave, at which lanes idle, is seldom."""
 TRIALS_PER_LANE = 20
 NEVER: Final = 10**9
 """Seconds."""
+PASSED_ON: Final = {"RAY_CHDIR_TO_TRIAL_DIR"}
+"""Variables of the environment that Ray hands to workers."""
 _TALKATIVE: Final = ("execution.tune_controller", "tune", "analysis.experiment_analysis")
 
 
@@ -74,6 +78,9 @@ def run_wave(
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(NEVER)
     # It would wait for the trials in flight, without a word.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Tune would hand credentials of AWS to Ray as settings of the workers, which Ray writes into logs that anybody may
+    # read. On this machine workers have the driver's environment; a node of a cluster has its own.
+    class_cache.ENV_VARS_TO_PROPAGATE = PASSED_ON
     log = TuneLog()
     searcher = PlanSearcher(trials, max(TRIALS_PER_WAVE, TRIALS_PER_LANE * lanes))
     with tempfile.TemporaryDirectory(prefix="fixstudy-tune-") as scratch, log.attached():
@@ -93,17 +100,31 @@ def run_wave(
         try:
             with handlers_kept():
                 tuner.fit()
-        except RuntimeError as error:
+        except Exception as error:
+            # Tune wraps what is raised in its callbacks, at any depth.
+            causes = list(_causes(error))
+            for cause in causes:
+                if isinstance(cause, UserError):
+                    raise cause from None
             # Tune gives up as a whole when Ray's memory monitor kills a worker: it only expects actor errors.
-            cause = error.__cause__
-            if not isinstance(cause, ray.exceptions.OutOfMemoryError):
+            if not (causes and isinstance(causes[0], ray.exceptions.OutOfMemoryError)):
                 raise
             for spec in trials.in_flight():
-                trials.lost(spec, cause)
+                trials.lost(spec, causes[0])
             return True
         del tuner
     give_back_memory()
     return not searcher.left and not trials.in_flight()
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What an exception was raised from or while handling, nearest first."""
+    seen = {id(error)}
+    following = error.__cause__ or error.__context__
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or following.__context__
 
 
 class Stateless:

@@ -71,6 +71,7 @@ class Patience:
 
         Raises:
             FileNotFoundError: as raised; whether that is a mistake is for the caller to say.
+            OSError: with EMFILE, as raised: this process has too many files open, which is no fault of the storage's.
             StorageFullError: there was no space for as long as the pause is.
             StorageError: an error that lasts, or one that didn't pass.
         """
@@ -82,6 +83,8 @@ class Patience:
             except FileNotFoundError:
                 raise
             except OSError as error:
+                if error.errno == errno.EMFILE:
+                    raise
                 now = self.clock()
                 if is_full(error):
                     sentence = f"The results folder {where} is full ({_said(error)}, to {what})"

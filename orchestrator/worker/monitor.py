@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.trial.attempts import Phase
 from orchestrator.worker.logtail import StreamFile
 
 
@@ -15,7 +16,7 @@ class RunningTrial:
     trial_id: str
     label: str
     """Fixer and subject, for people."""
-    phase: str
+    phase: Phase
     node_id: str
     pid: int
     oom_kills: int
@@ -79,6 +80,14 @@ class Monitor:
         now = self._clock()
         timed = (self._timed(trial, now) for trial in self._running.values())
         return sorted(timed, key=lambda trial: trial.seconds, reverse=True)
+
+    def overdue(self, allowed: Mapping[Phase, float]) -> list[RunningTrial]:
+        """Trials that are in their phase for longer than that, in seconds, and don't wait for space."""
+        return [
+            trial
+            for trial in self.running()
+            if trial.seconds > allowed[trial.phase] and (trial.node_id, trial.pid) not in self._without_space
+        ]
 
     def _timed(self, trial: RunningTrial, now: float) -> RunningTrial:
         return replace(trial, seconds=now - self._began[trial.trial_id])

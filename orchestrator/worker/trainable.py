@@ -43,10 +43,9 @@ from orchestrator.worker.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail,
 from orchestrator.worker.memory import oom_kills
 from orchestrator.worker.monitor import RunningTrial
 from orchestrator.worker.shared_cache import SharedCache
-from orchestrator.worker.watchdog import Watchdog, grace
+from orchestrator.worker.watchdog import Watchdog, seconds_allowed
 
 SECONDS_BETWEEN_PROGRESS = 0.5
-LIMIT_OF_OTHER_PHASES = 1800.0
 
 
 @dataclass(frozen=True)
@@ -178,11 +177,7 @@ class TrialWorker(tune.Trainable):
             self._began = datetime.now(UTC)
         # A phase that is over before the first message is due isn't worth one.
         self._last_progress = self._since
-        limit = self._context.settings.time_limit
-        if phase != "fix":
-            # The limit is the fixer's; evaluating takes what it takes, but not for ever.
-            limit = max(limit, LIMIT_OF_OTHER_PHASES)
-        self._watchdog.arm(limit + grace(limit))
+        self._watchdog.arm(seconds_allowed(phase, self._context.settings.time_limit))
         self._tell(phase)
 
     def _tell(self, phase: Phase) -> ray.ObjectRef[None]:

@@ -1,8 +1,8 @@
 """The hard limits of time and memory: ends a worker whose trial ignores its deadline, or takes too much memory.
 
-Two lines of defence. A thread stores the trial's row and ends the process; where even threads can't run any more
+Three lines of defence. A thread stores the trial's row and ends the process; where even threads can't run any more
 (native code that holds the interpreter lock), faulthandler's own timer ends it a little later, and the driver, which
-then finds a dead worker without a row, classifies it.
+then finds a dead worker without a row, classifies it. A process that is stopped as a whole is ended by the driver.
 """
 
 import faulthandler
@@ -13,9 +13,13 @@ import time
 import traceback
 from collections.abc import Callable
 
+from orchestrator.trial.attempts import Phase
 from orchestrator.worker.memory import own_bytes
 
 SECONDS_FOR_THE_THREAD = 15.0
+SECONDS_FOR_THE_PROCESS = 15.0
+"""More, until the driver ends a process that can't end itself because it is stopped."""
+LIMIT_OF_OTHER_PHASES = 1800.0
 SECONDS_BETWEEN_LOOKS = 0.2
 """At memory, which a process can take at a few GB a second."""
 
@@ -23,6 +27,15 @@ SECONDS_BETWEEN_LOOKS = 0.2
 def grace(limit: float) -> float:
     """Seconds that a phase may take beyond its limit before its worker is killed."""
     return max(5.0, 0.1 * limit)
+
+
+def seconds_allowed(phase: Phase, time_limit: float) -> float:
+    """How long a phase may take until its worker ends itself; the limit of a study is the fixer's.
+
+    Loading and evaluating take what they take, but not for ever.
+    """
+    limit = time_limit if phase == "fix" else max(time_limit, LIMIT_OF_OTHER_PHASES)
+    return limit + grace(limit)
 
 
 class Watchdog:

@@ -1,10 +1,13 @@
 """Starting Ray on machines that are busy, and joining clusters that aren't there."""
 
+import os
 import re
+import shutil
 import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -53,6 +56,68 @@ def test_a_machine_that_stays_busy_is_named_in_a_sentence(starts):
     with pytest.raises(UserError, match="machine is busy"), ray_running(None):
         pass
     assert len(calls) == STARTS_OF_RAY
+
+
+def test_a_temporary_folder_with_too_long_a_name_for_sockets_is_not_taken(starts, monkeypatch, tmp_path):
+    _, calls = starts
+    long = tmp_path / ("scratch" * 12)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    with ray_running(None):
+        pass
+    (options,) = calls
+    sockets = f"{options['_temp_dir']}/session_2026-12-01_12-00-00_123456_1234567/sockets/plasma_store_0"
+    assert len(sockets) <= 107
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with ray_running(None):
+        pass
+    assert calls[-1]["_temp_dir"] is None, "a short one of the user's own is the user's choice"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_full_temporary_folder_is_no_slow_machine(starts, monkeypatch, when):
+    errors, _ = starts
+    errors += [Exception(BUSY)] * STARTS_OF_RAY
+    free = iter([0] if when == "before" else [10**9, 0])
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=next(free)))
+    with pytest.raises(UserError, match="has 0 MB left, too little for Ray; free some space"), ray_running(None):
+        pass
+
+
+def test_what_the_system_refuses_ray_is_one_sentence(starts):
+    errors, _ = starts
+    errors.append(OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes"))
+    with pytest.raises(UserError, match=r"^Ray can't start on this machine \(validate_socket.*RAY_TMPDIR\.$"):
+        ray_running(None).__enter__()
+
+
+def test_rays_settings_are_ours_unless_the_user_says_otherwise(starts, monkeypatch):
+    niceness = "RAY_worker_niceness"
+    monkeypatch.delenv(niceness, raising=False)
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "1")
+    with ray_running(None):
+        assert os.environ[niceness] == "0"
+        assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "1"
+
+
+def test_the_token_of_this_users_ray_is_for_nobody_else(starts, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    token = tmp_path / ".ray" / "auth_token"
+    token.touch(0o644)
+    with ray_running(None):
+        assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_workers_look_for_our_modules_before_those_of_the_users_folder(starts):
+    _, calls = starts
+    with ray_running(None):
+        pass
+    job = calls[0]["job_config"]
+    # As Ray does it: each of them is put in front of those before it.
+    job._py_driver_sys_path.append("/home/user/project")
+    job._serialize()
+    assert job._py_driver_sys_path[-1] == str(Path(ray_session.__file__).parents[2])
 
 
 def test_without_an_address_nobodys_cluster_is_joined(starts, monkeypatch):

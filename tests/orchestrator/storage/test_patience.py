@@ -40,6 +40,14 @@ def test_what_lasts_is_not_tried_again(number):
     assert clock.waits == []
 
 
+def test_too_many_open_files_are_not_the_storages_fault():
+    clock, action = Clock(), failing(OSError(errno.EMFILE, "Too many open files"))
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        clock.patience().carry_out(action, "write x", "r")
+    assert type(caught.value) is OSError
+    assert clock.waits == []
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_space_is_waited_for_as_long_as_is_said(number):
     clock, told = Clock(), []

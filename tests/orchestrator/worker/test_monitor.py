@@ -33,6 +33,20 @@ def test_phases_of_one_trial_follow_each_other():
     assert monitor.running() == []
 
 
+def test_what_is_beyond_its_phases_limit_and_waits_for_no_space_is_overdue():
+    now = [0.0]
+    monitor = Monitor(clock=lambda: now[0])
+    allowed = {"load": 100.0, "fix": 10.0, "evaluate": 100.0, "store": 100.0}
+    monitor.phase(seen("stopped", pid=1))
+    monitor.phase(seen("evaluates", pid=2, phase="evaluate"))
+    monitor.phase(seen("waits", pid=3))
+    monitor.storage_full(("node", 3), "full")
+    now[0] = 9.0
+    assert monitor.overdue(allowed) == []
+    now[0] = 50.0
+    assert [trial.trial_id for trial in monitor.overdue(allowed)] == ["stopped"]
+
+
 def test_a_clock_that_jumps_changes_no_duration(monkeypatch):
     steady = iter([10.0, 12.5, 13.0])
     monitor = Monitor(clock=lambda: next(steady))
