@@ -41,7 +41,17 @@ def code_version(fixer: type[Fixer]) -> str:
         UnknownFixerError: an approach in ``uses`` doesn't exist.
     """
     fixers = _with_used(fixer)
-    code = _reached([KERNEL, *(item.__module__ for item in fixers)], _Ours.around(fixers))
+    return _version([KERNEL, *(item.__module__ for item in fixers)], _Ours.around(fixers))
+
+
+@cache
+def version_of(module: str) -> str:
+    """The same for a module of this package that is no approach, such as ``fixers.failure_types``."""
+    return _version([KERNEL, module], _Ours(frozenset({"fixers"}), frozenset()))
+
+
+def _version(modules: list[str], ours: "_Ours") -> str:
+    code = _reached(modules, ours)
     # Two passes: a reference to one of our modules needs its hash, and modules may refer to each other in a circle.
     bare = {name: _hash(_REFERENCE.sub(r"\2", text)) for name, text in code.items()}
     texts = [_REFERENCE.sub(lambda found: f"{bare.get(found[1], '')}.{found[2]}", text) for text in code.values()]

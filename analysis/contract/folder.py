@@ -152,8 +152,10 @@ def find_files(
         ResultsError: a file is damaged or of another version; the message names it.
     """
     # Trials first: a trial that ends meanwhile has its predictions listed and not shown, never the other way round.
-    order: tuple[DatasetName, ...] = ("trials", "predictions", "curves", "subjects", "test_samples")
-    names = {dataset: folder.names(dataset) if dataset in datasets or dataset == "trials" else [] for dataset in order}
+    rows_first: tuple[DatasetName, ...] = ("trials", "type_trials")
+    order = (*rows_first, *(dataset for dataset in DATASETS if dataset not in rows_first))
+    wanted = {*datasets, *rows_first}
+    names = {dataset: folder.names(dataset) if dataset in wanted else [] for dataset in order}
     merged = {
         dataset: [folder.path(dataset, name) for name in listed if name.startswith(COMPACT_PREFIX)]
         for dataset, listed in names.items()
@@ -170,15 +172,14 @@ def find_files(
             if not name.startswith(COMPACT_PREFIX)
         }
 
-    trials = _without_duplicates(single("trials"), compacted("trials"), done=None)
-    done = frozenset(single("trials")).union(*compacted("trials").values())
-    files: dict[DatasetName, DatasetFiles] = {
-        "trials": trials,
-        "predictions": _without_duplicates(single("predictions"), compacted("predictions"), done),
-        "curves": _without_duplicates(single("curves"), compacted("curves"), done),
-        "subjects": DatasetFiles(tuple(single("subjects").values())),
-        "test_samples": DatasetFiles(tuple(single("test_samples").values())),
-    }
+    done: frozenset[str] = frozenset()
+    files: dict[DatasetName, DatasetFiles] = {}
+    for dataset in rows_first:
+        files[dataset] = _without_duplicates(single(dataset), compacted(dataset), done=None)
+        done = done.union(single(dataset), *compacted(dataset).values())
+    per_trial: tuple[DatasetName, ...] = ("predictions", "curves", "type_matrix")
+    files |= {dataset: _without_duplicates(single(dataset), compacted(dataset), done) for dataset in per_trial}
+    files |= {dataset: DatasetFiles(tuple(single(dataset).values())) for dataset in order if dataset not in files}
     # Of files that don't count nothing is read: a listing that lags may show what was deleted after a compaction.
     footers |= folder.footers(
         con, [path for dataset in files.values() for path in dataset.paths if path not in footers]

@@ -19,7 +19,9 @@ VERSION_KEY: Final = b"fixstudy_schema_version"
 
 Outcome = Literal["OK", "CORRUPTED", "FAILURE", "UNADAPTABLE"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
-DatasetName = Literal["subjects", "trials", "predictions", "curves", "test_samples"]
+DatasetName = Literal[
+    "subjects", "trials", "predictions", "curves", "test_samples", "failure_types", "type_trials", "type_matrix"
+]
 DATASETS: Final[tuple[DatasetName, ...]] = get_args(DatasetName)
 
 
@@ -100,7 +102,7 @@ _SUBJECTS = (
 _TRIALS = (
     Column("trial_id", "string", "hash of what determines the trial"),
     Column("study", "string", "name of the study"),
-    Column("stage", "string", "adapt (hyper-parameter sweep, judged on valid) or final"),
+    Column("stage", "string", "adapt (hyper-parameter sweep, judged on valid), final, or type in type_trials"),
     Column(
         "short_rung",
         "bool",
@@ -205,12 +207,59 @@ _TEST_SAMPLES = (
 )
 
 
+_FAILURE_TYPES = (
+    Column("study", "string", "name of the study"),
+    Column("subject", "string", "name of the subject"),
+    Column("subject_fingerprint", "string", "fingerprint of the subject"),
+    Column("grouping", "string", "how failures were divided into types, as the study file calls it"),
+    Column("grouping_key", "string", "hash of what determines the types; type_trials have it, too"),
+    Column("seed", "int64", "seed of the grouping, the division and the repairs"),
+    Column("source", "string", "split of the subject that the failure is of: repair or test"),
+    Column("sample_id", "int32", "position in that split"),
+    Column("split", "string", "what the failure is for: train, valid, test, or aside where its type is too small"),
+    Column("type", "int16", "failure type, from 1, the largest first"),
+    Column("type_name", "string", "value that the type stands for; null for clusters"),
+    Column("distance", "float64", "distance to the centre of its type; null for groupings without centres"),
+    Column("x", "float64", "place on a map of the failures"),
+    Column("y", "float64", "likewise"),
+    Column("label", "int16", "true class"),
+    Column("prediction", "int16", "class the original model predicts"),
+    Column("class_name", "string", "name of the true class; null where classes have numbers only"),
+    Column("prediction_name", "string", "name of the predicted class; null likewise"),
+    Column("metadata", "map", "what else the dataset says of the sample, by name, as text"),
+    Column("facts", "string", "how the types were found, as JSON; the same for all failures of a grouping and seed"),
+    Column("picture", "string", "small PNG in base64, of the failures nearest to the centres; null for the others"),
+)
+
+_TYPE_TRIALS = (
+    *_TRIALS,
+    Column("grouping", "string", "how failures were divided into types, as the study file calls it"),
+    Column("grouping_key", "string", "hash of what determines the types"),
+    Column("type", "int16", "failure type that was repaired; null for all of them"),
+    Column("repair", "string", "matrix (what Learnability is measured by), another way of repair, or an approach"),
+    Column("accuracy_c_original", "float64", "accuracy of the original on right samples that judge: 1", "fraction"),
+    Column("accuracy_c", "float64", "accuracy of the repaired model on these; higher is better", "fraction"),
+    Column("accuracy_type", "float64", "its accuracy on failures that judge, of the types repaired", "fraction"),
+    Column("epochs_rejected", "int64", "epochs that were better on failures and kept too few right samples", "epochs"),
+    Column("note", "string", "what is to be known of the trial, as a sentence; null where nothing is"),
+)
+
+_TYPE_MATRIX = (
+    Column("trial_id", "string", "the type trial"),
+    Column("type_of_test", "string", "failure type, from 1; C for what the original gets right; All for both"),
+    Column("accuracy", "float64", "accuracy of the repaired model on samples that judge; higher is better", "fraction"),
+    Column("n", "int64", "how many there are", "samples"),
+)
+
 COLUMNS: Final[dict[DatasetName, tuple[Column, ...]]] = {
     "subjects": _SUBJECTS,
     "trials": _TRIALS,
     "predictions": _PREDICTIONS,
     "curves": _CURVES,
     "test_samples": _TEST_SAMPLES,
+    "failure_types": _FAILURE_TYPES,
+    "type_trials": _TYPE_TRIALS,
+    "type_matrix": _TYPE_MATRIX,
 }
 
 SCHEMAS: "dict[DatasetName, pa.Schema]"

@@ -9,9 +9,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from fixers.cache import Tensors
 from fixers.data import Split
 from fixers.problem import RepairProblem
-from fixers.views import JoinedSplit
 
 ROLES: Final = ("aside", "train", "valid", "test")
 """What a sample is for; types that can't be divided are set aside."""
@@ -36,24 +36,43 @@ class Pool:
     """Its repair split is the samples, of which some are going to judge the repairs."""
 
     @cached_property
+    def _facts(self) -> Tensors:
+        problem = self.problem
+
+        def gather() -> Tensors:
+            digests = []
+            for batch in problem.repair.batches(problem.micro_batch):
+                problem.check_deadline()
+                for inputs, label in zip(batch.inputs.numpy(), batch.targets.tolist(), strict=True):
+                    digests.append(hashlib.sha256(inputs.tobytes() + label.to_bytes(8, "big")).digest())
+            outputs = problem.outputs(problem.original, problem.repair)
+            return {
+                "order": torch.tensor(sorted(range(len(digests)), key=digests.__getitem__), dtype=torch.int64),
+                "wrong": problem.task.is_wrong(outputs, problem.repair.labels),
+                "predicted": problem.task.predict(outputs),
+            }
+
+        return problem.cached("pool of failure types", {"samples": len(problem.repair)}, gather)
+
+    @property
     def order(self) -> Tensor:
         """Positions (N,) in the split, sorted by a hash of inputs and label."""
-        digests = []
-        for batch in self.problem.repair.batches(self.problem.micro_batch):
-            self.problem.check_deadline()
-            for inputs, label in zip(batch.inputs.numpy(), batch.targets.tolist(), strict=True):
-                digests.append(hashlib.sha256(inputs.tobytes() + label.to_bytes(8, "big")).digest())
-        return torch.tensor(sorted(range(len(digests)), key=digests.__getitem__), dtype=torch.int64)
+        return self._facts["order"]
+
+    @property
+    def predicted(self) -> Tensor:
+        """What the original decides for each sample (N,), in the split's own order."""
+        return self._facts["predicted"]
 
     @cached_property
     def failures(self) -> Tensor:
-        """Positions (F,) of what the original gets wrong, in that order."""
-        return self.order[self.problem.wrong[self.order]]
+        """Positions (F,) of what the original gets wrong, in canonical order."""
+        return self.order[self._facts["wrong"][self.order]]
 
     @cached_property
     def correct(self) -> Tensor:
-        """Positions (C,) of what it gets right, in that order."""
-        return self.order[~self.problem.wrong[self.order]]
+        """Positions (C,) of what it gets right, in canonical order."""
+        return self.order[~self._facts["wrong"][self.order]]
 
 
 @dataclass(frozen=True)
@@ -81,11 +100,19 @@ class Division:
         """Positions (M,) in the pool's split of all samples that judge."""
         return (self.roles == _TEST).nonzero().squeeze(1)
 
-    def split(self, role: str, types: Sequence[int]) -> Split:
-        """The samples in a role of some types (:data:`CORRECT` for the right ones), in the order of the pool."""
+    def positions(self, role: str, types: Sequence[int]) -> Tensor:
+        """Positions in the pool's split, in canonical order, of a role of some types; :data:`CORRECT` is C."""
         wanted = (self.roles == ROLES.index(role)) & torch.isin(self.types, torch.tensor(types, dtype=torch.int64))
-        order = self.pool.order
-        return self.pool.problem.repair.select(order[wanted[order]])
+        return self.pool.order[wanted[self.pool.order]]
+
+    def split(self, role: str, types: Sequence[int]) -> Split:
+        """The samples at :meth:`positions`."""
+        return self.pool.problem.repair.select(self.positions(role, types))
+
+    def selecting(self, types: Sequence[int]) -> Tensor:
+        """Positions of what a repair of some types is selected on: their failures, and right samples, not too many."""
+        right = self.positions("valid", [CORRECT])[:MOST_CORRECT_VALID]
+        return torch.cat([self.positions("valid", types), right])
 
     def problem(self, types: Sequence[int], **options: Any) -> RepairProblem:
         """The problem of repairing some types: their failures and the right samples of the parts that train and select.
@@ -97,14 +124,13 @@ class Division:
             options: as :class:`RepairProblem` takes them; those of the pool's problem when not given.
         """
         own = self.pool.problem
-        right = self.split("valid", [CORRECT])
-        right = right.select(torch.arange(min(len(right), MOST_CORRECT_VALID)))
+        training = torch.cat([self.positions("train", types), self.positions("train", [CORRECT])])
         same = ("task", "device", "seed", "micro_batch", "recipe", "history")
         return RepairProblem(
             own.original,
             train=own.train,
-            valid=JoinedSplit([self.split("valid", types), right]),
-            repair=JoinedSplit([self.split("train", types), self.split("train", [CORRECT])]),
+            valid=own.repair.select(self.selecting(types)),
+            repair=own.repair.select(training),
             **{**{name: getattr(own, name) for name in same}, **options},
         )
 

@@ -133,7 +133,7 @@ def find_types(pool: Pool, grouping: Grouping, metadata: Mapping[str, npt.NDArra
         return Types(pool, grouping, assigned, (), _nowhere(n), place, facts)
     if by == "confusion":
         failures = problem.repair.select(pool.failures)
-        predicted = problem.task.predict(problem.outputs(problem.original, failures))
+        predicted = pool.predicted[pool.failures]
         values = [f"{own} as {other}" for own, other in zip(failures.labels.tolist(), predicted.tolist(), strict=True)]
     else:
         columns = metadata or {}
@@ -279,7 +279,8 @@ def _by_size(values: list[Any]) -> tuple[Tensor, list[Any]]:
 def _to_centres(points: Tensor, assigned: Tensor) -> Tensor:
     members = torch.nn.functional.one_hot(assigned).to(points)
     centres = (members.T @ points) / members.sum(dim=0)[:, None]
-    return torch.linalg.vector_norm(points - centres[assigned], dim=1)
+    far: Tensor = torch.linalg.vector_norm(points - centres[assigned], dim=1)
+    return far
 
 
 def _nowhere(n: int) -> Tensor:

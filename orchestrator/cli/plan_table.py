@@ -101,6 +101,9 @@ def print_preview(view: Preview, console: Console | None = None) -> None:
         others = view.outdated.get((cell.entry.name, cell.subject), 0)
         table.add_row(cell.entry.name, cell.subject, str(total), str(done), _note(cell, others))
     console.print(table)
+    if view.study.failure_types:
+        groupings = ", ".join(item.label for item in view.study.failure_types)
+        console.print(f"Beside these, failure types by {groupings}: how many trials that is shows when they are found.")
     waiting = [
         spec
         for cell in plan.cells

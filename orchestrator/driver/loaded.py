@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.cluster.loading_tasks import SubjectLoader
+from orchestrator.driver.failure_types import find_types
 from orchestrator.driver.observer import StudyObserver
 from orchestrator.driver.scope import Scope
 from orchestrator.planning.cost import CostModel
+from orchestrator.planning.failure_types import type_cells
 from orchestrator.planning.plan import Cell, Plan, make_plan, outdated
 from orchestrator.planning.queue import TrialQueue
 from orchestrator.planning.retry import failures_that_may_pass
@@ -64,7 +66,8 @@ def load_and_plan(study: Study, scope: Scope, loader: SubjectLoader, observer: S
         store.write_subject(subject.row)
         for sentence in subject.cautions:
             observer.caution(sentence)
-    plan = make_plan(study, subjects, store.done())
+    grouped = find_types(study, references, subjects, loader)
+    plan = make_plan(study, subjects, store.done(), type_cells(study, grouped, subjects))
     if scope.retry_failures and (again := failures_that_may_pass(plan, store)):
         store.set_aside(again)
         observer.event(f"{len(again)} failed trials run again; their rows are kept in retried/")

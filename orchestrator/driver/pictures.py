@@ -102,8 +102,7 @@ def store_pictures(subject: Subject, samples: Sequence[int], store: Store) -> in
         How many were written; none where inputs aren't grey or RGB images.
     """
     folder = f"examples/{subject.fingerprint}"
-    shape = subject.definition.input_shape
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if not is_picture(subject):
         return 0
     there = store.names(folder)
     missing = [sample for sample in samples if f"{sample}.png" not in there]
@@ -111,6 +110,12 @@ def store_pictures(subject: Subject, samples: Sequence[int], store: Store) -> in
         image = subject.data.test.inputs(torch.tensor([sample]), torch.device("cpu"))[0]
         store.write_bytes(f"{folder}/{sample}.png", png(image))
     return len(missing)
+
+
+def is_picture(subject: Subject) -> bool:
+    """Whether inputs are grey or RGB images."""
+    shape = subject.definition.input_shape
+    return len(shape) == 3 and shape[0] in (1, 3)
 
 
 def png(image: Tensor) -> bytes:

@@ -35,7 +35,9 @@ class Scope:
             UserError: the study doesn't have the sweep's fixer or subject.
         """
         part = study if self.sweep is None else self.sweep.of(study)
-        return first_trials(part) if self.profile else part
+        part = first_trials(part) if self.profile else part
+        # Sweeps and profiles are of fixers.
+        return part if self.has_final_trials else part.model_copy(update={"failure_types": [], "repairs": []})
 
 
 EVERYTHING = Scope()

@@ -4,7 +4,7 @@ The plan is what the study says; what is left of it is the plan minus the trials
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,7 +14,7 @@ from fixers.code_version import code_version
 from fixers.requirements import TrainingHistory, Unmet
 from orchestrator.storage.store import Store
 from orchestrator.study.schema import FixerEntry, Study
-from orchestrator.study.trials import TrialSpec, trial_specs
+from orchestrator.study.trials import TrialSpec, trial_specs, type_repair
 from orchestrator.subjects.loaded import LoadedSubject
 from orchestrator.sweeps.choice import make_sweep
 from orchestrator.sweeps.sweep import Setup
@@ -57,8 +57,10 @@ class Plan:
         return sum(cell.n_adapt + len(cell.final) for cell in self.cells)
 
 
-def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterable[str]) -> Plan:
-    """What the study means for its loaded subjects.
+def make_plan(
+    study: Study, subjects: Mapping[str, LoadedSubject], done: Iterable[str], types: Sequence["Cell"] = ()
+) -> Plan:
+    """What the study means for its loaded subjects, with the cells of failure types that are known by now.
 
     Raises:
         UserError: two subjects are the same in all that identifies a trial, so that one would have the other's rows.
@@ -84,7 +86,7 @@ def make_plan(study: Study, subjects: Mapping[str, LoadedSubject], done: Iterabl
             taken.update(spec.trial_id for spec in final)
             if final:
                 cells.append(Cell(entry, name, unmet, adapt=(), final=final, n_final=len(final)))
-    return Plan(tuple(cells), frozenset(done))
+    return Plan((*cells, *types), frozenset(done))
 
 
 def _known_ahead(setup: Setup) -> tuple[tuple[TrialSpec, ...], int]:
@@ -108,8 +110,7 @@ def outdated(plan: Plan, store: Store) -> Counter[tuple[str, str]]:
 
 def needs_history(study: Study) -> bool:
     """Whether a fixer of the study needs the weights after each epoch of the original training."""
+    names = [entry.name for entry in study.fixers] + [type_repair(study, item.name).way.fixer for item in study.repairs]
     return any(
-        isinstance(requirement, TrainingHistory)
-        for entry in study.fixers
-        for requirement in fixers.get(entry.name).requirements
+        isinstance(requirement, TrainingHistory) for name in names for requirement in fixers.get(name).requirements
     )

@@ -345,7 +345,7 @@ class _File:
     def _opened(self) -> pq.ParquetWriter:
         if self._writer is None:
             options = {}
-            if self._dataset != "trials":
+            if self._dataset not in ("trials", "type_trials"):
                 # Later groups may have more trials, if those are smaller.
                 room = {"ndv": 2 * self._trials_waiting, "fpp": _FALSE_POSITIVES}
                 options["bloom_filter_options"] = {"trial_id": room}

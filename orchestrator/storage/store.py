@@ -29,7 +29,8 @@ from orchestrator.storage.patience import StorageError
 FILES_WORTH_MERGING: Final = 64
 SMALL_TABLE: Final = 16 * 1024
 """Bytes of a table that isn't worth compressing."""
-_PER_TRIAL: Final[tuple[DatasetName, ...]] = ("predictions", "curves", "trials")
+_ROWS: Final[tuple[DatasetName, ...]] = ("trials", "type_trials")
+_PER_TRIAL: Final[tuple[DatasetName, ...]] = ("predictions", "curves", "type_matrix", *_ROWS)
 _DELETERS: Final = 16
 
 
@@ -51,24 +52,27 @@ class Store(Folder):
         predictions: Mapping[str, Any] | None = None,
         curves: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
+        matrix: Mapping[str, Any] | None = None,
     ) -> None:
         """Write everything about one trial, its row last: who sees the row finds the rest.
 
         Args:
-            row: values by column of ``trials``; missing columns become null.
+            row: values by column of ``trials``, or of ``type_trials`` in stage type; missing ones become null.
             predictions: equally long columns of ``predictions`` without the trial's id.
             curves: likewise of ``curves``.
             files: other files of the trial by name, such as its model.
+            matrix: likewise of ``type_matrix``.
         """
         trial_id = row["trial_id"]
         contents: dict[str, bytes | pa.Buffer] = dict(files or {})
-        for name, columns in (("predictions", predictions), ("curves", curves)):
+        for name, columns in (("predictions", predictions), ("curves", curves), ("type_matrix", matrix)):
             if columns is not None:
                 length = len(next(iter(columns.values())))
                 if length:
                     table = _table(name, {**columns, "trial_id": [trial_id] * length})  # type: ignore[arg-type]
                     contents[f"{name}/{trial_id}.parquet"] = _parquet(table)
-        contents[f"trials/{trial_id}.parquet"] = _parquet(_table("trials", {key: [row[key]] for key in row}))
+        rows: DatasetName = "type_trials" if row.get("stage") == "type" else "trials"
+        contents[f"{rows}/{trial_id}.parquet"] = _parquet(_table(rows, {key: [row[key]] for key in row}))
         self._put_all(contents)
 
     def write_subject(self, row: Mapping[str, Any]) -> None:
@@ -87,23 +91,42 @@ class Store(Folder):
         table = _table("test_samples", {**columns, "subject_fingerprint": [fingerprint] * length})
         self.write_bytes(f"test_samples/{fingerprint}.parquet", _parquet(table))
 
+    def write_failure_types(self, key: str, columns: Mapping[str, Any]) -> None:
+        """Write the types of a grouping, whose key is a hash of what determines it: equally long columns."""
+        self.write_bytes(f"failure_types/{key}.parquet", _parquet(_table("failure_types", columns)))
+
+    def failure_types(self, key: str, columns: Sequence[str]) -> list[dict[str, Any]] | None:
+        """Some columns of the types of a grouping, failure by failure; None when it wasn't computed yet."""
+        content = self.read_bytes(f"failure_types/{key}.parquet")
+        if content is None:
+            return None
+        found: list[dict[str, Any]] = pq.read_table(pa.BufferReader(content), columns=list(columns)).to_pylist()
+        return found
+
     def done(self) -> set[str]:
         """Ids of the trials that have a row."""
-        single, compacted = self._sources("trials")
-        return set(single).union(*compacted.values())
+        found: set[str] = set()
+        for dataset in _ROWS:
+            single, compacted = self._sources(dataset)
+            found = found.union(single, *compacted.values())
+        return found
 
     def rows(self, columns: Sequence[str]) -> list[dict[str, Any]]:
         """The given columns of all trial rows, each trial once."""
         seen: dict[str, dict[str, Any]] = {}
-        for table in self._read_all("trials", ["trial_id", *columns]):
-            for row in table.to_pylist():
-                seen[row["trial_id"]] = row
+        for dataset in _ROWS:
+            for table in self._read_all(dataset, ["trial_id", *columns]):
+                for row in table.to_pylist():
+                    seen[row["trial_id"]] = row
         return list(seen.values())
 
     def row(self, trial_id: str, columns: Sequence[str]) -> dict[str, Any] | None:
         """The given columns of one trial's row; None when it has none."""
-        table = self._of_trial("trials", trial_id, columns)
-        return None if table is None else _first(table)
+        for dataset in _ROWS:
+            table = self._of_trial(dataset, trial_id, columns)
+            if table is not None and len(table):
+                return _first(table)
+        return None
 
     def curves(self, trial_id: str) -> pa.Table | None:
         """The curves of one trial, in the order in which they were reported; None when it has none."""
@@ -192,20 +215,20 @@ class Store(Folder):
 
     def _keys(self, trial_ids: Collection[str]) -> dict[str, compaction.Key]:
         """Where trials belong in a merged file; those without a row are in flight, and belong nowhere."""
-        single, compacted = self._sources("trials")
         columns = ["trial_id", "subject", "fixer"]
-        paths = [f"{self._root}/trials/{single[trial_id]}" for trial_id in trial_ids if trial_id in single]
-        # Merged files are read only for the rows that are nowhere else.
-        merged = [path for path, ids in compacted.items() if not ids.isdisjoint(trial_ids)]
-        try:
-            tables = self._patiently(lambda: self._read(merged, paths, "trials", columns), "read trials")
-        except FileNotFoundError:
-            tables = self._read_all("trials", columns)
-        return {
-            row["trial_id"]: (row["subject"] or "", row["fixer"] or "", row["trial_id"])
-            for table in tables
-            for row in table.to_pylist()
-        }
+        keys: dict[str, compaction.Key] = {}
+        for dataset in _ROWS:
+            single, compacted = self._sources(dataset)
+            paths = [f"{self._root}/{dataset}/{single[trial_id]}" for trial_id in trial_ids if trial_id in single]
+            # Merged files are read only for the rows that are nowhere else.
+            merged = [path for path, ids in compacted.items() if not ids.isdisjoint(trial_ids)]
+            try:
+                tables = self._patiently(lambda: self._read(merged, paths, dataset, columns), f"read {dataset}")  # noqa: B023
+            except FileNotFoundError:
+                tables = self._read_all(dataset, columns)
+            rows = [row for table in tables for row in table.to_pylist()]
+            keys |= {row["trial_id"]: (row["subject"] or "", row["fixer"] or "", row["trial_id"]) for row in rows}
+        return keys
 
     @contextmanager
     def _scratch(self, dataset: DatasetName) -> Iterator[Callable[[], str]]:

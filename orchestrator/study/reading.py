@@ -12,7 +12,7 @@ from orchestrator.study import yaml_text
 from orchestrator.study.schema import Adaptation, Attack, FixerEntry, Location, OutcomeThresholds, Resources, Study
 from orchestrator.study.search_space import rungs_of
 from orchestrator.study.subject_files import with_subjects
-from orchestrator.study.trials import combinations
+from orchestrator.study.trials import combinations, type_repair
 
 
 def load_study(path: str | Path) -> Study:
@@ -43,7 +43,9 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
     text = with_subjects(text, source, folder)
     data, root = yaml_text.read(text, source)
     if not isinstance(data, dict) or root is None:
-        raise UserError(f"{source}: a study file is a mapping with study, subjects and fixers; see examples/.")
+        raise UserError(
+            f"{source}: a study file is a mapping with study, subjects and fixers or failure_types; see examples/."
+        )
     try:
         study = Study.model_validate(data)
     except ValidationError as error:
@@ -72,6 +74,12 @@ def parse_study(text: str, source: str, folder: Path) -> Study:
             if one.adapt and one.name in swept:
                 raise UserError(f"{where}: '{one.name}' has two sweeps; put the second into a study of its own.")
         entries += expanded
+    for index, item in enumerate(study.repairs):
+        try:
+            type_repair(study, item.name).parameters(100)
+        except fixers.FixerError as error:
+            where = f"{source}, line {_line(root, ('repairs', index))}"
+            raise UserError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
     study = study.model_copy(update={"fixers": entries, "plugins": plugins})
     locations: list[Location] = [("subjects", index) for index in range(len(study.subjects))]
     locations += [("attack", "epsilon", name) for name in (study.attack.epsilon if study.attack else ())]

@@ -22,7 +22,7 @@ from orchestrator.base.fields import Number, Radius, Seconds, Several, Size
 from orchestrator.study import objectives
 
 Location = tuple[int | str, ...]
-Stage = Literal["adapt", "final"]
+Stage = Literal["adapt", "final", "type"]
 
 
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -141,6 +141,69 @@ class FixerEntry(_Model):
         return self
 
 
+class TypeGrouping(_Model):
+    """How the failures of a subject are divided into types."""
+
+    grouping: Literal["gradients", "features", "random", "confusion", "metadata", "hudd"]
+    """Clusters of gradients, features or heatmaps (``hudd``); at random; by label and prediction; by what is known."""
+    name: str | None = None
+    """In results; the grouping's, with its column, when not given."""
+    column: str | None = None
+    """Of metadata, by whose values failures are divided."""
+    types: int | None = Field(default=None, ge=1)
+    """How many; by silhouette when not given, 5 for random."""
+    fewest: int = Field(default=3, ge=2)
+    """Fewest types that are tried."""
+    most: int = Field(default=10, ge=2)
+    """Most types that are tried."""
+    normalise: bool = False
+    """Whether gradients are scaled to length 1, so that how wrong a sample is doesn't count."""
+    repair: bool | None = None
+    """Whether the study's repairs run on these types; on those of its first grouping when not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return {"grouping": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.column is not None) != (self.grouping == "metadata"):
+            raise ValueError("must have a column exactly where it is by metadata, which divides by its values")
+        if self.most < self.fewest:
+            raise ValueError(f"has most: {self.most}, which is below fewest: {self.fewest}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What results call it."""
+        return self.name or (f"metadata: {self.column}" if self.column else self.grouping)
+
+
+class TypeRepair(_Model):
+    """A way to repair failure types: one of the paper's, or any approach, which repairs all types at once."""
+
+    name: str
+    """``single``, ``single_and_correct``, ``all``, ``all_and_correct``, ``ewc``, ``matrix`` or that of an approach."""
+    params: dict[str, Any] = {}
+    """In place of the defaults: ``steps``, ``batch_size`` and what the approach has."""
+    preset: str | None = None
+    """A named set of hyper-parameters; the study's when not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(schema)]}
+
+
 class Resources(_Model):
     """What one trial gets."""
 
@@ -178,7 +241,11 @@ class Study(_Model):
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     subjects: Several[Any] = Field(min_length=1)
     """Names of the catalogue, subject files ending in .yaml or .yml (relative to the study file), or mappings."""
-    fixers: Several[FixerEntry] = Field(min_length=1)
+    fixers: Several[FixerEntry] = []
+    failure_types: Several[TypeGrouping] = []
+    """How failures are divided into types; a model is tuned on each type of each of them."""
+    repairs: Several[TypeRepair] = []
+    """Of failure types, beside the fine-tuning by which Learnability is measured."""
     seeds: list[Seed] = Field(default=[0], min_length=1)
     preset: str | None = None
     """Preset of every fixer that has it and doesn't name one itself."""
@@ -194,6 +261,22 @@ class Study(_Model):
 
     _places: dict[Location, str] = PrivateAttr(default_factory=dict)
     _text: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if not self.fixers and not self.failure_types:
+            raise ValueError("has neither fixers nor failure_types: give one of them")
+        if self.repairs and not self.failure_types:
+            raise ValueError("has repairs, which are of failure_types, and none of these: give both, or use fixers")
+        for what, names in (
+            ("grouping", [item.label for item in self.failure_types]),
+            ("repair", [item.name for item in self.repairs]),
+        ):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(
+                    f"has the {what} '{twice[0]}' twice: give one of them a name of its own, or leave it out"
+                )
+        return self
 
     @field_validator("seeds", mode="before", json_schema_input_type=SeedsAsWritten)
     @classmethod

@@ -5,9 +5,12 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.study.schema import FixerEntry, Stage, Study
+from orchestrator.study.schema import FixerEntry, Stage, Study, TypeGrouping, TypeRepair
+
+if TYPE_CHECKING:
+    from fixers.failure_types import Repair
 
 
 def combinations(fixed: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -35,6 +38,13 @@ class TrialSpec:
     short_rung: bool | None = None
     """Whether successive halving gives it a part of the effort only; None outside of sweeps. No part of its identity:
     the parameters say the effort."""
+    grouping: str | None = None
+    """Of a trial of stage ``type``: what the study calls the grouping."""
+    grouping_key: str | None = None
+    """Hash of what determines its types, under which the results keep them."""
+    type: int | None = None
+    """From 1; None where all types are repaired."""
+    repair: str | None = None
 
 
 def trial_id(fixer: str, params: str, fingerprint: str, seed: int, code_version: str, stage: Stage) -> str:
@@ -44,6 +54,41 @@ def trial_id(fixer: str, params: str, fingerprint: str, seed: int, code_version:
     an adaptation trial is judged on valid only. Retry, resource and storage options don't.
     """
     text = json.dumps([1, fixer, params, fingerprint, seed, code_version, stage])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class TypeRepairing:
+    """A way of repair with what the study says of it."""
+
+    way: "Repair"
+    params: Mapping[str, Any]
+    preset: str
+
+    def parameters(self, n_failures: int) -> str:
+        """Hyper-parameters as canonical JSON, for so many failures that train."""
+        return self.way.parameters(n_failures, self.params, self.preset)
+
+
+def type_repair(study: Study, name: str) -> TypeRepairing:
+    """A way of repair of a study, by name.
+
+    Raises:
+        fixers.ParameterError: there is no such way, or approach.
+    """
+    from fixers.failure_types import repair_named
+
+    said = next((item for item in study.repairs if item.name == name), TypeRepair(name=name))
+    preset = said.preset or study.preset or "study"
+    return TypeRepairing(repair_named(name, preset), said.params, preset)
+
+
+def grouping_key(grouping: TypeGrouping, fingerprint: str, seed: int) -> str:
+    """Hash of what determines the types of a subject: its samples and model, the grouping, the seed and our code."""
+    from fixers.code_version import version_of
+
+    said = grouping.model_dump(exclude={"name", "repair"})
+    text = json.dumps([1, said, fingerprint, seed, version_of("fixers.failure_types")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

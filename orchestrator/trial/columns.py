@@ -11,6 +11,8 @@ from orchestrator.study.trials import TrialSpec
 from orchestrator.subjects.subject import SubjectDefinition
 from orchestrator.trial.outcomes import Verdict
 
+_OF_TYPES = ("grouping", "grouping_key", "type", "repair")
+
 
 def identity_columns(spec: TrialSpec, definition: SubjectDefinition) -> dict[str, Any]:
     """The columns of a trial's row that are known before it runs."""
@@ -32,6 +34,7 @@ def identity_columns(spec: TrialSpec, definition: SubjectDefinition) -> dict[str
         "code_version": spec.code_version,
         "fixstudy_version": _own_version(),
         "torch_version": torch.__version__,
+        **({name: getattr(spec, name) for name in _OF_TYPES} if spec.stage == "type" else {}),
     }
 
 

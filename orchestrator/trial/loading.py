@@ -107,21 +107,21 @@ def sample_columns(subject: Subject) -> dict[str, Any]:
     return {
         "sample_id": np.arange(len(labels)),
         "label": labels,
-        "class_name": _names(labels, definition.class_names),
+        "class_name": names_of(labels, definition.class_names),
         "group": [None] * len(labels) if data.test_groups is None else data.test_groups,
         "group_name": [None] * len(labels)
         if data.test_groups is None
-        else _names(data.test_groups, definition.sensitive_groups or ()),
-        "metadata": _pairs(data.metadata.get("test", {}), len(labels)),
+        else names_of(data.test_groups, definition.sensitive_groups or ()),
+        "metadata": pairs_of(data.metadata.get("test", {}), len(labels)),
     }
 
 
-def _names(indices: npt.NDArray[Any], names: Sequence[str]) -> list[str | None]:
+def names_of(indices: npt.NDArray[Any], names: Sequence[str]) -> list[str | None]:
     """The name of each index; None where it has none."""
     return [names[index] if index < len(names) else None for index in indices.tolist()]
 
 
-def _pairs(columns: Mapping[str, npt.NDArray[Any]], length: int) -> list[list[tuple[str, str | None]]]:
+def pairs_of(columns: Mapping[str, npt.NDArray[Any]], length: int) -> list[list[tuple[str, str | None]]]:
     """Columns (N,) as name and text of each value, sample by sample."""
     texts = [_texts(values) for values in columns.values()]
     return [list(zip(columns, row, strict=True)) for row in zip(*texts, strict=True)] if texts else [[]] * length

@@ -79,7 +79,7 @@ class Bench:
     @property
     def is_final(self) -> bool:
         """Whether the trial is judged on the test split too; one of a sweep never is."""
-        return self.spec.stage == "final"
+        return self.spec.stage != "adapt"
 
 
 @dataclass
@@ -89,6 +89,8 @@ class TrialRecord:
     row: dict[str, Any]
     predictions: dict[str, Any] | None = None
     curves: dict[str, list[Any]] | None = None
+    matrix: dict[str, Any] | None = None
+    """Accuracies on failure types, of a trial that repairs some."""
     state: dict[str, Tensor] | None = None
     """Weights of the fixed model."""
     fixed: nn.Module | None = None

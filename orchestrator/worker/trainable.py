@@ -39,6 +39,7 @@ from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.columns import identity_columns, verdict_columns
 from orchestrator.trial.measures import surroundings
 from orchestrator.trial.trial import Bench, TrialRecord, TrialSettings, run_trial
+from orchestrator.trial.types import run_type_trial
 from orchestrator.worker.logtail import CHARACTERS, CHARACTERS_WHEN_OK, LogTail, stream_files
 from orchestrator.worker.memory import oom_kills
 from orchestrator.worker.monitor import RunningTrial
@@ -150,7 +151,10 @@ class TrialWorker(tune.Trainable):
         subject, baseline = self._subject(self._spec.subject)
         load_seconds = time.monotonic() - started
         bench = Bench(self._spec, subject, baseline, self._context.settings, self._device, self._cache)
-        record = run_trial(bench, on_phase=self._enter, on_progress=self._progress)
+        if self._spec.stage == "type":
+            record = run_type_trial(bench, self._context.store, self._enter, self._progress)
+        else:
+            record = run_trial(bench, on_phase=self._enter, on_progress=self._progress)
         record.row["load_seconds"] = load_seconds
         return record
 
@@ -169,7 +173,7 @@ class TrialWorker(tune.Trainable):
         files = {}
         if record.state is not None:
             files[f"models/{trial_id}.safetensors"] = weights.content(record.state, {"trial_id": trial_id})
-        store.write_trial(record.row, record.predictions, record.curves, files)
+        store.write_trial(record.row, record.predictions, record.curves, files, record.matrix)
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._since = phase, time.monotonic()

@@ -41,7 +41,7 @@ def _relabelled(pool: Pool, labels: torch.Tensor) -> Pool:
     problem = RepairProblem(own.original, train=own.train, valid=own.valid, repair=TensorSplit(inputs, labels))
     changed = Pool(problem)
     # The order is that of the pool before; it is a function of content, which changed.
-    changed.__dict__["order"] = pool.order
+    changed.__dict__["_facts"] = pool._facts
     return changed
 
 

@@ -38,6 +38,14 @@ def good(rest, fixers="[arachne]", subjects="[digits]"):
             "line 4: arachne has no preset 'quik'; did you mean 'quick'?",
         ),
         (good("preset: quik"), "line 4: no approach has a preset 'quik'; did you mean 'quick'?"),
+        (
+            good("failure_types: [features]\nrepairs: [singel]"),
+            "line 5: There is no repair 'singel'; did you mean 'single'?",
+        ),
+        (good("failure_types: [metadata]"), "line 4: 'failure_types.0' must have a column exactly where"),
+        (good("failure_types: [random, random]"), "has the grouping 'random' twice"),
+        (good("repairs: [single]"), "has repairs, which are of failure_types, and none of these"),
+        ("study: a\nsubjects: [digits]", "has neither fixers nor failure_types"),
         (good("seds: 3"), "line 4: there is no field 'seds'; did you mean 'seeds'?"),
         (
             "study: a\nsubjects: [digits]\nfixers:\n  - name: arachne\n    prams: {}",
