@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from analysis.contract.errors import ResultsError
 from analysis.contract.folder import COMPACT_PREFIX, TRIAL_IDS_KEY
 from analysis.contract.schema import DatasetName, Outcome
+from analysis.published.failure_types import type_rows
 
 STUDY: Final = "published"
 _MARK: Final = f"name: {STUDY}\n"
@@ -109,11 +110,15 @@ def import_published(target: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     # First, so that an import that is cut off can be repeated.
     mark.write_text(_MARK, encoding="utf-8")
-    for name in ("trials", "subjects", "predictions", "curves"):
+    for name in ("trials", "subjects", "predictions", "curves", "type_trials", "type_matrix"):
         (folder / name).mkdir(exist_ok=True)
     trials = [_trial_row(cell) for cell in cells()]
     ids = [row["trial_id"] for row in trials]
     _write(folder / "trials" / f"{COMPACT_PREFIX}{STUDY}.parquet", "trials", trials, ids)
+    type_trials, type_matrix = type_rows(STUDY)
+    ids = [row["trial_id"] for row in type_trials]
+    _write(folder / "type_trials" / f"{COMPACT_PREFIX}{STUDY}.parquet", "type_trials", type_trials, ids)
+    _write(folder / "type_matrix" / f"{COMPACT_PREFIX}{STUDY}.parquet", "type_matrix", type_matrix, ids)
     for name, subject in _SUBJECTS.items():
         _write(folder / "subjects" / f"{STUDY}-{name}.parquet", "subjects", [_subject_row(name, subject)])
     return folder

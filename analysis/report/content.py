@@ -53,6 +53,7 @@ def build(
         sections.complementarity(findings, con),
         sections.classes(findings, con),
         sections.examples(findings, con, folder if pictures else None),
+        sections.failure_types(con, pictures),
         sections.comparison(findings),
         sections.seeds(findings),
         sections.adaptation(findings, con),

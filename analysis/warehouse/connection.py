@@ -3,10 +3,10 @@
     con = analysis.open("results/quickstart")
     con.sql("SELECT fixer, avg(repair_rate) FROM cells GROUP BY fixer").df()
 
-The views `trials`, `predictions`, `curves`, `subjects` and `test_samples` hold the columns of `schema`,
-whatever the files hold and even when there are none; `views.sql` adds what most questions start from
-(`latest`, `selected`, `cells`, `changes`, `whole`, `tallies`). A connection shows the study as it was when it was
-opened.
+The views `trials`, `predictions`, `curves`, `subjects`, `test_samples` and those of failure types (`failure_types`,
+`type_trials`, `type_matrix`) hold the columns of `schema`, whatever the files hold and even when there are none;
+`views.sql` adds what most questions start from (`latest`, `selected`, `cells`, `changes`, `whole`, `tallies`,
+`type_accuracies`). A connection shows the study as it was when it was opened.
 """
 
 import re
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 IN_MEMORY_ROWS: Final = 1_000_000
 """Datasets up to this many rows are read once, into memory; larger ones are scanned by every query."""
 
-_ALWAYS_IN_MEMORY: Final[tuple[DatasetName, ...]] = ("trials", "subjects")
+_ALWAYS_IN_MEMORY: Final[tuple[DatasetName, ...]] = ("trials", "subjects", "type_trials")
 _ATTEMPTS: Final = 5
 STORAGE_VERSION: Final = "v1.0.0"
 """Of exported files; what is in them works in DuckDB 1.1 and later."""
@@ -90,7 +90,10 @@ def open_confined(
 def datasets_of(tables: Collection[str]) -> tuple[DatasetName, ...]:
     """The datasets behind some tables and views, trials among them always."""
     derived = {"changes": "predictions", "tallies": "predictions", "fairness": "predictions", "whole": "predictions"}
+    derived |= {"type_accuracies": "type_matrix", "type_keys": "type_trials"}
     named = {derived.get(table, table) for table in tables} | {"trials", "subjects"}
+    if "type_matrix" in named:
+        named.add("type_trials")
     return tuple(dataset for dataset in DATASETS if dataset in named)
 
 

@@ -238,3 +238,26 @@ JOIN trials AS t USING (trial_id)
 JOIN subjects AS s ON s.fingerprint = t.subject_fingerprint
 GROUP BY g.trial_id
 HAVING min(first_group) < max(last_group);
+
+-- The grouping that the newest type trials of a subject are of, by grouping and seed; older ones are of other data or code.
+CREATE OR REPLACE VIEW type_keys AS
+SELECT subject, grouping, seed, grouping_key
+FROM type_trials
+QUALIFY row_number() OVER (
+    PARTITION BY subject, grouping, seed
+    ORDER BY run DESC NULLS LAST, started_at DESC NULLS LAST, trial_id
+) = 1;
+
+-- What the newest model of every repair and type gets right of every type, of what was right (C) and of both (All).
+CREATE OR REPLACE VIEW type_accuracies AS
+SELECT t.subject, t.grouping, t.seed, t.type, t.repair, m.type_of_test, m.accuracy, m.n
+FROM (
+    FROM type_trials
+    SEMI JOIN type_keys USING (subject, grouping, seed, grouping_key)
+    WHERE accuracy_fixed IS NOT NULL
+    QUALIFY row_number() OVER (
+        PARTITION BY subject, grouping, seed, type, repair
+        ORDER BY run DESC NULLS LAST, started_at DESC NULLS LAST, trial_id
+    ) = 1
+) AS t
+JOIN type_matrix AS m USING (trial_id);

@@ -44,6 +44,16 @@ def logs(results: str, trial: str, form: str) -> None:
     show(describe(row).rstrip("\n"), row, form)
 
 
+@click.command(short_help="What kinds of failures there are, in words.")
+@click.argument("results")
+@click.option("--subject", help="Only this subject.")
+def types(results: str, subject: str | None) -> None:
+    """Tell how many failure types were found, what is in each, which are worth repairing, and what it costs."""
+    from analysis.terminal.types import describe_types
+
+    click.echo(describe_types(results, subject), nl=False)
+
+
 @click.command(short_help="Ask a study in SQL; without a query, a prompt.")
 @click.argument("results", required=False)
 @click.argument("query", required=False)

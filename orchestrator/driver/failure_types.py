@@ -33,7 +33,8 @@ def find_types(
         subjects: what the driver knows of them.
         loader: of the subjects.
     """
-    store, found, waiting = loader.store, [], {}
+    store, found = loader.store, []
+    waiting: dict[str, Any] = {}
     pairs = [(name, own, seed) for name in subjects for own in study.failure_types for seed in study.seeds]
     for name, grouping, seed in pairs:
         key = grouping_key(grouping, subjects[name].fingerprint, seed)

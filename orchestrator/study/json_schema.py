@@ -1,8 +1,10 @@
 """What study and subject files may say, as JSON Schema: editors complete and check them while they are written."""
 
-from typing import Any
+from typing import Any, get_args
 
 import fixers
+from fixers.failure_types import MATRIX, REPAIRS
+from fixers.failure_types.grouping import By
 from fixers.fixer import Fixer, ParameterInfo
 from orchestrator.study.schema import Study
 from orchestrator.subjects.catalogue import catalogue
@@ -10,6 +12,7 @@ from orchestrator.subjects.own.schema import OwnSubject
 
 _DIALECT = "http://json-schema.org/draft-07/schema#"
 """What the YAML servers of editors know."""
+_OF_TYPES = {"failure_types": "TypeGrouping", "repairs": "TypeRepair"}
 
 
 def study_schema() -> dict[str, Any]:
@@ -29,7 +32,20 @@ def study_schema() -> dict[str, Any]:
     }
     listed = schema["properties"]["subjects"]
     listed["anyOf"] = [subject, {"type": "array", "minItems": 1, "items": subject}]
+    for key in ("failure_types", "repairs"):
+        bare, full = definitions[_OF_TYPES[key]]["anyOf"]
+        said = "grouping" if key == "failure_types" else "name"
+        bare["enum"] = full["properties"][said]["enum"] = _types_may(key)
+    # Pydantic doesn't know what the model checks as a whole.
+    schema["anyOf"] = [{"required": ["fixers"]}, {"required": ["failure_types"]}]
+    schema["dependencies"] = {"repairs": ["failure_types"]}
     return {"$schema": _DIALECT, **schema, "definitions": {**definitions, **nested}}
+
+
+def _types_may(key: str) -> list[str]:
+    if key == "failure_types":
+        return list(get_args(By))
+    return [MATRIX.name, *REPAIRS, *(name for name in _names() if name not in REPAIRS and name != "all")]
 
 
 def subject_schema() -> dict[str, Any]:

@@ -241,7 +241,7 @@ class Study(_Model):
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     subjects: Several[Any] = Field(min_length=1)
     """Names of the catalogue, subject files ending in .yaml or .yml (relative to the study file), or mappings."""
-    fixers: Several[FixerEntry] = []
+    fixers: Several[FixerEntry] = Field(default=[], min_length=1)
     failure_types: Several[TypeGrouping] = []
     """How failures are divided into types; a model is tuned on each type of each of them."""
     repairs: Several[TypeRepair] = []

@@ -7,6 +7,7 @@ from analysis.report.plots.ranks import Line, critical_difference, slopes
 from analysis.report.plots.strips import Strip, strips
 from analysis.report.plots.style import COLOURS, HARM, MUTED, OTHER, SYMBOLS, Figure, colour, symbol, text
 from analysis.report.plots.trade_off import Point, place_labels, trade_off
+from analysis.report.plots.type_map import type_map
 
 __all__ = [
     "COLOURS",
@@ -30,4 +31,5 @@ __all__ = [
     "symbol",
     "text",
     "trade_off",
+    "type_map",
 ]

@@ -3,6 +3,7 @@
 from analysis.report.sections.comparison import comparison
 from analysis.report.sections.effectiveness import effectiveness
 from analysis.report.sections.efficiency import efficiency
+from analysis.report.sections.failure_types import failure_types
 from analysis.report.sections.outcomes import outcomes
 from analysis.report.sections.samples import classes, complementarity, examples
 from analysis.report.sections.seeds import seeds
@@ -17,6 +18,7 @@ __all__ = [
     "effectiveness",
     "efficiency",
     "examples",
+    "failure_types",
     "outcomes",
     "seeds",
     "settings",

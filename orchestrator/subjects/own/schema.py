@@ -11,7 +11,7 @@ from fixers.fixer import suggest
 from orchestrator.base.fields import Radius
 from orchestrator.subjects.own.groups import Groups, Value
 from orchestrator.subjects.own.references import LocalFile, Reference, reference
-from orchestrator.subjects.reading.splits import SPLIT_NAMES, SplitPlan
+from orchestrator.subjects.reading.splits import SPLIT_NAMES, GroupedSplitPlan, SplitPlan
 from orchestrator.subjects.sources.corruption import Kind
 
 
@@ -39,10 +39,15 @@ class Splits(_Strict):
     repair: float | str | Origin
     test: float | str | Origin
     seed: int = 0
+    by: str | None = None
+    """Column of the metadata of which each value, such as a patient, is in one split only."""
 
     def plan(self) -> SplitPlan:
         """Part (empty for all data) and share of each split."""
-        return SplitPlan(**{name: _part_and_share(getattr(self, name)) for name in SPLIT_NAMES}, seed=self.seed)
+        parts = {name: _part_and_share(getattr(self, name)) for name in SPLIT_NAMES}
+        if self.by is None:
+            return SplitPlan(**parts, seed=self.seed)
+        return GroupedSplitPlan(**parts, seed=self.seed, column=self.by)
 
 
 def _part_and_share(origin: float | str | Origin) -> tuple[str, float]:

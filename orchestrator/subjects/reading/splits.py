@@ -75,9 +75,27 @@ class SplitPlan:
     test: tuple[str, float]
     seed: int = 0
 
+    @property
+    def by(self) -> str | None:
+        """Column of which each value is in one split only; None for samples one by one."""
+        return None
+
     def parts(self) -> dict[SplitName, tuple[str, float]]:
         """Pool and size of each split."""
         return {"train": self.train, "valid": self.valid, "repair": self.repair, "test": self.test}
+
+
+@dataclass(frozen=True)
+class GroupedSplitPlan(SplitPlan):
+    """A plan by which all samples of a patient, say, are in one split."""
+
+    column: str = ""
+    """Of the metadata."""
+
+    @property
+    def by(self) -> str | None:
+        """The column."""
+        return self.column
 
 
 class Division(NamedTuple):
@@ -103,13 +121,18 @@ def divide(pools: Mapping[str, Pool], plan: SplitPlan, limit: int | None = None)
         limit: at most this many samples over all four splits, in the same proportions.
 
     Raises:
-        UserError: a split would be empty.
+        UserError: a split would be empty, or samples can't be divided by the plan's column.
     """
     digests, notes = _without_copies_across(pools, plan)
+    if plan.by is not None:
+        _check_column(pools, digests, plan.by)
     result: dict[SplitName, Indices] = {}
     for name, own in digests.items():
         sharing = {split: size for split, (pool, size) in plan.parts().items() if pool == name}
-        result |= _divide_pool(pools[name], own, sharing, plan.seed)
+        if plan.by is None:
+            result |= _divide_pool(pools[name], own, sharing, plan.seed)
+        else:
+            result |= _divide_whole(pools[name], own, sharing, plan.seed, plan.by)
     total = sum(map(len, result.values()))
     if limit is not None and limit < total:
         result = {split: indices[: round(len(indices) * limit / total)] for split, indices in result.items()}
@@ -199,3 +222,57 @@ def _divide_pool(pool: Pool, digests: Digests, sizes: Mapping[SplitName, float],
     _, first, kind = np.unique(digests[order], return_index=True, return_inverse=True)
     home = home[first][kind]
     return {split: order[home == position] for position, split in enumerate(sizes)}
+
+
+def _check_column(pools: Mapping[str, Pool], used: Mapping[str, Digests], by: str) -> None:
+    """See that all pools have a column and share none of its values: what is divided already can't be put right."""
+    home: dict[str, str] = {}
+    for name in used:
+        if by not in pools[name].metadata:
+            there = ", ".join(pools[name].metadata) or "none"
+            raise UserError(
+                f"Splits are to be by '{by}', which the samples don't have; name it under metadata ({there})."
+            )
+        for value in {str(value) for value in pools[name].metadata[by].tolist()}:
+            if (other := home.setdefault(value, name)) != name:
+                raise UserError(
+                    f"Splits are to be by '{by}', and its value {value} is in the parts '{other}' and '{name}'; take "
+                    "the splits from one part, or divide the parts by it."
+                )
+
+
+def _divide_whole(
+    pool: Pool, digests: Digests, sizes: Mapping[SplitName, float], seed: int, by: str
+) -> dict[SplitName, Indices]:
+    """Divide so that all samples with one value of a column, and all copies of one input, are in one split.
+
+    The largest come first, each where the numbers of the classes then are nearest to what they should be.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    present = np.flatnonzero(digests != _GONE)
+    texts = np.array([str(value) for value in pool.metadata[by].tolist()])
+    values = np.unique(texts[present], return_inverse=True)[1]
+    contents = np.unique(digests[present], return_inverse=True)[1]
+    n_values = int(values.max(initial=-1)) + 1
+    size = n_values + int(contents.max(initial=-1)) + 1
+    links = coo_matrix((np.ones(len(present)), (values, n_values + contents)), (size, size))
+    together = connected_components(links, directed=False)[1][values]  # one number for all that must stay together
+
+    n_classes = int(pool.labels.max(initial=0)) + 1
+    counts = np.zeros((int(together.max(initial=-1)) + 1, n_classes))
+    np.add.at(counts, (together, pool.labels[present]), 1)
+    shares = np.array(list(sizes.values())) / sum(sizes.values())
+    wanted = shares[:, None] * counts.sum(axis=0)
+    have, home = np.zeros_like(wanted), np.zeros(len(counts), dtype=np.int64)
+    shuffled = np.random.default_rng(seed).permutation(len(counts))
+    for own in shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]:
+        after = np.square(have + counts[own] - wanted).sum(axis=1) - np.square(have - wanted).sum(axis=1)
+        home[own] = int(np.argmin(after / np.maximum(wanted.sum(axis=1), 1)))
+        have[home[own]] += counts[own]
+    result: dict[SplitName, Indices] = {}
+    for place, split in enumerate(sizes):
+        rows = present[home[together] == place]
+        result[split] = rows[stratified_order(pool.labels[rows], seed)]
+    return result

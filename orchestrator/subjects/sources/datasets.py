@@ -317,6 +317,29 @@ class MedMnist(DatasetFolder):
         return Pool(ArraySamples(np.ascontiguousarray(images)), labels, metadata={"tissue": tissue})
 
 
+@dataclass(frozen=True)
+class Nuclei(DatasetFolder):
+    """Nuclei of colorectal tissue in ``<root>/crc_nuclei``: Parquet with images, cancerous or not, and the patient."""
+
+    folder = "crc_nuclei"
+    plan: SplitPlan
+    form: ImageFormat
+
+    def load(self, data_root: DataRoot | None, limit: int | None) -> SubjectData:
+        """Read and divide."""
+        known = ("patient", "cell_type_name")
+        wanted = f"Parquet files with the columns image, is_cancerous, {' and '.join(known)}"
+        folder = dataset_folder(data_root, self.folder, wanted)
+        paths = sorted(folder.glob("[!.]*.parquet"))
+        if not paths:
+            raise UserError(f"There are no Parquet files in {folder}; put {wanted} there.")
+        rows = read_parquet(paths, "image", "is_cancerous", columns=known)
+        metadata = {name: rows.columns[name] for name in known}
+        pool = Pool(image_samples(rows.images, self.form), rows.labels.values.astype(np.int64), metadata=metadata)
+        origin = f"colorectal nuclei, {', '.join(path.name for path in paths)}"
+        return assemble({"all": pool}, self.plan, origin, limit)
+
+
 def _joined(pools: Sequence[Pool]) -> Pool:
     arrays = [pool.samples.array for pool in pools if isinstance(pool.samples, ArraySamples)]
     return Pool(

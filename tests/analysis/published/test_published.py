@@ -30,6 +30,27 @@ def abbreviations(con):
     return dict(con.sql("SELECT DISTINCT fixer, abbreviation FROM trials").fetchall())
 
 
+def test_the_second_papers_matrices_give_its_table_and_its_repairs_are_as_printed(tmp_path):
+    with analysis.open(analysis.import_published(tmp_path / "p")) as con:
+        learned = {(r["subject"], r["grouping"]): r for r in analysis.run(con, "learnability").to_pylist()}
+        independent = {(r["subject"], r["grouping"]): r for r in analysis.run(con, "independence").to_pylist()}
+        repairs = analysis.run(con, "type_repairs").to_pylist()
+    printed = {
+        ("bp_mnist", "metadata: tissue"): (0.9171, 0.0471, 0.5783, 0.1633),
+        ("bp_mnist", "gradients"): (0.9263, 0.0357, 0.6900, 0.0362),
+        ("ice_cd", "random"): (0.6517, 0.0177, 0.0140, 0.0172),
+        ("ice_cd", "gradients"): (0.8333, 0.1177, 0.4797, 0.1748),
+    }
+    for key, (learnability, spread, independence, other_spread) in printed.items():
+        assert learned[key]["learnability"] == pytest.approx(learnability, abs=5e-4)
+        assert learned[key]["spread_over_types"] == pytest.approx(spread, abs=5e-4)
+        assert independent[key]["independence"] == pytest.approx(independence, abs=5e-4)
+        assert independent[key]["spread_over_types"] == pytest.approx(other_spread, abs=5e-4)
+    cell = {(r["subject"], r["repair"], r["type_of_test"]): r["accuracy"] for r in repairs}
+    assert cell["bp_mnist", "ewc", "C"] == 0.27
+    assert cell["ice_cd", "single", "All"] == 0.36
+
+
 def test_sixteen_by_five(con):
     counts = dict(con.sql("SELECT outcome, count(*) FROM trials GROUP BY outcome").fetchall())
     assert counts == {"OK": 63, "CORRUPTED": 5, "FAILURE": 2, "UNADAPTABLE": 10}

@@ -18,6 +18,7 @@ from synthetic_study import FIXERS, Study, brute_force, write_study, write_table
 
 import analysis
 from analysis.contract.errors import QueryError
+from analysis.contract.schema import DATASETS
 from analysis.findings import find
 from analysis.findings.advise import advise
 from analysis.report import report, sections
@@ -84,7 +85,7 @@ def test_header_promises_what_the_query_returns(con, name):
     table = analysis.run(con, name)
     assert table.column_names == [column.name for column in query.columns]
     assert query.question.endswith("?")
-    assert set(query.reads) <= {"trials", "predictions", "curves", "subjects", "test_samples"}
+    assert set(query.reads) <= set(DATASETS)
     assert all(parameter.meaning for parameter in query.parameters)
     for column in query.columns:
         # A rank has no unit, and the figures of `integrity` have that of what was checked.

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from analysis.contract.errors import UserError
 from orchestrator.subjects.reading.samples import ArraySamples
-from orchestrator.subjects.reading.splits import SPLIT_NAMES, Pool, SplitPlan, divide, row_digests, stratified_order
+from orchestrator.subjects.reading.splits import (
+    SPLIT_NAMES,
+    GroupedSplitPlan,
+    Pool,
+    SplitPlan,
+    divide,
+    row_digests,
+    stratified_order,
+)
 from orchestrator.subjects.subject import assemble
 
 PLAN = SplitPlan(("all", 0.5), ("all", 0.1), ("all", 0.2), ("all", 0.2))
@@ -125,3 +133,56 @@ def test_the_hash_tells_contents_labels_and_order_apart() -> None:
 def test_too_few_samples_for_four_splits_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"The valid split would be empty: 4 samples don't fill four splits"):
         divide({"all": pool(4)}, PLAN)
+
+
+BY_PATIENT = GroupedSplitPlan(("all", 0.5), ("all", 0.1), ("all", 0.2), ("all", 0.2), column="patient")
+
+
+def of_patients(n: int, n_patients: int, seed: int = 0) -> Pool:
+    patients = np.random.default_rng(seed + 1).integers(0, n_patients, n)
+    return pool(n, 2, seed, metadata={"patient": patients})
+
+
+@given(st.integers(300, 600), st.integers(40, 90), st.integers(0, 3))
+@settings(max_examples=20, deadline=None)
+def test_by_a_column_each_of_its_values_is_in_one_split_and_classes_are_in_proportion(
+    n: int, k: int, seed: int
+) -> None:
+    own = of_patients(n, k, seed)
+    indices = divide({"all": own}, BY_PATIENT).indices
+    homes = [set(own.metadata["patient"][indices[name]].tolist()) for name in SPLIT_NAMES]
+    assert sum(map(len, homes)) == len(set().union(*homes))
+    assert sorted(np.concatenate(list(indices.values()))) == list(range(n))
+    share = own.labels.mean()
+    for name, wanted in zip(SPLIT_NAMES, (0.5, 0.1, 0.2, 0.2), strict=True):
+        assert len(indices[name]) == pytest.approx(wanted * n, abs=0.08 * n)
+        if name != "valid":
+            assert own.labels[indices[name]].mean() == pytest.approx(share, abs=0.12)
+
+
+def test_patients_that_share_an_image_are_in_one_split() -> None:
+    own = of_patients(300, 60)
+    images = own.samples.array.copy()  # type: ignore[attr-defined]
+    first, second = (np.flatnonzero(own.metadata["patient"] == patient)[0] for patient in (3, 7))
+    images[second] = images[first]
+    own = Pool(ArraySamples(images), own.labels, metadata=own.metadata)
+    indices = divide({"all": own}, BY_PATIENT).indices
+    home = {patient: name for name in SPLIT_NAMES for patient in own.metadata["patient"][indices[name]].tolist()}
+    assert home[3] == home[7]
+
+
+def test_a_column_that_is_missing_or_cuts_across_parts_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"by 'patient', which the samples don't have; name it under metadata \(none\)"):
+        divide({"all": pool(100)}, BY_PATIENT)
+    plan = GroupedSplitPlan(("a", 0.5), ("a", 0.1), ("b", 0.2), ("b", 0.2), column="patient")
+    with pytest.raises(UserError, match="is in the parts 'b' and 'a'"):
+        divide({"a": of_patients(100, 9), "b": of_patients(100, 9, 5)}, plan)
+
+
+def test_plans_without_a_column_are_known_by_the_same_name_as_ever() -> None:
+    # It is part of the key under which trained originals are kept.
+    assert (
+        repr(PLAN)
+        == "SplitPlan(train=('all', 0.5), valid=('all', 0.1), repair=('all', 0.2), test=('all', 0.2), seed=0)"
+    )
+    assert "column='patient'" in repr(BY_PATIENT)
