@@ -10,7 +10,7 @@
 -- column value: which one
 -- column n: failures of the type of which it is said [samples]
 -- column share: n / n_type [fraction]
--- column lift: share / share among all failures; above 1 where the type has more of it than the others
+-- column lift: share / share among all failures; above 1 where the type has more of it than the others [times]
 WITH failures AS (
     SELECT *, row_number() OVER () AS failure
     FROM failure_types

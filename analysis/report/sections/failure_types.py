@@ -30,12 +30,12 @@ _MOST_TYPES: Final = 25
 """Types whose rows and columns a page shows; a confusion of many classes has more."""
 _ORDER: Final = ("matrix", "single", "single_and_correct", "all", "ewc", "all_and_correct")
 _REPAIRS: Final = {
-    "matrix": "each type and C, 0.9 of C kept",
-    "single": "each type alone",
-    "single_and_correct": "each type and C",
-    "all": "all types at once",
-    "ewc": "all types at once, EWC",
-    "all_and_correct": "all types and C",
+    "matrix": "one + C, kept",
+    "single": "one",
+    "single_and_correct": "one + C",
+    "all": "all",
+    "ewc": "all, EWC",
+    "all_and_correct": "all + C",
 }
 
 
@@ -141,8 +141,9 @@ def _table_2(one: TypeGrouping) -> Table:
     before = [Value("before"), *(Value("0" if test.isdigit() else "1" if test == "C" else "") for test in columns)]
     return Table(
         f"types-repairs-{identifier(one.subject)}-{identifier(one.name)}",
-        f"{one.subject}: repairs of the types by {one.name}, accuracy (C and All of single ones are means over the "
-        "models; ± over seeds, whose types differ)",
+        f"{one.subject}: repairs of the types by {one.name}, accuracy. Tuned on one type or on all, with right "
+        "samples or without; 'kept' took only weights that keep 0.9 of C. With one type each, C and All are means over "
+        "the models; ± over seeds, whose types differ.",
         [TableColumn("Tuned on", numeric=False), *(TableColumn(_title(test), first="descending") for test in columns)],
         [
             before,
@@ -241,10 +242,13 @@ def _heat_map(one: TypeGrouping) -> Plot | None:
         figure,
         Table(
             f"{name}-data", f"{one.subject}: the matrix of types by {one.name}",
-            [TableColumn("Tuned on", numeric=False), *(TableColumn(_title(test)) for test in tests)],
             [
-                [Value(f"F{number}"), *(_number(one.matrix.get((number, test), (None, 0))[0]) for test in tests)]
-                for number in tuned
+                TableColumn("Tuned on", numeric=False), TableColumn("Judged on", numeric=False),
+                TableColumn("Accuracy", first="descending"), TableColumn("Samples"),
+            ],
+            [
+                [Value(f"F{number}", sort=number), Value(_title(test)), _number(own[0]), Value(str(own[1]), sort=own[1])]
+                for number in sorted(tuned) for test in tests if (own := one.matrix.get((number, test)))
             ],
         ),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from fixers import get
 from fixers.cache import NoCache
-from fixers.failure_types import MATRIX
+from fixers.failure_types import REPAIRS
 from orchestrator.storage.store import Store
 from orchestrator.study.schema import TypeGrouping
 from orchestrator.study.trials import TrialSpec
@@ -65,10 +65,10 @@ def test_features_find_the_planted_causes_of_the_subject(loaded):
 
 def test_a_type_trial_is_judged_on_every_type_and_on_what_was_right(loaded, grouped):
     (subject, baseline), (store, columns) = loaded, grouped
-    params = MATRIX.parameters(100, {"steps": 120}, "quick")
+    params = REPAIRS["single_and_correct"].parameters(100, {"steps": 60, "learning_rate": 3e-3}, "quick")
     spec = TrialSpec(
         "id", "s", "type", subject.name, "finetune", params, 0, subject.fingerprint, "v",
-        grouping="cause", grouping_key="key", type=1, repair="matrix",
+        grouping="cause", grouping_key="key", type=1, repair="single_and_correct",
     )  # fmt: skip
     bench = Bench(spec, subject, baseline, TrialSettings(60.0, 0.1, {"samples": 5}, True))
     record = run_type_trial(bench, store, lambda phase: None, lambda step, figures: None)
@@ -83,7 +83,7 @@ def test_a_type_trial_is_judged_on_every_type_and_on_what_was_right(loaded, grou
     assert row["accuracy_c"] == accuracy["C"]
     assert row["accuracy_fixed"] == pytest.approx(accuracy["All"])
     assert row["accuracy_original"] == pytest.approx(counts["C"] / counts["All"])
-    assert (row["grouping"], row["type"], row["repair"], row["asr_fixed"]) == ("cause", 1, "matrix", None)
+    assert (row["grouping"], row["type"], row["repair"], row["asr_fixed"]) == ("cause", 1, "single_and_correct", None)
     assert (row["outcome"] == "CORRUPTED") == (accuracy["C"] < 0.9 - 1e-9)
     store.write_trial(row, None, record.curves, None, matrix)
     assert store.done() == {"id"}
