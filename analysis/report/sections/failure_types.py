@@ -247,8 +247,8 @@ def _heat_map(one: TypeGrouping) -> Plot | None:
                 TableColumn("Accuracy", first="descending"), TableColumn("Samples"),
             ],
             [
-                [Value(f"F{number}", sort=number), Value(_title(test)), _number(own[0]), Value(str(own[1]), sort=own[1])]
-                for number in sorted(tuned) for test in tests if (own := one.matrix.get((number, test)))
+                [Value(f"F{number}", sort=number), Value(_title(test)), _number(own), Value(str(n), sort=n)]
+                for number in sorted(tuned) for test in tests for own, n in [one.matrix.get((number, test), (None, 0))]
             ],
         ),
     )  # fmt: skip
