@@ -72,20 +72,14 @@ class TypeGrouping:
 
 def type_groupings(con: "duckdb.DuckDBPyConnection") -> list[TypeGrouping]:
     """What was found of each grouping of each subject, in alphabetical order."""
+    told = _by_grouping(con.sql("FROM latest_type_trials ORDER BY trial_id").to_arrow_table().to_pylist())
+    if not told:
+        return []
     learned = {(row["subject"], row["grouping"]): row for row in rows(con, "learnability")}
     independent = {(row["subject"], row["grouping"]): row for row in rows(con, "independence")}
-    kept = con.sql("FROM failure_types SEMI JOIN type_keys USING (subject, grouping, seed, grouping_key)")
-    failures = _by_grouping(kept.to_arrow_table().to_pylist())
+    failures = _by_grouping(con.sql("FROM latest_failure_types ORDER BY sample_id").to_arrow_table().to_pylist())
     composition = _by_grouping(rows(con, "type_composition"))
     matrix, repairs = _by_grouping(rows(con, "type_matrix")), _by_grouping(rows(con, "type_repairs"))
-    told = _by_grouping(
-        con.sql(
-            "FROM type_trials SEMI JOIN type_keys USING (subject, grouping, seed, grouping_key) "
-            "ORDER BY run, started_at, trial_id"
-        )
-        .to_arrow_table()
-        .to_pylist()
-    )
     found = []
     for key, trials in sorted(told.items()):
         seed = min(row["seed"] for row in trials)

@@ -13,8 +13,7 @@
 -- column lift: share / share among all failures; above 1 where the type has more of it than the others [times]
 WITH failures AS (
     SELECT *, row_number() OVER () AS failure
-    FROM failure_types
-    SEMI JOIN type_keys USING (subject, grouping, seed, grouping_key)
+    FROM latest_failure_types
 ),
 facts AS (
     SELECT subject, grouping, seed, type, failure, 'label' AS aspect, coalesce(class_name, label::VARCHAR) AS value FROM failures

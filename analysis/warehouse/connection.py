@@ -90,9 +90,10 @@ def open_confined(
 def datasets_of(tables: Collection[str]) -> tuple[DatasetName, ...]:
     """The datasets behind some tables and views, trials among them always."""
     derived = {"changes": "predictions", "tallies": "predictions", "fairness": "predictions", "whole": "predictions"}
-    derived |= {"type_accuracies": "type_matrix", "type_keys": "type_trials"}
+    derived |= {"type_accuracies": "type_matrix", "type_keys": "type_trials", "latest_type_trials": "type_trials"}
+    derived |= {"latest_failure_types": "failure_types"}
     named = {derived.get(table, table) for table in tables} | {"trials", "subjects"}
-    if "type_matrix" in named:
+    if not named.isdisjoint(("type_matrix", "failure_types")):
         named.add("type_trials")
     return tuple(dataset for dataset in DATASETS if dataset in named)
 

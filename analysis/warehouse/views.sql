@@ -248,16 +248,21 @@ QUALIFY row_number() OVER (
     ORDER BY run DESC NULLS LAST, started_at DESC NULLS LAST, trial_id
 ) = 1;
 
+-- Type trials of these groupings, and the newest of those that differ in settings only.
+CREATE OR REPLACE VIEW latest_type_trials AS
+FROM type_trials
+SEMI JOIN type_keys USING (subject, grouping, seed, grouping_key)
+QUALIFY row_number() OVER (
+    PARTITION BY subject, grouping, seed, type, repair, outcome = 'UNADAPTABLE'
+    ORDER BY run DESC NULLS LAST, started_at DESC NULLS LAST, trial_id
+) = 1;
+
+-- Failures in the types of these groupings.
+CREATE OR REPLACE VIEW latest_failure_types AS
+FROM failure_types SEMI JOIN type_keys USING (subject, grouping, seed, grouping_key);
+
 -- What the newest model of every repair and type gets right of every type, of what was right (C) and of both (All).
 CREATE OR REPLACE VIEW type_accuracies AS
 SELECT t.subject, t.grouping, t.seed, t.type, t.repair, m.type_of_test, m.accuracy, m.n
-FROM (
-    FROM type_trials
-    SEMI JOIN type_keys USING (subject, grouping, seed, grouping_key)
-    WHERE accuracy_fixed IS NOT NULL
-    QUALIFY row_number() OVER (
-        PARTITION BY subject, grouping, seed, type, repair
-        ORDER BY run DESC NULLS LAST, started_at DESC NULLS LAST, trial_id
-    ) = 1
-) AS t
+FROM latest_type_trials AS t
 JOIN type_matrix AS m USING (trial_id);

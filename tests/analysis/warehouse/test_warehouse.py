@@ -528,7 +528,7 @@ def test_tallies_equal_the_slow_way(tmp_path_factory, data):
     con.register("predictions", to_columns("predictions", "t", columns))
     con.register("trials", to_table("trials", [{"trial_id": "t", "subject_fingerprint": "f"}]))
     con.register("subjects", to_table("subjects", [{"fingerprint": "f", "n_classes": n_classes}]))
-    for dataset in ("type_trials", "type_matrix"):
+    for dataset in ("type_trials", "type_matrix", "failure_types"):
         con.register(dataset, SCHEMAS[dataset].empty_table())
     con.execute((connection.resources.files("analysis.warehouse") / "views.sql").read_text())
     tally = con.sql("SELECT * FROM tallies LEFT JOIN fairness USING (trial_id)").to_arrow_table().to_pylist()[0]
