@@ -203,6 +203,10 @@ def _write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # Of a full disk it says no name, and nobody knows this temporary one.
+        error.filename = str(path)
+        raise
     finally:
         with suppress(FileNotFoundError):
             Path(temporary).unlink()

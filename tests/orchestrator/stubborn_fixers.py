@@ -1,6 +1,7 @@
-"""A plug-in for tests of stopping and of logs: fixers that never end, and that speak before they go."""
+"""A plug-in for tests of stopping and of logs: fixers that never end or stand still, and that speak before they go."""
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +26,20 @@ class NeverEnds(Fixer):
         print("it has begun")
         while True:
             time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class StandsStill(Fixer):
+    """Stops its process as a whole, as a debugger or a person's Ctrl-Z does: no thread of it can end it any more."""
+
+    name: ClassVar[str] = "stands_still"
+    abbreviation: ClassVar[str] = "STILL"
+    level: ClassVar[Level] = "neuron"
+    reference: ClassVar[str] = "2026"
+
+    def fix(self, problem: RepairProblem) -> nn.Module:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return problem.new_model()
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,7 @@ class ModulePaths:
 
     def __init__(self, nodes: Iterable[NodeProto], weights: Iterable[str]) -> None:
         self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
         candidates = [_scope(node.name) for node in nodes] + [_owner(name) for name in weights]
         self._containers = {".".join(parts[:n]) for parts in candidates for n in range(1, len(parts))}
 
@@ -229,21 +230,22 @@ class ModulePaths:
             base = f"{base}.{kind}"
         if (beside or not self._is_free(base)) and not base.endswith(kind):
             base = f"{base}_{kind}"
-        path, number = base, 0
-        while not self._is_free(path):
-            number += 1
-            path = f"{base}_{number}"
-        self._taken.add(path)
+        path = self._take_numbered(base)
         self._containers.update(path[: match.start()] for match in re.finditer(r"\.", path))
         return path
 
     def take_root_name(self, name: str) -> str:
         """Return a new name for a tensor of the root module."""
         base = "_".join(_clean(part) for part in re.split(r"[./:]+", name) if part) or "constant"
-        path, number = base, 0
+        return self._take_numbered(base)
+
+    def _take_numbered(self, base: str) -> str:
+        """Take the path, with the lowest free number where it isn't free itself."""
+        path = base
         while not self._is_free(path):
-            number += 1
-            path = f"{base}_{number}"
+            # What is taken stays taken, so the search goes on where the last one for this base ended.
+            self._numbers[base] = self._numbers.get(base, 0) + 1
+            path = f"{base}_{self._numbers[base]}"
         self._taken.add(path)
         return path
 

@@ -20,7 +20,8 @@ _OLDEST_OPSET = 9
 _RAISED_OPSET = 13
 """What older files are converted to."""
 
-_MAX_NODES = 200_000
+_MAX_NODES = 10_000
+"""Each costs milliseconds whenever a model is made, copied or run; large networks of today have some thousands."""
 _MAX_CALL_DEPTH = 32
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 

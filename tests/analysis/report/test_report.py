@@ -56,6 +56,15 @@ def page(study, tmp_path_factory):
     return _page(study.folder, tmp_path_factory.mktemp("page"))
 
 
+def test_a_linked_study_file_is_not_followed(tmp_path):
+    secret, linked = tmp_path / "passwd", tmp_path / "study.yaml"
+    secret.write_text("root:secret")
+    linked.symlink_to(secret)
+    assert content._study_file(tmp_path) is None
+    secret.replace(linked)
+    assert content._study_file(tmp_path) == "root:secret"
+
+
 def _without_scripts(page):
     return re.sub(r"<script.*?</script>", "", page, flags=re.S)
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import pytest
 from synthetic_study import write_study
 
 import fixers
+from analysis.contract.errors import UserError
 from analysis.published.published import import_published
 from fixers import registry
 from orchestrator.cli import cli, options
@@ -146,6 +148,27 @@ def test_ctrl_c_is_answered(fixstudy, monkeypatch):
     monkeypatch.setattr("orchestrator.cli.single_model.fix_command", interrupted)
     done = fixstudy("fix", "--model", "digits", "--fixer", "arachne")
     assert (done.returncode, done.stderr.strip()) == (130, "fixstudy: stopped.")
+
+
+@pytest.mark.parametrize("name", [None, "/cache/originals/digits.safetensors"])
+def test_a_full_disk_is_one_sentence(fixstudy, monkeypatch, name):
+    def full(**options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+    monkeypatch.setattr("orchestrator.cli.single_model.fix_command", full)
+    done = fixstudy("fix", "--model", "digits", "--fixer", "arachne")
+    where = "" if name is None else f" ({name})"
+    said = f"fixstudy: This machine couldn't do it: No space left on device{where}; see to that and repeat.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+def test_a_mistake_that_quotes_data_steers_no_terminal(fixstudy, monkeypatch):
+    def quotes(**options):
+        raise UserError("There is no subject \x1b]0;taken\x07.")
+
+    monkeypatch.setattr("orchestrator.cli.single_model.fix_command", quotes)
+    said = fixstudy("fix", "--model", "digits", "--fixer", "arachne").stderr
+    assert "taken" in said and said.rstrip("\n").isprintable()
 
 
 def test_a_terminal_without_unicode_gets_question_marks():

@@ -1,6 +1,8 @@
 """Files of weights: which are taken, which are refused, and that none runs code."""
 
 import argparse
+import errno
+import os
 import pickle  # noqa: TID251 (what hostile files are made of)
 import zipfile
 from pathlib import Path
@@ -26,6 +28,19 @@ def test_a_prefix_that_is_the_models_own_stays(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save(Holder().state_dict(), path)
     assert set(weights.read_weights(path, Holder())) == {"model.weight", "model.bias"}
+
+
+def test_on_a_full_disk_the_file_is_named_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_a_full_disk(**options: Any) -> tuple[int, str]:
+        path = tmp_path / "x.tmp"
+        path.touch()
+        return os.open("/dev/full", os.O_RDWR), str(path)
+
+    monkeypatch.setattr(weights.tempfile, "mkstemp", on_a_full_disk)
+    with pytest.raises(OSError, match=r"No space left on device.*w\.safetensors") as found:
+        weights.write_state(tmp_path / "w.safetensors", nn.Linear(2, 2).state_dict())
+    assert found.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_hostile_weights_file_runs_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 PLUGIN = Path(__file__).parents[1] / "cluster_fixers.py"
 NOTHING = PLUGIN.parents[2] / "examples" / "misbehaving_fixers.py"
+STUBBORN = PLUGIN.with_name("stubborn_fixers.py")
 SEEDS = 6
 
 
@@ -106,6 +107,22 @@ def test_a_killed_worker_costs_nothing_but_time(undisturbed, cluster, study, tmp
     driver.finish()
     assert driver.rows() == undisturbed
     assert "lost its process and runs again" in driver.said
+
+
+def test_a_stopped_worker_costs_its_own_trial_alone(tmp_path):
+    """None of its own threads can end it; what comes after runs in a new process."""
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"study: stopped\nsubjects: [digits]\nplugins: ['{STUBBORN}', '{NOTHING}']\nattack: none\ntime_limit: 1s\n"
+        "fixers: [stands_still, does_nothing]\nseeds: 2\n"
+    )
+    driver = Driver(path, tmp_path)
+    driver.finish()
+    found = duckdb.sql(
+        f"""select fixer, outcome, reason_code, count(*)
+        from read_parquet('{driver.results}/trials/*.parquet') group by all order by 1"""
+    ).fetchall()
+    assert found == [("does_nothing", "OK", None, 2), ("stands_still", "FAILURE", "timeout", 2)]
 
 
 def test_a_lost_node_costs_nothing_but_time(undisturbed, cluster, study, tmp_path):

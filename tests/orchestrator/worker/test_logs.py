@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pyarrow.parquet as pq
 import pytest
@@ -143,6 +144,24 @@ def test_the_command(results, monkeypatch, capsys):
         main()
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+ESCAPE = "\x1b]0;taken\x07\x1b[2J"
+
+
+def test_nothing_in_a_row_or_a_name_steers_the_terminal(tmp_path, monkeypatch, capsys):
+    store = Store(tmp_path / "results")
+    store.create()
+    texts = {name: f"{ESCAPE}{name}" for name in ("fixer", "subject", "stage", "reason", "host", "traceback")}
+    attempts = json.dumps([{"phase": ESCAPE, "micro_batch": 1, "seconds": 1.0, "error": ESCAPE}])
+    store.write_trial(ROW | texts | {"attempt_log": attempts, "notes": json.dumps({ESCAPE: ESCAPE})})
+    for arguments, code in ((["logs", store.uri, "abc"], 0), (["logs", store.uri, f"abc{ESCAPE}"], 2)):
+        monkeypatch.setattr(sys, "argv", ["fixstudy", *arguments])
+        with pytest.raises(SystemExit) if code else nullcontext():
+            main()
+        said = "".join(capsys.readouterr())
+        assert "taken" in said
+        assert all(character.isprintable() or character == "\n" for character in said)
 
 
 def test_rows_of_before_there_was_a_log_are_read_and_compacted(results):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle  # noqa: TID251 - workers are sent models by pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import helper
 from onnx_networks import SmallNet, build, export, normal, run
 from torch import nn
 
+from orchestrator.subjects.onnx.graph import ModulePaths
 from orchestrator.subjects.onnx.importing import load_onnx
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -353,6 +355,15 @@ def test_nothing_draws_from_the_global_generator(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     load_onnx(tmp_path / "m.onnx")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_time_for_names_grows_with_the_nodes() -> None:
+    paths, node = ModulePaths((), ()), helper.make_node("Relu", ["x"], ["y"])
+    began = time.process_time()
+    names = [paths.take("relu", node) for _ in range(10_000)]
+    assert time.process_time() - began < 5, "with a search from the first number on it was minutes"
+    assert names[:3] == ["relu", "relu_1", "relu_2"]
+    assert len(set(names)) == 10_000
 
 
 def test_hostile_names_do_no_harm(tmp_path: Path) -> None:

@@ -210,6 +210,13 @@ def activation_bomb(model: ModelProto) -> None:
     model.graph.node[5].input[0] = "t"
 
 
+def endless_chain(model: ModelProto) -> None:
+    last = model.graph.node.pop()
+    model.graph.node.extend(helper.make_node("Relu", [f"v{i}" if i else "r"], [f"v{i + 1}"]) for i in range(10_000))
+    last.input[0] = "v10000"
+    model.graph.node.append(last)
+
+
 def function_bomb(model: ModelProto) -> None:
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
     for level in range(12):
@@ -329,7 +336,8 @@ CASES: list[tuple[Callable[[ModelProto], None], str]] = [
     (no_weights, r"no trainable weights"),
     (constant_bomb, r"operator ConstantOfShape \(node 'bomb'\) makes a constant of 3,600,000,000 values"),
     (activation_bomb, r"activation of shape .* is too large"),
-    (function_bomb, r"expand to more than 200,000 operators"),
+    (endless_chain, r"has 10,003 operators, more than the limit of 10,000; give a smaller model"),
+    (function_bomb, r"expand to more than 10,000 operators"),
     (endless_functions, r"call each other without end"),
     (sparse_weights, r"'sparse' is sparse"),
     (four_bit_weights, r"'w1' has element type INT4"),
