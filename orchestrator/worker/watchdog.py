@@ -12,9 +12,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from orchestrator.trial.attempts import Phase
 from orchestrator.worker.memory import own_bytes
+
+if TYPE_CHECKING:
+    from orchestrator.trial.attempts import Phase
 
 SECONDS_FOR_THE_THREAD = 15.0
 SECONDS_FOR_THE_PROCESS = 15.0
@@ -29,7 +32,7 @@ def grace(limit: float) -> float:
     return max(5.0, 0.1 * limit)
 
 
-def seconds_allowed(phase: Phase, time_limit: float) -> float:
+def seconds_allowed(phase: "Phase", time_limit: float) -> float:
     """How long a phase may take until its worker ends itself; the limit of a study is the fixer's.
 
     Loading and evaluating take what they take, but not for ever.
