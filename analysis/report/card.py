@@ -4,6 +4,7 @@ Markdown with a head of metadata, in the form of Hugging Face's model cards.
 """
 
 import json
+from bisect import bisect_left
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,22 +51,25 @@ def model_card(results: str | Path, trial_id: str, file: str) -> str:
         classes = answer(con, "per_class").to_pylist()
         names = dict(con.sql("SELECT DISTINCT label, class_name FROM test_samples").fetchall())
     row, subject, cell = rows[0], described[0] if described else {}, cells[0] if cells else None
+    notes = json.loads(row["notes"] or "{}")
+    certificate, mitigation = (notes.pop(name, None) for name in ("certified", "mitigated"))
     lines = [
         *_head(row, file),
         f"# {md_text(row['subject'])}, fixed by {md_text(row['abbreviation'] or row['fixer'])}",
         "",
         _lead(row),
         "",
+        *_guard(certificate, mitigation),
         *_figures(row, cell),
         "",
         *_breaks(classes, names),
         "## How it was made",
         "",
-        *_making(row, subject, seeds),
+        *_making(row, subject, seeds, notes),
         "",
         "## What to know before using it",
         "",
-        *(f"- {sentence}" for sentence in _limits(row, cell)),
+        *(f"- {sentence}" for sentence in [*_limits(row, cell), *_limits_of(certificate, row["n_test"])]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -120,6 +124,37 @@ def _lead(row: dict[str, Any]) -> str:
     return said if row["outcome"] == "OK" else f"**{row['outcome']}**: {md_text(row['reason'] or '')} {said}"
 
 
+def _guard(certificate: dict[str, str] | None, mitigation: dict[str, str] | None) -> list[str]:
+    """What was done against breaks after the fix."""
+    lines = []
+    if certificate is not None:
+        lines += [f"**Certificate.** {md_text(certificate['certificate'])}", ""]
+    if mitigation is not None:
+        said = f"The fixed model is combined with the original by {mitigation['mitigation'].replace('_', ' ')}"
+        lines += [
+            f"**Mitigation.** {said}; settings `{mitigation['mitigation_params']}`, calibrated on valid "
+            f"`{mitigation['mitigation_notes']}`.",
+            "",
+        ]
+    return lines
+
+
+def _limits_of(certificate: dict[str, str] | None, n_test: int) -> list[str]:
+    """What a certificate doesn't say."""
+    if certificate is None or "certified_nfr" not in certificate:
+        return []
+    from scipy.special import bdtr
+
+    budget, confidence = (float(certificate[f"certificate_{name}"]) for name in ("budget", "confidence"))
+    counts = range(n_test + 1)
+    by_chance = counts[bisect_left(counts, confidence, key=lambda broken: bdtr(broken, n_test, budget))]
+    return [
+        f"The certificate rests on {certificate['certificate_n']} of the repair split, which nothing was trained or "
+        f"selected on. A test split may exceed it by chance: of {n_test:,} samples up to "
+        f"{100 * by_chance / n_test:.2f} % broken agree with it."
+    ]
+
+
 def _figures(row: dict[str, Any], cell: Cell | None) -> list[str]:
     def rate(value: float | None, n: int | None) -> Interval | None:
         return None if value is None or not n else wilson(value, n)
@@ -151,8 +186,12 @@ def _breaks(classes: list[dict[str, Any]], names: dict[int, str | None]) -> list
     return [*lines, ""]
 
 
-def _making(row: dict[str, Any], subject: dict[str, Any], seeds: tuple[int, float | None, float | None]) -> list[str]:
-    notes = json.loads(row["notes"] or "{}")
+def _making(
+    row: dict[str, Any],
+    subject: dict[str, Any],
+    seeds: tuple[int, float | None, float | None],
+    notes: dict[str, Any],
+) -> list[str]:
     facts = {
         "original model": row["architecture"],
         "data": subject.get("description") or row["dataset"],

@@ -11,10 +11,11 @@ from fixers.mitigations.effects import Effect
 from fixers.mitigations.mitigation import Mitigation
 from fixers.mitigations.problem import MitigationProblem
 from fixers.mitigations.registry import all_mitigations, get, register
-from fixers.mitigations.requirements import Members, OneFixedModel, Requirement, SameArchitecture, ValidSamples
+from fixers.mitigations.requirements import Facts, Members, OneFixedModel, Requirement, SameArchitecture, ValidSamples
 
 __all__ = [
     "Effect",
+    "Facts",
     "Members",
     "Mitigation",
     "MitigationProblem",

@@ -20,7 +20,7 @@ def unmet(mitigation: type[Mitigation], problem: MitigationProblem) -> Unmet | N
     if log_probabilities_of(problem.task) is None:
         reason = f"{mitigation.abbreviation} can't be applied: outputs of the model are no probabilities."
         return Unmet("task_without_probabilities", reason)
-    return mitigation.unmet(problem)
+    return mitigation.unmet(problem.facts)
 
 
 def mitigate(mitigation: Mitigation, problem: MitigationProblem) -> nn.Module:

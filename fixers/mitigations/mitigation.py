@@ -9,7 +9,7 @@ from torch import nn
 
 from fixers.fixer import Fixer, ParameterInfo
 from fixers.mitigations.problem import MitigationProblem
-from fixers.mitigations.requirements import Requirement
+from fixers.mitigations.requirements import Facts, Requirement
 from fixers.requirements import Unmet
 
 Kind = Literal["vote", "align", "weights"]
@@ -71,10 +71,14 @@ class Mitigation(ABC):
         return built
 
     @classmethod
-    def unmet(cls, problem: MitigationProblem) -> Unmet | None:
-        """The first requirement that isn't met, with the reason; None when the mitigation applies."""
+    def unmet(cls, facts: Facts) -> Unmet | None:
+        """The first requirement that isn't met, with the reason; None when the mitigation applies.
+
+        Args:
+            facts: ``problem.facts``, or what is known of them before a model is fixed.
+        """
         for requirement in cls.requirements:
-            reason = requirement.unmet(problem)
+            reason = requirement.unmet(facts)
             if reason is not None:
                 return Unmet(requirement.code, f"{cls.abbreviation} can't be applied: {reason}")
         return None

@@ -5,14 +5,17 @@ Fixed models were trained on repair, so that a number fitted there would flatter
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fixers import network
+from fixers.combinations.weights import same_architecture
 from fixers.data import Split
 from fixers.mitigations.effects import Effect
+from fixers.mitigations.requirements import Facts
 from fixers.problem import RepairProblem
 
 
@@ -42,6 +45,13 @@ class MitigationProblem:
         self._kept: dict[str, Tensor] = {}
 
     @property
+    def facts(self) -> Facts:
+        """What requirements are checked against."""
+        original, *fixed = self.members
+        alike = all(same_architecture(original, each) for each in fixed)
+        return Facts(len(self.members), alike, len(self.valid))
+
+    @property
     def is_identical(self) -> bool:
         """Whether every fixed model is a copy of the original."""
         original, *fixed = (network.state_of(each) for each in self.members)
@@ -67,11 +77,11 @@ class MitigationProblem:
 
     def member_outputs(self) -> list[Tensor]:
         """Outputs (N, K) float32, on the CPU, of each member on valid; computed once."""
-        return [self.outputs(f"member {place}", lambda own=member: own) for place, member in enumerate(self.members)]
+        return [self.outputs(f"member {place}", partial(_itself, member)) for place, member in enumerate(self.members)]
 
     def effect(self, outputs: Tensor) -> Effect:
         """What outputs (N, K) on valid do to the decisions of the original."""
-        original = self.outputs("member 0", lambda: self.members[0])
+        original = self.outputs("member 0", partial(_itself, self.members[0]))
         was_wrong, is_wrong = (self.task.is_wrong(each, self.valid.labels) for each in (original, outputs))
         return Effect.of(was_wrong, is_wrong)
 
@@ -92,3 +102,7 @@ class MitigationProblem:
     def wrong_on(self, model: nn.Module, split: Split) -> Tensor:
         """Mask (N,) bool, on the CPU, of what a model on the device gets wrong."""
         return self.task.is_wrong(self._outputs_of(model, split), split.labels)
+
+
+def _itself(model: nn.Module) -> nn.Module:
+    return model

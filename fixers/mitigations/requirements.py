@@ -4,8 +4,17 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fixers.combinations.weights import same_architecture
-from fixers.mitigations.problem import MitigationProblem
+
+@dataclass(frozen=True)
+class Facts:
+    """What requirements look at; known before a model is fixed."""
+
+    members: int
+    """Models to combine, the original among them."""
+    same_architecture: bool
+    """Whether all of them have the original's weights by name and shape."""
+    valid: int
+    """Samples in valid."""
 
 
 class Requirement(ABC):
@@ -14,7 +23,7 @@ class Requirement(ABC):
     code: ClassVar[str]
 
     @abstractmethod
-    def unmet(self, problem: MitigationProblem) -> str | None:
+    def unmet(self, facts: Facts) -> str | None:
         """One sentence that says what is missing; None when the requirement is met."""
 
 
@@ -24,10 +33,9 @@ class SameArchitecture(Requirement):
 
     code: ClassVar[str] = "different_architecture"
 
-    def unmet(self, problem: MitigationProblem) -> str | None:
-        """Compare names and shapes."""
-        original, *fixed = problem.members
-        if all(same_architecture(original, each) for each in fixed):
+    def unmet(self, facts: Facts) -> str | None:
+        """Ask the models."""
+        if facts.same_architecture:
             return None
         return "it mixes weights, and the fixed model isn't of the original's architecture."
 
@@ -39,9 +47,9 @@ class Members(Requirement):
     count: int
     code: ClassVar[str] = "too_few_members"
 
-    def unmet(self, problem: MitigationProblem) -> str | None:
+    def unmet(self, facts: Facts) -> str | None:
         """Count."""
-        found = len(problem.members)
+        found = facts.members
         if found >= self.count:
             return None
         return f"it needs {self.count} members, the original among them, and there are {found}."
@@ -53,9 +61,9 @@ class OneFixedModel(Requirement):
 
     code: ClassVar[str] = "too_many_members"
 
-    def unmet(self, problem: MitigationProblem) -> str | None:
+    def unmet(self, facts: Facts) -> str | None:
         """Count."""
-        found = len(problem.members) - 1
+        found = facts.members - 1
         return None if found <= 1 else f"it lies between the original and one fixed model, and there are {found}."
 
 
@@ -66,9 +74,9 @@ class ValidSamples(Requirement):
     count: int = 50
     code: ClassVar[str] = "too_few_valid"
 
-    def unmet(self, problem: MitigationProblem) -> str | None:
+    def unmet(self, facts: Facts) -> str | None:
         """Count."""
-        found = len(problem.valid)
+        found = facts.valid
         if found >= self.count:
             return None
         return f"it is calibrated on valid, needs {self.count} samples there, and finds {found}."

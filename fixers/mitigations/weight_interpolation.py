@@ -1,6 +1,7 @@
 """Weight interpolation: one network between the original and the fixed model."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import nn
@@ -55,7 +56,7 @@ class WeightInterpolation(Aimed):
         for step in range(_STEPS + 1):
             problem.check_deadline()
             share = step / _STEPS
-            outputs = problem.outputs(f"{self.statistics} {step}", lambda share=share: between(share))
+            outputs = problem.outputs(f"{self.statistics} {step}", partial(between, share))
             candidates.append(Candidate(share, problem.effect(outputs)))
         ends = min(candidates[0].effect.accuracy, candidates[-1].effect.accuracy)
         if max(each.effect.accuracy for each in candidates[1:-1]) < ends - _BARRIER:

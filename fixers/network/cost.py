@@ -19,7 +19,7 @@ def multiply_accumulates(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     example = torch.zeros(1, *input_shape, device="cpu" if parameter is None else parameter.device)
     with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(example)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def size_in_bytes(model: nn.Module) -> int:

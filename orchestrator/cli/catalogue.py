@@ -18,6 +18,16 @@ def fixers(name: str | None) -> None:
     fixers_command(name)
 
 
+@click.command(short_help="List the mitigations, or tell all about one.")
+@click.argument("name", required=False)
+@needs_torch
+def mitigations(name: str | None) -> None:
+    """List what combines a fixed model with its original against what it breaks; with a name, its parameters."""
+    from orchestrator.cli.listings import mitigations_command
+
+    mitigations_command(name)
+
+
 @click.command(short_help="List the subjects, or tell all about one.")
 @click.argument("name", required=False)
 @click.option("--download", is_flag=True, help="Fetch the dataset into the data root; checksums are verified.")

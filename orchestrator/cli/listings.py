@@ -1,8 +1,9 @@
 """What exists, printed: fixers with their parameters, subjects with their data, their originals and their faults."""
 
+import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.text import Text
 
 import fixers
 from analysis.contract.errors import UserError
+from fixers import mitigations
 from fixers.fixer import ParameterInfo
 from orchestrator.base.units import duration
 from orchestrator.cli.options import Samples, subject_from
@@ -47,24 +49,57 @@ def fixers_command(name: str | None, console: Console | None = None) -> None:
 
 def _print_fixer(fixer: type[fixers.Fixer], console: Console) -> None:
     console.print(f"[bold]{fixer.name}[/bold] ({fixer.abbreviation}), {fixer.level} level")
-    console.print(Text(fixer.reference, style="dim"))
-    for requirement in fixer.requirements:
+    _print_method(fixer, console)
+
+
+def mitigations_command(name: str | None, console: Console | None = None) -> None:
+    """Print all mitigations, or everything about one."""
+    console = console or Console()
+    if name is not None:
+        mitigation = mitigations.get(name)
+        console.print(f"[bold]{mitigation.name}[/bold] ({mitigation.abbreviation}), {_KINDS[mitigation.kind]}")
+        console.print(Text(inspect.getdoc(mitigation) or ""))
+        _print_method(mitigation, console)
+        return
+    table = Table(title="Mitigations")
+    for column in ("name", "abbr."):
+        table.add_column(column, no_wrap=True)
+    for column in ("what it is", "needs"):
+        table.add_column(column, overflow="fold")
+    for mitigation in mitigations.all_mitigations().values():
+        needs = ", ".join(requirement.code for requirement in mitigation.requirements) or "-"
+        table.add_row(mitigation.name, mitigation.abbreviation, _KINDS[mitigation.kind], needs)
+    console.print(table)
+    console.print("fixstudy mitigations NAME shows parameters; fixstudy fix --mitigate NAME applies one.", style="dim")
+
+
+_KINDS: Final = {
+    "vote": "a vote of all members",
+    "align": "a vote of members that were calibrated first",
+    "weights": "one network, between the members",
+}
+
+
+def _print_method(method: type[fixers.Fixer] | type[mitigations.Mitigation], console: Console) -> None:
+    """What approaches and mitigations have in common: reference, needs, parameters, presets."""
+    console.print(Text(method.reference, style="dim"))
+    for requirement in method.requirements:
         console.print(Text(f"needs {requirement.code}: {(type(requirement).__doc__ or '').splitlines()[0]}"))
     table = Table()
     for column in ("parameter", "default", "search space", "allowed", "meaning"):
         table.add_column(column, overflow="fold")
-    for row in parameter_rows(fixer):
+    for row in parameter_rows(method):
         table.add_row(*map(Text, row))
     console.print(table)
-    for preset, values in fixer.presets.items():
+    for preset, values in method.presets.items():
         console.print(Text(f"preset {preset}: {json.dumps(dict(values))}"))
 
 
-def parameter_rows(fixer: type[fixers.Fixer]) -> list[tuple[str, ...]]:
+def parameter_rows(method: type[fixers.Fixer] | type[mitigations.Mitigation]) -> list[tuple[str, ...]]:
     """Name, default, search space, allowed values and meaning of each hyper-parameter, as text."""
     return [
         (info.name, str(info.default), ", ".join(map(str, info.grid)) or "-", _allowed(info), info.help)
-        for info in fixer.parameter_infos().values()
+        for info in method.parameter_infos().values()
     ]
 
 

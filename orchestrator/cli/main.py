@@ -24,8 +24,9 @@ from orchestrator.cli.group import cli
 for command in (
     studies.run, studies.profile, studies.adapt, studies.submit, studies.plan, results.status, studies.stop,
     results.logs, results.sql, results.report, results.advise, results.types, results.check, results.compare,
-    results.export, results.import_published, models.fix, models.train, catalogue.fixers, catalogue.subjects,
-    catalogue.doctor, catalogue.schema, authoring.new_fixer, authoring.test_fixer, authoring.test_subject,
+    results.export, results.import_published, models.fix, models.train, catalogue.fixers, catalogue.mitigations,
+    catalogue.subjects, catalogue.doctor, catalogue.schema, authoring.new_fixer, authoring.test_fixer,
+    authoring.test_subject,
 ):  # fmt: skip
     # In the order of a study, as --help lists them.
     cli.add_command(command)

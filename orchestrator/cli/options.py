@@ -6,17 +6,18 @@ A record is a frozen dataclass whose fields are options; ``@takes`` hands it to 
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, ParamSpec, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, ParamSpec, TypeVar, get_args, get_type_hints
 
 import click
 
 from analysis.contract.errors import UserError
 from analysis.warehouse.answers import Format
+from orchestrator.base.units import share
 
 if TYPE_CHECKING:
     from orchestrator.subjects.subject import SubjectDefinition
@@ -107,6 +108,53 @@ class Approach:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """What is done against what a fix breaks."""
+
+    mitigation: Annotated[
+        str | None,
+        click.option(
+            "--mitigate", "mitigation", metavar="NAME", help="Combine with the original; fixstudy mitigations."
+        ),
+    ]
+    settings: Annotated[
+        tuple[str, ...],
+        click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Parameter of the mitigation."),
+    ]
+    max_nfr: Annotated[
+        float | None,
+        click.option("--max-nfr", type=share, metavar="SHARE", help="Certify that at most this share is broken."),
+    ]
+    confidence: Annotated[
+        float,
+        click.option(
+            "--confidence", type=share, default="95%", show_default=True, metavar="SHARE", help="Of the certificate."
+        ),
+    ]
+    calibration: Annotated[
+        float,
+        click.option(
+            "--calibration",
+            type=share,
+            default="30%",
+            show_default=True,
+            metavar="SHARE",
+            help="Of the repair split, for the certificate; the fixer doesn't get it.",
+        ),
+    ]
+    ladder: Annotated[
+        Literal["outputs", "weights"],
+        click.option(
+            "--ladder",
+            type=click.Choice(("outputs", "weights")),
+            default="outputs",
+            show_default=True,
+            help="Certified steps mix outputs of two networks, or weights into one.",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
 class Job:
     """What a study needs as a job of a cluster."""
 
@@ -191,6 +239,26 @@ def subject_from(text: str, limit: int | None = None) -> "SubjectDefinition":
     if is_subject_file(text):
         return resolve(read_subject(path), limit=limit, base_dir=path.parent)
     return resolve(text, limit=limit)
+
+
+def read_values(parameters: Iterable[str]) -> dict[str, Any]:
+    """Values by name, of ``NAME=VALUE`` as YAML has values.
+
+    Raises:
+        UserError: one isn't written so.
+    """
+    from orchestrator.study import yaml_text
+
+    values = {}
+    for item in parameters:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise UserError(f"A parameter is written name=value, but got '{item}'.")
+        try:
+            values[name], _ = yaml_text.read(text, name)
+        except UserError as error:
+            raise UserError(f"The value of the parameter {name} can't be read: '{text}'.") from error
+    return values
 
 
 def needs_torch(command: Callable[P, R]) -> Callable[P, R]:

@@ -3,13 +3,12 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 import fixers
@@ -18,11 +17,11 @@ from fixers import network
 from fixers.code_version import code_version
 from fixers.registry import load as load_plugin
 from orchestrator.base import units
-from orchestrator.base.units import duration
-from orchestrator.cli.options import Approach, Samples, Source, subject_from
+from orchestrator.cli.after_fix import print_figures, step_after
+from orchestrator.cli.options import Approach, Guard, Samples, Source, read_values, subject_from
 from orchestrator.driver import frozen
 from orchestrator.storage.store import Store
-from orchestrator.study import subjects, yaml_text
+from orchestrator.study import subjects
 from orchestrator.study.schema import Attack
 from orchestrator.study.trials import TrialSpec, trial_id
 from orchestrator.subjects import weights
@@ -30,7 +29,6 @@ from orchestrator.subjects.catalogue import catalogue, resolve
 from orchestrator.subjects.doctor import errors_of_original
 from orchestrator.subjects.reading import roots
 from orchestrator.subjects.subject import Subject, SubjectDefinition
-from orchestrator.trial.baseline import Baseline
 from orchestrator.trial.loading import load_subject, sample_columns
 from orchestrator.trial.trial import Bench, TrialRecord, TrialSettings, run_trial
 
@@ -39,11 +37,28 @@ DEFAULT_SPLITS = {"train": 0.5, "valid": 0.1, "repair": 0.2, "test": 0.2}
 
 
 def fix_command(
-    *, source: Source, approach: Approach, samples: Samples, out: Path | None, console: Console | None = None
+    *,
+    source: Source,
+    approach: Approach,
+    samples: Samples,
+    out: Path | None,
+    guard: Guard | None = None,
+    console: Console | None = None,
 ) -> TrialRecord:
     """Fix a model, print before and after on its test split, and write it.
 
     What is wrong with the model on its data is said before it is fixed: it may be what the fix repairs.
+
+    Args:
+        source: the model and its data.
+        approach: that fixes it.
+        samples: how many of them, and where they are.
+        out: file for the model.
+        guard: what is done against what the fix breaks; nothing when not given.
+        console: where to print.
+
+    Returns:
+        The record of what is written: of the fixed model, or of the one that a mitigation or certificate made of it.
 
     Raises:
         UserError: an argument is off, the model can't be imported, the fix failed, or the file can't be written.
@@ -58,7 +73,8 @@ def fix_command(
     for plugin in approach.plugins:
         load_plugin(plugin)
     cls = fixers.get(approach.fixer)
-    built = cls.build(_values(approach.parameters), approach.preset)
+    built = cls.build(read_values(approach.parameters), approach.preset)
+    step = None if guard is None else step_after(guard, cls)
     settings = TrialSettings(
         time_limit=units.seconds(approach.time_limit),
         corrupted_drop=0.10,
@@ -90,26 +106,30 @@ def fix_command(
             trial_id(cls.name, params, loaded.fingerprint, approach.seed, version, "final"),
             "fix", "final", definition.name, cls.name, params, approach.seed, loaded.fingerprint, version,
         )  # fmt: skip
-        record = _followed(spec, loaded, baseline, settings, console)
-        _print(record, console)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        bench = Bench(spec, loaded, baseline, settings, device)
+        if step is not None:
+            bench = step.before(bench, console)
+        record = _followed(bench, console)
+        combined = None if step is None else step.after(bench, record)
+        print_figures(record, combined, console)
+        made = record if combined is None else combined.record
         if out is not None:
             store.write_subject(summary.row)
             store.write_test_samples(loaded.fingerprint, sample_columns(loaded))
-            store.write_trial(record.row, record.predictions)
-            _write(record, loaded, out, console)
-            _write_card(results, spec.trial_id, out, console)
-    return record
+            store.write_trial(made.row, made.predictions)
+            _write(made, loaded, out, console, facts={} if combined is None else combined.facts)
+            _write_card(results, made.row["trial_id"], out, console)
+    return made
 
 
-def _followed(
-    spec: TrialSpec, loaded: Subject, baseline: Baseline, settings: TrialSettings, console: Console
-) -> TrialRecord:
+def _followed(bench: Bench, console: Console) -> TrialRecord:
     """The trial, followed on the console.
 
     Raises:
         UserError: it failed.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = bench.spec
     name = f"{spec.fixer} on {spec.subject}"
     with console.status(name) as live:
 
@@ -117,7 +137,7 @@ def _followed(
             told = "  ".join(f"{figure} {value:.4g}" for figure, value in figures.items())
             live.update(f"{name}: step {step}  {told}")
 
-        record = run_trial(Bench(spec, loaded, baseline, settings, device), on_progress=on_progress)
+        record = run_trial(bench, on_progress=on_progress)
     if record.row["outcome"] == "FAILURE":
         raise UserError(f"{spec.fixer} failed: {record.row['reason']}")
     return record
@@ -146,52 +166,14 @@ def _definition(source: Source, limit: int | None) -> SubjectDefinition:
     return resolve(spec, limit=limit)
 
 
-def _values(parameters: Iterable[str]) -> dict[str, Any]:
-    values = {}
-    for item in parameters:
-        name, separator, text = item.partition("=")
-        if not separator:
-            raise UserError(f"A parameter is written name=value, but got '{item}'.")
-        try:
-            values[name], _ = yaml_text.read(text, name)
-        except UserError as error:
-            raise UserError(f"The value of the parameter {name} can't be read: '{text}'.") from error
-    return values
-
-
-def _print(record: TrialRecord, console: Console) -> None:
-    row = record.row
-    table = Table(title=f"{row['fixer']} on {row['subject']}, test split of {row['n_test']:,}")
-    for column in ("", "original", "fixed"):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row("accuracy", f"{row['accuracy_original']:.2%}", f"{row['accuracy_fixed']:.2%}")
-    if row.get("asr_fixed") is not None:
-        note = f"attack success (PGD, {row['n_attacked']} samples)"
-        table.add_row(note, f"{row['asr_original']:.1%}", f"{row['asr_fixed']:.1%}")
-    if row.get("aaod_fixed") is not None:
-        table.add_row("AAOD (unfairness)", f"{row['aaod_original']:.4f}", f"{row['aaod_fixed']:.4f}")
-    console.print(table)
-    repaired = "" if row["repair_rate"] is None else f" (RR {row['repair_rate']:.1%})"
-    console.print(
-        f"repaired {row['n_repaired']} of {row['n_wrong']} failures{repaired}, "
-        f"broke {row['n_broken']} of {row['n_test']} (NFR {row['negative_flip_rate']:.2%}), "
-        f"in {duration(row['fix_seconds'])}",
-        highlight=False,
-    )
-    if row["reason"]:
-        console.print(Text(f"{row['outcome']}: {row['reason']}"))
-    notes = json.loads(row["notes"])
-    if notes:
-        console.print(Text("notes: " + ", ".join(f"{name} = {value}" for name, value in notes.items()), style="dim"))
-
-
-def _write(record: TrialRecord, subject: Subject, out: Path, console: Console) -> None:
+def _write(record: TrialRecord, subject: Subject, out: Path, console: Console, facts: Mapping[str, str]) -> None:
     from orchestrator.subjects.onnx.exporting import export_onnx
 
     if record.fixed is None:
         raise UserError("There is no fixed model to write.")
-    difference = export_onnx(record.fixed, out, input_shape=subject.definition.input_shape, metadata=_facts(record.row))
-    console.print(f"wrote {out} (differs from the fixed model by at most {difference:.1e} in onnxruntime)")
+    metadata = {**_facts(record.row), **facts}
+    difference = export_onnx(record.fixed, out, input_shape=subject.definition.input_shape, metadata=metadata)
+    console.print(f"wrote {out} (differs from the model by at most {difference:.1e} in onnxruntime)")
 
 
 def _card_file(model: Path) -> Path:

@@ -57,6 +57,8 @@ class SubjectData:
     """What was found of copies among the samples, in sentences."""
     remarks: tuple[str, ...] = ()
     """What was left out or changed when the files were read and may be a mistake, in sentences."""
+    repair_units: npt.NDArray[np.int64] | None = None
+    """(N_repair,) which repair samples show the same thing, as forms of one image do; None where each is by itself."""
     repair_names: tuple[str, ...] = ()
     """What the user calls each repair sample, a file or a row; empty where nothing says."""
 
@@ -100,6 +102,7 @@ def assemble(pools: Mapping[str, Pool], plan: SplitPlan, origin: str, limit: int
         },
         notes=notes,
         remarks=tuple(dict.fromkeys(remark for pool in pools.values() for remark in pool.remarks)),
+        repair_units=None,
         repair_names=() if call is None else tuple(map(call, indices["repair"].tolist())),
     )
 

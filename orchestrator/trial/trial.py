@@ -6,7 +6,7 @@ Nothing a trial does escapes as an exception: what went wrong is in the record, 
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -174,6 +174,21 @@ def run_trial(
     return record
 
 
+def judged(bench: Bench, model: nn.Module, record: TrialRecord) -> TrialRecord:
+    """The record of a trial with another model in its fixed model's place, judged as that was.
+
+    Args:
+        bench: that the trial was run on.
+        model: on its device.
+        record: of the trial; not changed.
+    """
+    row = {name: value for name, value in record.row.items() if name not in _MEASURED}
+    other = TrialRecord(row, curves=record.curves, state=network.state_of(model), fixed=model)
+    verdict = _evaluate(replace(bench, attempts=Attempts()), model, other)
+    row |= verdict_columns(verdict)
+    return other
+
+
 def _fix(bench: Bench, report: Report) -> tuple[nn.Module, fixers.RepairProblem, float]:
     """The fixed model, its problem (for the notes) and the seconds of the attempt that succeeded."""
     fixer = fixers.get(bench.spec.fixer).build(json.loads(bench.spec.params))
@@ -181,13 +196,15 @@ def _fix(bench: Bench, report: Report) -> tuple[nn.Module, fixers.RepairProblem,
 
     def attempt(micro_batch: int) -> tuple[nn.Module, fixers.RepairProblem, float]:
         started = time.monotonic()
-        problem = _problem(bench, limit - started, micro_batch, report)
+        problem = problem_of(bench, limit - started, micro_batch, report)
         return fixers.fix(fixer, problem), problem, time.monotonic() - started
 
     return bench.attempts.with_smaller_batches("fix", attempt, bench.device)
 
 
-def _problem(bench: Bench, seconds: float, micro_batch: int, report: Report) -> fixers.RepairProblem:
+def problem_of(
+    bench: Bench, seconds: float, micro_batch: int, report: Report = lambda step, figures: None
+) -> fixers.RepairProblem:
     """What the fixer gets to see; the test split isn't in it."""
     subject = bench.subject
     return fixers.RepairProblem(

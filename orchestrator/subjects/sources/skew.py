@@ -113,4 +113,5 @@ def assemble_skewed(
             {split: len(data) for split, data in splits.items()},
         ),
         notes=division.notes,
+        repair_units=np.repeat(np.arange(len(splits["repair"]) // 2), 2),
     )

@@ -210,7 +210,8 @@ def test_aligned_voting_finds_the_temperatures_that_labels_were_drawn_with():
     notes = fitted(AlignedVoting(), 0.5 * honest, 15 * honest, drawn)
     assert notes["temperatures"] == pytest.approx([0.5, 15.0], rel=0.06)
     always_right = fitted(AlignedVoting(), 0.5 * honest, 15 * honest)
-    assert always_right["temperature_smoothed"] is True and "temperature_at_bound" not in always_right
+    assert always_right["temperature_smoothed"] is True
+    assert always_right["temperatures"][1] > 0.1, "without the sample more it would end at the bound"
 
 
 def test_aligned_voting_keeps_its_budget_on_valid(make_mitigation_problem):
@@ -227,7 +228,7 @@ def test_weights_of_an_extended_architecture_are_not_mixed_and_outputs_are(make_
     problem = make_mitigation_problem(fixed=extended)
     with pytest.raises(UnadaptableError, match="isn't of the original's architecture"):
         mitigate(get("wi")(), problem)
-    assert get("wi").unmet(problem).code == "different_architecture"
+    assert get("wi").unmet(problem.facts).code == "different_architecture"
     mitigate(get("sv")(), problem)
 
 
@@ -237,4 +238,4 @@ def test_several_fixed_models_vote_and_their_weights_do_not_mix(repaired, digits
     for name in ("sv", "hv", "us", "av"):
         outputs = mitigate(get(name)(), three)(digits["valid"].batch().inputs)
         assert outputs.logsumexp(dim=-1).abs().max() <= 1e-5
-    assert get("wi").unmet(three).code == "too_many_members"
+    assert get("wi").unmet(three.facts).code == "too_many_members"

@@ -78,6 +78,14 @@ def test_a_package_that_is_missing_is_named_and_a_broken_import_is_not_excused(m
         (["fix", "--model", "digits", "--fixer", "arachne", "--param", "alpha=2024-13-01"], "alpha can't be read"),
         (["fix", "--model", "nowhere.onnx", "--fixer", "arachne"], "--data is missing"),
         (["fix", "--fixer", "arachne"], "Give --model with --data, or --subject."),
+        (
+            ["fix", "--model", "digits", "--fixer", "reassure", "--mitigate", "wi"],
+            "isn't of the original's architecture",
+        ),
+        (["fix", "--model", "digits", "--fixer", "arachne", "--max-nfr", "0"], "--max-nfr is more than 0"),
+        (["fix", "--model", "digits", "--fixer", "arachne", "--max-nfr", "1%", "--mitigate", "av"], "Give either"),
+        (["fix", "--model", "digits", "--fixer", "arachne", "--mitigate", "sof_voting"], "did you mean 'soft_voting'?"),
+        (["fix", "--model", "digits", "--fixer", "arachne", "--set", "budget=1"], "name one with --mitigate"),
         (["advise", "x", "--max-nfr", "much"], "A share is written"),
         (["submit", "--address", "http://192.0.2.1:8265"], "Give a study file to submit, or --attach"),
         (["submit", "s.yaml", "--address", "http://192.0.2.1:8265", "--attach", "j"], "one of them"),
@@ -129,6 +137,48 @@ def test_fix_prints_before_and_after_and_writes_onnx(fixstudy, tmp_path):
     again = fixstudy("fix", "--model", out, "--data", "digits", "--fixer", "finetune", "--preset", "quick")
     assert again.returncode == 0, again.stderr
     assert f"{float(facts['accuracy_fixed']):.2%}" in again.stdout, "the written model is the fixed one"
+
+
+def test_fix_mitigates_in_a_third_column_and_writes_the_combined_model(fixstudy, tmp_path):
+    import onnx
+
+    out = tmp_path / "fixed.onnx"
+    asked = ("fix", "--model", "digits", "--fixer", "finetune", "--preset", "quick", "--out", out)
+    done = fixstudy(*asked, "--mitigate", "av", "--set", "budget=.25")
+    assert done.returncode == 0, done.stderr
+    assert "mitigated" in done.stdout and "2.00 x the multiply-accumulates" in " ".join(done.stdout.split())
+    assert "No attack on the combined model" in done.stdout
+    facts = {item.key: item.value for item in onnx.load(out).metadata_props}
+    assert facts["fixer"] == "finetune+aligned_voting" and facts["mitigation"] == "aligned_voting"
+    assert json.loads(facts["mitigation_params"])["budget"] == 0.25
+    card = (tmp_path / "fixed.md").read_text()
+    assert "**Mitigation.**" in card and facts["trial_id"] in card
+
+
+def test_fix_certifies_and_says_on_what_grounds(fixstudy, tmp_path):
+    import onnx
+
+    out = tmp_path / "fixed.onnx"
+    asked = ("fix", "--model", "digits", "--fixer", "finetune", "--preset", "quick", "--out", out, "--max-nfr")
+    done = fixstudy(*asked, "3%", "--calibration", "50%")
+    assert done.returncode == 0, done.stderr
+    facts = {item.key: item.value for item in onnx.load(out).metadata_props}
+    assert facts["certificate_n"] == "350" and facts["certificate_confidence"] == "0.95"
+    assert facts["certified_nfr"] == "0.03" and 0 < float(facts["ladder_step"]) <= 1
+    card = (tmp_path / "fixed.md").read_text()
+    for text in (" ".join(done.stdout.split()), card):
+        assert f"95 % certain; {facts['certificate_k']} of 350 calibration samples broken" in text
+    assert "A test split may exceed it by chance" in card and "the approach noted: certified" not in card
+    done = fixstudy(*asked, "1%")
+    assert "give --calibration 43%" in " ".join(done.stdout.split())
+    facts = {item.key: item.value for item in onnx.load(out).metadata_props}
+    assert (facts["ladder_step"], facts["n_broken"]) == ("0", "0") and "certified_nfr" not in facts
+    assert "at least 299 calibration samples" in facts["certificate"]
+
+
+def test_mitigations_are_listed_and_told(fixstudy):
+    assert all(f" {name} " in fixstudy("mitigations").stdout for name in ("soft_voting", "weight_interpolation"))
+    assert "budget" in fixstudy("mitigations", "AV").stdout
 
 
 def test_fix_refuses_a_target_before_it_fixes(fixstudy, monkeypatch, tmp_path):

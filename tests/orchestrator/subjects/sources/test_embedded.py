@@ -85,8 +85,9 @@ def test_a_pickle_is_small_in_band_and_has_the_inputs_once(subject: Subject) -> 
     sizes = [buffer.raw().nbytes for buffer in buffers]
     rows = sum(split._inputs.nbytes + 16 * len(split) for split in subject.data.splits().values())  # type: ignore[attr-defined]
     state = sum(array.nbytes for array in subject.state.values())
-    # Inputs, labels and positions of the four splits once each, the weights once, and the groups.
-    assert rows + state <= sum(sizes) <= rows + state + len(subject.data.test)
+    units = 0 if subject.data.repair_units is None else subject.data.repair_units.nbytes
+    # Inputs, labels and positions of the four splits once each, the weights once, the groups, and whose form each is.
+    assert rows + state <= sum(sizes) <= rows + state + units + len(subject.data.test)
     # As a worker gets it: arrays in shared memory, which can't be written to.
     copy = pickle.loads(in_band, buffers=[memoryview(bytes(buffer.raw())) for buffer in buffers])  # noqa: S301
     assert not copy.data.train._inputs.flags.writeable
