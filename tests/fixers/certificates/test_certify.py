@@ -56,7 +56,8 @@ def test_a_second_form_of_every_sample_makes_nothing_easier():
     twice = np.repeat(np.arange(500), 2)
     step, certificate = certified(1000, 8, 0.02, twice)
     assert (certificate.n, certificate.broken, certificate.of_what) == (500, 4, "images")
-    assert step <= certified(500, 4, 0.02)[0]
+    assert step == 0, "an image may be broken in part, so that the exact test isn't the one to use"
+    assert certified(1000, 4, 0.02, twice)[0] == 1
     assert certified(1000, 8, 0.02)[0] == 1, "counted as samples they would pass"
     assert certified(1000, 16, 0.02, twice)[0] == 0
     assert certified(1000, 12, 0.02)[0] == 1
