@@ -5,6 +5,7 @@ Markdown with a head of metadata, in the form of Hugging Face's model cards.
 
 import json
 from bisect import bisect_left
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -63,6 +64,7 @@ def model_card(results: str | Path, trial_id: str, file: str) -> str:
         *_figures(row, cell),
         "",
         *_breaks(classes, names),
+        *_call(subject, names),
         "## How it was made",
         "",
         *_making(row, subject, seeds, notes),
@@ -72,6 +74,18 @@ def model_card(results: str | Path, trial_id: str, file: str) -> str:
         *(f"- {sentence}" for sentence in [*_limits(row, cell), *_limits_of(certificate, row["n_test"])]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def model_unchanged(notes: Mapping[str, Any]) -> str | None:
+    """The end of a sentence about an approach whose result is the original itself, by what it noted."""
+    if notes.get("nothing_to_fix"):
+        return "found no failure on the repair split, so this is the original model, unchanged."
+    if notes.get("original_kept"):
+        return (
+            "found nothing that valid shows to be better, so this is the original model, unchanged; try another seed, "
+            "preset or approach."
+        )
+    return None
 
 
 def is_card(file: Path) -> bool:
@@ -116,6 +130,9 @@ def _head(row: dict[str, Any], file: str) -> list[str]:
 
 
 def _lead(row: dict[str, Any]) -> str:
+    unchanged = model_unchanged(json.loads(row["notes"] or "{}"))
+    if unchanged:
+        return f"{md_text(row['fixer'])} {unchanged}"
     said = (
         f"The original model of {md_text(row['subject'])} was wrong on {row['n_wrong']:,} of {row['n_test']:,} test "
         f"samples. This one gets {row['n_repaired']:,} of them right, and {row['n_broken']:,} wrong that the original "
@@ -184,6 +201,22 @@ def _breaks(classes: list[dict[str, Any]], names: dict[int, str | None]) -> list
         counts = [f"{row[name]:g}" for name in ("n_test", "n_broken", "n_wrong", "n_repaired")]
         lines.append(md_row([md_text(str(names.get(row["class"]) or row["class"])), *counts]))
     return [*lines, ""]
+
+
+def _call(subject: dict[str, Any], names: dict[int, str | None]) -> list[str]:
+    if not subject:
+        return []
+    shape = [*subject["input_shape"]]
+    pixels = " as pixels in [0, 1], channels first" if len(shape) == 3 else ""
+    lines = [
+        "## How to call it",
+        "",
+        f"The input `pixels` is float32 of shape (batch, {', '.join(map(str, shape))}){pixels}; what normalises it is "
+        f"inside. The output `logits` has {subject['n_classes']} scores for each, of which the largest is the answer "
+        "and softmax makes probabilities, whatever the original file took and gave.",
+    ]
+    known = [f"{label} {name}" for label, name in sorted(names.items()) if name]
+    return [*lines, *(["", f"Classes: {md_text(', '.join(known))}."] if known else []), ""]
 
 
 def _making(

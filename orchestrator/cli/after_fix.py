@@ -13,6 +13,7 @@ from rich.text import Text
 
 import fixers
 from analysis.contract.errors import UserError
+from analysis.report.card import model_unchanged
 from fixers import mitigations
 from fixers.certificates import Budget, Calibration, Ladder, fewest_samples
 from orchestrator.base.units import duration
@@ -147,6 +148,8 @@ def print_figures(record: TrialRecord, combined: Combined | None, console: Conso
     if row["reason"]:
         console.print(Text(f"{row['outcome']}: {row['reason']}"))
     notes = json.loads(row["notes"])
+    if unchanged := model_unchanged(notes):
+        console.print(Text(f"{row['fixer']} {unchanged}", style="yellow"))
     if notes:
         console.print(Text("notes: " + ", ".join(f"{name} = {value}" for name, value in notes.items()), style="dim"))
     if combined is not None:

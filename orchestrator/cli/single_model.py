@@ -238,6 +238,8 @@ def export_trial(results: str, given: str, target: Path, *, card: bool = False, 
     trial = choose(given, sorted(store.done()), results)
     row = store.row(trial, _FACTS[1:])
     kept_file = store.read_bytes(f"models/{trial}.safetensors")
+    if row is not None and row.get("accuracy_fixed") is None:
+        raise UserError(f"Trial {trial} ended as {row['outcome']} and has no fixed model; fixstudy logs says why.")
     if row is None or kept_file is None:
         kept = sorted(store.model_ids())
         others = f" (kept are those of {', '.join(kept[:5])}{', ...' if len(kept) > 5 else ''})" if kept else ""

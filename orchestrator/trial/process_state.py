@@ -39,6 +39,8 @@ _JUDGES: Final = (
     "orchestrator.evaluation",
     "orchestrator.trial",
 )
+_ORDINARY: Final = ("warning filters", "the environment", "torch.manual_seed")
+"""What a first import of a part of torch changes too, so that it is put back without a word."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1)
 _CODE: Final = (types.FunctionType, types.BuiltinFunctionType, type, classmethod, staticmethod, property)
 
@@ -90,7 +92,8 @@ class ProcessState:
             lasting.append("open files")
         lasting = [name for name in lasting if name not in self.lasting]
         self.lasting += lasting
-        for names, then in ((changed, "put back"), (lasting, "the process takes no other trial")):
+        told = [name for name in changed if name not in _ORDINARY]
+        for names, then in ((told, "put back"), (lasting, "the process takes no other trial")):
             if names:
                 logging.getLogger(__name__).warning("the trial changed %s; %s", ", ".join(names), then)
 

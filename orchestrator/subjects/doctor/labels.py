@@ -33,6 +33,8 @@ def label_errors(subject: Subject) -> Iterator[Finding]:
     for_means = min(most, max(samples.SAMPLE, PER_CLASS * subject.definition.n_classes))
     looked_at = {"train": for_means, "valid": for_means, "repair": most}
     judged = {name: _judged(model, getattr(data, name), n) for name, n in looked_at.items()}
+    if not _knows_classes(*judged["valid"]):
+        return
     limits = np.maximum(_self_confidence(*judged["train"]), _self_confidence(*judged["valid"]))
     suspects = {name: _suspects(*judged[name], limits) for name in ("valid", "repair")}
     n_wrong = {name: int((judged[name][0].argmax(1) != judged[name][1]).sum()) for name in suspects}
@@ -53,6 +55,12 @@ def label_errors(subject: Subject) -> Iterator[Finding]:
         "of that class's own samples. It may be sure of mistakes, so look at these before repairing them: "
         f"{listed(shown, MOST_SHOWN)}.",
     )
+
+
+def _knows_classes(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> bool:
+    """Whether the model is surely better than the most frequent class: what one that isn't is sure of says nothing."""
+    rate = float((probabilities.argmax(1) == labels).mean())
+    return rate - 1.96 * math.sqrt(rate * (1 - rate) / len(labels)) > np.bincount(labels).max() / len(labels)
 
 
 def _judged(model: nn.Module, split: Split, most: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

@@ -1,5 +1,6 @@
 """Questions about the original model, on its own and on its data."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -82,12 +83,20 @@ def accuracy(subject: Subject) -> Iterator[Finding]:
             "of each split, which is a stratified sample of it.",
         )
     share = np.bincount(data.test.labels.numpy()).max() / len(data.test)
+    beside = f"where naming the most frequent class is right on {share:.1%}"
     if rate <= share + 0.02:
         yield Finding(
             "error",
             "chance_level",
-            f"The original model is right on {rate:.1%} of the test split, where naming the most frequent class is "
-            f"right on {share:.1%}; check weights, order of classes and normalisation.",
+            f"The original model is right on {rate:.1%} of the test split, {beside}; check weights, order of "
+            "classes and normalisation.",
+        )
+    elif rate - 1.96 * math.sqrt(rate * (1 - rate) / test.n) <= share:
+        yield Finding(
+            "warning",
+            "chance_level",
+            f"The original model is right on {rate:.1%} of {test.n:,} test samples, {beside}, so it may be no "
+            "better than chance; train it longer, or give more test samples.",
         )
     yield from other_conventions(subject)
     for name, split in judged.items():

@@ -61,7 +61,7 @@ def array_part(content: Mapping[str, npt.NDArray[Any]], part: str, where: str, c
         _as_inputs(found[inputs], where, channels),
         read_labels(found[labels], f"'{labels}'{part and f' of {part}'} of {where}"),
         columns,
-        inputs,
+        next((key for key, value in content.items() if value is found[inputs]), inputs),
     )
 
 

@@ -1,9 +1,17 @@
 """The keys of a subject file, and what is wrong with one in a sentence. References are parsed here."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import core_schema
 
 from analysis.contract.errors import UserError
@@ -41,6 +49,13 @@ class Splits(_Strict):
     seed: int = 0
     by: str | None = None
     """Column of the metadata of which each value, such as a patient, is in one split only."""
+
+    @model_validator(mode="after")
+    def _of_one_whole(self) -> Self:
+        shares = [getattr(self, name) for name in SPLIT_NAMES]
+        if all(isinstance(share, float) for share in shares) and sum(shares) > 1 + 1e-9:
+            raise ValueError(f"its fractions add up to {sum(shares):g} of all data, and 1 is all there is")
+        return self
 
     def plan(self) -> SplitPlan:
         """Part (empty for all data) and share of each split."""

@@ -67,3 +67,15 @@ def test_a_trial_without_a_fixed_model_has_no_card(study):
             model_card(study.folder, trial_id, "f.onnx")
     with pytest.raises(UserError):
         model_card("nowhere", "x", "f.onnx")
+
+
+def test_a_card_says_how_to_call_the_model_and_when_it_is_the_original(write_study, tmp_path):
+    made = write_study(tmp_path / "s", subjects=("digits",), fixers=("apricot",), outcomes={}, adapt=0)
+    first, second = made.trials[:2]
+    first["notes"] = '{"original_kept": true}'
+    made.write()
+    kept, changed = (model_card(made.folder, row["trial_id"], "f.onnx") for row in (first, second))
+    assert "apricot found nothing that valid shows to be better, so this is the original model" in kept
+    assert "This one gets" in changed and "original model, unchanged" not in changed
+    shape = ", ".join(map(str, made.subjects[0]["input_shape"]))
+    assert f"shape (batch, {shape})" in changed and "softmax" in changed

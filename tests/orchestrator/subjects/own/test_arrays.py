@@ -37,7 +37,7 @@ def test_arrays_as_keras_names_them(tmp_path: Path) -> None:
     assert sizes(definition) == [50, 10, 15, 15]
     data = definition.load_data()
     assert (data.metadata["test"]["site"] % 3 == data.test.labels.numpy()).all()
-    assert all(name.startswith("row ") and name.endswith("of 'x'") for name in data.repair_names)
+    assert all(name.startswith("row ") and name.endswith("of 'x_test'") for name in data.repair_names)
     with pytest.raises(
         UserError, match=r"must have arrays 'images' and 'labels', or 'x' and 'y', but has site_test, x_t"
     ):

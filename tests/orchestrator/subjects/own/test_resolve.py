@@ -45,6 +45,7 @@ from orchestrator.subjects.catalogue import resolve
         ({"sensitive": {"column": "race", "groups": ["one"]}}, "must be two groups"),
         ({"epsilon": float("nan")}, "epsilon: Input should be"),
         ({"epsilon": float("inf")}, "epsilon: Input should be a finite number"),
+        ({"splits": FRACTIONS | {"test": 0.5}}, "add up to 1.3 of all data"),
         ({"epsilon": 8}, "epsilon: .*beyond the range of pixels.*8 of 255 is 8/255"),
         ({"epsilon": "8/25b"}, "epsilon: .*must be a number, such as 0.03, 8/255"),
     ],
