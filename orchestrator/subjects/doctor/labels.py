@@ -60,7 +60,8 @@ def label_errors(subject: Subject) -> Iterator[Finding]:
 def _knows_classes(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> bool:
     """Whether the model is surely better than the most frequent class: what one that isn't is sure of says nothing."""
     rate = float((probabilities.argmax(1) == labels).mean())
-    return rate - 1.96 * math.sqrt(rate * (1 - rate) / len(labels)) > np.bincount(labels).max() / len(labels)
+    most_frequent = int(np.bincount(labels).max()) / len(labels)
+    return rate - 1.96 * math.sqrt(rate * (1 - rate) / len(labels)) > most_frequent
 
 
 def _judged(model: nn.Module, split: Split, most: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
