@@ -25,6 +25,7 @@ SMALL = {
     "model_level": (["--repeats", "1"], "MODE: inner states"),
     "neuron_level": (["--repeats", "1", "--population", "4", "--generations", "1"], "whole repair, first version"),
     "onnx_reach": (["mobilenet_v3_small"], r"mobilenet_v3_small, dynamo \| loads \| fixstudy"),
+    "sample_gradients": ([], r"ms a sample, \d+\.\d times\npeak memory"),
     "makespan": (["--gpus", "1", "2"], "1.1 held on all 256"),
 }
 """Arguments by name, and a pattern of what is printed."""

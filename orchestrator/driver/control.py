@@ -132,7 +132,11 @@ class Stopping:
                 raise
             finally:
                 over.set()
-                thread.join()
+                try:
+                    thread.join()
+                finally:
+                    # Here too: the other thread may have interrupted the block's own end.
+                    self._call_off()
 
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
@@ -152,14 +156,19 @@ class Stopping:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
-            if self._last_resort is not None and signal.getsignal(signal.SIGTERM) != self._heed:
-                self._last_resort.cancel()
+            if signal.getsignal(signal.SIGTERM) != self._heed:
+                self._call_off()
+
+    def _call_off(self) -> None:
+        if self._last_resort is not None:
+            self._last_resort.cancel()
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
         if self.stopped:
             raise KeyboardInterrupt
-        self.stopped = True
+        # First: from when the study is to stop, the other thread interrupts this one at any place.
         self._last_resort = last_resort.end_unless_called_off(STOPPED)
+        self.stopped = True
         if self._study is None:
             self._interrupt()
 

@@ -126,6 +126,8 @@ def test_ctrl_c_and_termination_are_a_wish_to_stop(store, is_running, number, at
     assert sorted(study.ended) == (["abc1", "abd2"] if is_running else [])
     assert len(said) == is_running
     assert signal.getsignal(number) is before
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers), "the last resort is called off"
 
 
 def test_a_second_ctrl_c_ends_it_at_once(store, at_a_terminal):
